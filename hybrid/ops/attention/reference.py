@@ -3,7 +3,6 @@
 It holds all t × s scores, so it is for tests and for shapes that no other path serves.
 """
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 

@@ -1,0 +1,294 @@
+"""From a config page and overrides to frozen, checked dataclasses; knows no key of its own.
+
+A section is a frozen dataclass whose fields are made by `key(default, doc, ...)`. At the door
+stands ml_collections' ConfigDict, as pages write it; `build` turns it into dataclasses and
+refuses unknown keys, wrong types and impossible values by their dotted key. Everything a user
+can get wrong ends in one `ConfigError`, which the commands print as one line.
+
+Read next: `model_config.py` for a section, `experiment.py` for all of them together.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import importlib.util
+import math
+import pathlib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+
+class ConfigError(ValueError):
+    """One wrong key: prints as `KEY: what is wrong, got VALUE; what is accepted`."""
+
+    def __init__(self, key: str, problem: str, got: Any = None, accepted: str = ""):
+        self.key, self.problem, self.got, self.accepted = key, problem, got, accepted
+        super().__init__(key, problem, got, accepted)
+
+    def __str__(self) -> str:
+        got = "" if self.got is None else f", got {_one_line(self.got)}"
+        accepted = f"; {self.accepted}" if self.accepted else ""
+        return f"{self.key}: {self.problem}{got}{accepted}"
+
+
+def _one_line(value: Any) -> str:
+    text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+# --- Declaring a section ---------------------------------------------------------------------
+
+
+def key(
+    default: Any,
+    doc: str,
+    *,
+    at_least: float | None = None,
+    more_than: float | None = None,
+    at_most: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A config key: a dataclass field with its meaning, and the values it may take."""
+    limits = dict(at_least=at_least, more_than=more_than, at_most=at_most, choices=choices)
+    return dataclasses.field(default=default, metadata={"doc": doc, **limits})
+
+
+def section(cls: type) -> Any:
+    """A field that holds a whole section, built from the section's defaults."""
+    return dataclasses.field(default_factory=cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyInfo:
+    """One leaf of a config: its dotted name, type, default and meaning."""
+
+    name: str
+    type: Any
+    default: Any
+    doc: str
+
+
+def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
+    """All leaf keys of a config class in declared order, sections opened."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name, kind = prefix + field.name, hints[field.name]
+        if dataclasses.is_dataclass(kind):
+            yield from walk(kind, name + ".")
+        else:
+            yield KeyInfo(name, kind, field.default, field.metadata["doc"])
+
+
+def defaults(cls: type) -> ml_collections.ConfigDict:
+    """The ConfigDict of a config class with every key at its default, for pages to fill in."""
+    return ml_collections.ConfigDict(to_dict(cls()))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain nested dicts; tuples stay tuples."""
+    return dataclasses.asdict(config)
+
+
+# --- From values to dataclasses --------------------------------------------------------------
+
+
+def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """The frozen dataclass `cls` filled from nested `values`; what is left out has its default.
+
+    `prefix` is the dotted path of the section, for the errors.
+    Raises: ConfigError naming the dotted key.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            valid = [info.name for info in walk(cls, prefix)]
+            raise unknown_key(f"{prefix}{name}", valid)
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, Mapping | ml_collections.ConfigDict):
+                raise ConfigError(prefix + name, "must be a section of keys", value)
+            arguments[name] = build(hints[name], value, f"{prefix}{name}.")
+        else:
+            with errors_under(prefix):
+                arguments[name] = _checked(fields[name], hints[name], value)
+    with errors_under(prefix):
+        return cls(**arguments)
+
+
+@contextlib.contextmanager
+def errors_under(prefix: str) -> Iterator[None]:
+    """Puts `prefix` before the key of a ConfigError raised inside."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(prefix + error.key, error.problem, error.got, error.accepted) from None
+
+
+def unknown_key(name: str, valid: list[str]) -> ConfigError:
+    """The error for a key that nobody reads, naming the nearest valid one."""
+    leaves = {valid_name.rsplit(".", 1)[-1]: valid_name for valid_name in reversed(valid)}
+    close = difflib.get_close_matches(name, valid, 1, 0.6) or [
+        leaves[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, 1, 0.5)
+    ]
+    hint = f"did you mean {close[0]}?" if close else "valid keys: " + ", ".join(valid[:12])
+    return ConfigError(name, "unknown key", accepted=hint)
+
+
+def _checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+    value = _as_type(field.name, kind, value)
+    for item in value if isinstance(value, tuple) else (value,):
+        _check_limits(field, item, value)
+    return value
+
+
+def _as_type(name: str, kind: Any, value: Any) -> Any:
+    """`value` as type `kind`; a tuple also accepts a single item, a float an int."""
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        single = not isinstance(value, list | tuple)
+        return tuple(_as_type(name, item, x) for x in ([value] if single else value))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(name, f"must be {_type_name(kind)}", value)
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(name, "must be a finite number", value)
+    return value
+
+
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {typing.get_args(kind)[0].__name__}"
+    return {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
+
+
+def _check_limits(field: dataclasses.Field, item: Any, value: Any) -> None:
+    limits = field.metadata
+    if limits["choices"] and item not in limits["choices"]:
+        close = difflib.get_close_matches(str(item), limits["choices"], 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        accepted = "one of " + ", ".join(limits["choices"]) + hint
+        raise ConfigError(field.name, "is not a known value", value, accepted)
+    if limits["at_least"] is not None and item < limits["at_least"]:
+        raise ConfigError(field.name, f"must be at least {limits['at_least']}", value)
+    if limits["more_than"] is not None and item <= limits["more_than"]:
+        raise ConfigError(field.name, f"must be more than {limits['more_than']}", value)
+    if limits["at_most"] is not None and item > limits["at_most"]:
+        raise ConfigError(field.name, f"must be at most {limits['at_most']}", value)
+
+
+# --- Overrides as text -----------------------------------------------------------------------
+
+
+def parse_overrides(cls: type, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """Texts of `--config.KEY=VALUE` as values of the key's type, by dotted key."""
+    kinds = {info.name: info.type for info in walk(cls)}
+    values = {}
+    for name, text in overrides.items():
+        if name not in kinds:
+            raise unknown_key(name, list(kinds))
+        values[name] = _parse(name, kinds[name], text)
+    return values
+
+
+def _parse(name: str, kind: Any, text: str) -> Any:
+    if kind is str:
+        return text
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        inner = text.strip()
+        if inner[:1] in ("(", "[") and inner[-1:] in (")", "]"):
+            inner = inner[1:-1]
+        parts = [part.strip() for part in inner.split(",") if part.strip()]
+        parts = [part.strip("'\"") for part in parts] if item is str else parts
+        return tuple(_parse(name, item, part) for part in parts)
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        raise ConfigError(name, f"must be {_type_name(kind)}", text) from None
+    return _as_type(name, kind, value)
+
+
+def updated(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested `values` with the dotted `overrides` set; the input is left alone."""
+    result = {k: updated(v, {}) if isinstance(v, Mapping) else v for k, v in values.items()}
+    for name, value in overrides.items():
+        *path, leaf = name.split(".")
+        node = result
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return result
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested `values` by dotted key."""
+    flat = {}
+    for name, value in values.items():
+        inner = isinstance(value, Mapping)
+        flat.update(flatten(value, f"{prefix}{name}.") if inner else {prefix + name: value})
+    return flat
+
+
+# --- Config pages ----------------------------------------------------------------------------
+
+
+def load_page(spec: str) -> dict[str, Any]:
+    """The values of a page: `PATH.py` or `PATH.py:ARG`, run as `get_config()` or `get_config(ARG)`.
+
+    A relative path is looked up in the current directory, then among the packaged configs.
+    Raises: ConfigError under `--config` for a missing, broken or refusing page.
+    """
+    path, _, argument = spec.partition(":")
+    get_config = getattr(_run_page(find_page(path)), "get_config", None)
+    if not isinstance(get_config, types.FunctionType):
+        raise ConfigError("--config", "the page defines no get_config()", path)
+    try:
+        page = get_config(argument) if argument else get_config()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError("--config", f"the page failed ({error!r})", spec) from error
+    if not isinstance(page, ml_collections.ConfigDict | Mapping):
+        raise ConfigError("--config", "get_config() must return a ConfigDict", spec)
+    return page.to_dict() if isinstance(page, ml_collections.ConfigDict) else dict(page)
+
+
+def find_page(path: str) -> pathlib.Path:
+    """The file of a config page.  Raises: ConfigError listing the packaged pages."""
+    packaged = packaged_configs()
+    name = path.removeprefix("configs/")
+    for candidate in (pathlib.Path(path), packaged / name, packaged / f"{name}.py"):
+        if candidate.is_file():
+            return candidate
+    pages = ", ".join(f"configs/{page.name}" for page in sorted(packaged.glob("[!_]*.py")))
+    raise ConfigError("--config", "no such file", path or "nothing", f"packaged pages: {pages}")
+
+
+def packaged_configs() -> pathlib.Path:
+    """The folder of the pages that come with the package (installed, or beside a checkout)."""
+    here = pathlib.Path(__file__).resolve().parent
+    installed = here / "configs"
+    return installed if installed.is_dir() else here.parent / "configs"
+
+
+def _run_page(path: pathlib.Path) -> types.ModuleType:
+    loader = importlib.util.spec_from_file_location(f"hybrid_config_page_{path.stem}", path)
+    if loader is None or loader.loader is None:
+        raise ConfigError("--config", "must be a Python file", str(path))
+    module = importlib.util.module_from_spec(loader)
+    try:
+        loader.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError("--config", f"the page failed ({error!r})", str(path)) from error
+    return module

@@ -1,0 +1,1 @@
+"""Text to batches. Reading order: batch, sources, tokenizers, packing, pipeline."""
