@@ -37,7 +37,7 @@ class Band:
         index are the same token.
     """
 
-    window_size: int | None = dataclasses.field(default=None, metadata=dict(static=True))
+    window_size: int | None = dataclasses.field(default=None, metadata={"static": True})
     q_segments: jax.Array | None = None
     kv_segments: jax.Array | None = None
     q_positions: jax.Array | None = None

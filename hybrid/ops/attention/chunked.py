@@ -1,0 +1,316 @@
+"""Attention as one scan over the visible tiles, in O(t) memory, with its own backward.
+
+A tile is a block of queries against a block of keys. Which tiles hold a visible pair is known
+while tracing (`_tiles`): those under the diagonal, and with a window those near it. Both
+directions walk that list, so a local layer costs O(t·w), a global one O(t²/2), and no mask is
+computed for tiles that are visible throughout.
+
+Forward, for tile (i, j) with q_i scaled, and state m, l, o of query block i (Milakov & Gimelshein
+1805.02867; FlashAttention 2205.14135, algorithm 1):
+
+    (1)  s  = k_j·q_iᵀ                           or softcap·tanh(s/softcap); −∞ where not visible
+    (2)  m' = max(m, max_keys s)                 p = exp(s − m')
+    (3)  l  = l·exp(m − m') + Σ_keys p           o = o·exp(m − m') + v_jᵀ·p
+    (4)  out = o / l                             lse = m + log l
+
+Kept: q, k, v, out and lse, nothing of size t². Backward, with δ = Σ_h dout·out (one number a
+query), since softmax gives ds = p·(dp − Σ p·dp) and Σ_keys p·dp = δ:
+
+    (5)  p  = exp(s − lse)                       dp = v_j·dout_iᵀ
+    (6)  ds = p·(dp − δ)                         times 1 − (s/softcap)² with a softcap
+    (7)  dv_j += p·dout_i      dk_j += ds·q_i    dq_iᵀ += k_jᵀ·ds
+
+Scores are key-major, [keys, queries]: the reductions of (2), (3) then run over the major axis and
+the minor one vectorises, and no product of (3), (7) has to transpose a tile of scores (o and dq are
+transposed instead, once, at the end). The g query heads of one KV head are rows of one matrix.
+
+A query that sees no key has m = −∞ (here the lowest finite number): its out is zero, and lse is
+set to the highest, so that (5) gives zero.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from hybrid.axes import Key, Query, Value
+from hybrid.ops.attention.support import Request
+from hybrid.ops.band import Band
+
+
+def check(request: Request) -> None:
+    """Serves everything."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Tile sizes: queries and keys a tile, forward and backward."""
+
+    forward: tuple[int, int]
+    backward: tuple[int, int]
+
+
+def default_blocks(window_size: int | None, query_length: int, key_length: int) -> Blocks:
+    """Tile sizes that were fastest on a 2-core CPU (docs/benchmarks.md)."""
+    if window_size is not None and window_size <= 512:
+        queries = max(64, min(128, window_size))
+        keys = queries * -(-(queries + window_size - 1) // queries)
+        return Blocks((queries, keys), (queries, keys))
+    return Blocks((min(512, query_length), min(512, key_length)), (256, 256))
+
+
+def attend(
+    q: Query,
+    k: Key,
+    v: Value,
+    band: Band,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    blocks: Blocks | None = None,
+) -> Query:
+    """Attention in tiles; arguments and result as `hybrid.ops.attention.attend`."""
+    if band.is_self and band.window_size is not None and band.window_size >= k.shape[1]:
+        band = dataclasses.replace(band, window_size=None)
+    blocks = blocks or default_blocks(band.window_size, q.shape[1], k.shape[1])
+    return _attend(q, k, v, band, scale, softcap, blocks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _attend(q, k, v, band, scale, softcap, blocks):
+    return _forward(q, k, v, band, scale, softcap, blocks)[0]
+
+
+# ---------------------------------------------------------------------------- tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How one call is cut into tiles. Key starts are in tokens; `left` keys are padding."""
+
+    queries: int
+    keys: int
+    num_blocks: int
+    left: int
+    right: int
+    masked: np.ndarray  # [tiles, 2]: query block, first key
+    plain: np.ndarray
+
+    @classmethod
+    def of(cls, band, query_length, key_length, queries, keys):
+        num_blocks = -(-query_length // queries)
+        tiles = list(_tiles(band, num_blocks, key_length, queries, keys))
+        starts = [start for _, start, _ in tiles]
+        left = max(0, -min(starts))
+        right = max(0, max(starts) + keys - key_length)
+
+        def table(masked):
+            rows = [(block, start + left) for block, start, partly in tiles if partly == masked]
+            return np.array(rows, np.int32).reshape(-1, 2)
+
+        return cls(queries, keys, num_blocks, left, right, table(True), table(False))
+
+
+def _tiles(band, num_blocks, key_length, queries, keys):
+    """(query block, first key, whether a pair in it is hidden) of each tile with a visible pair."""
+    if not band.is_self:
+        for block in range(num_blocks):
+            yield from ((block, start, True) for start in range(0, key_length, keys))
+        return
+    window = band.window_size
+    for block in range(num_blocks):
+        first, last = block * queries, (block + 1) * queries - 1
+        lowest = 0 if window is None else max(0, first - window + 1)
+        # With a window, tiles end at the block's last query: the fewest that reach `lowest`.
+        leftmost = 0 if window is None else last + 1 - keys * -(-(last + 1 - lowest) // keys)
+        for start in range(leftmost, last + 1, keys):
+            hidden = start + keys - 1 > first or start < 0
+            hidden |= window is not None and start < last - window + 1
+            yield block, start, hidden or band.q_segments is not None
+
+
+# ---------------------------------------------------------------------------- forward
+
+
+def _forward(q, k, v, band, scale, softcap, blocks):
+    layout = _Layout.of(band, q.shape[1], k.shape[1], *blocks.forward)
+    num_kv_heads = k.shape[2]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    rows = _query_rows(q, layout, num_kv_heads)
+    keys, values = _key_rows(k, layout), _key_rows(v, layout)
+    tell = _teller(band, layout, q.shape[2] // num_kv_heads)
+    lowest = jnp.finfo(wide).min
+
+    def step(masked, state, tile):
+        block, start = tile[0], tile[1]
+        peak, total, out = (_at(array, block) for array in state)
+        s = _scores(_cut(keys, start, layout.keys), _at(rows, block), scale, softcap)  # (1)
+        if masked:
+            s = jnp.where(tell(block, start), s, lowest)
+        new_peak = jnp.maximum(peak, jnp.max(s, axis=-2, keepdims=True))  # (2)
+        p = jnp.exp(s - new_peak)
+        shrink = jnp.exp(peak - new_peak)
+        total = total * shrink + jnp.sum(p, axis=-2, keepdims=True)  # (3)
+        out = out * shrink + _dot("bkch,bkcr->bkhr", _cut(values, start, layout.keys), p)
+        new = (new_peak, total, out)
+        return jax.tree.map(lambda array, part: _put(array, block, part), state, new), None
+
+    *outer, count, head_dim = rows.shape
+    state = (
+        jnp.full((*outer, 1, count), lowest, wide),
+        jnp.zeros((*outer, 1, count), wide),
+        jnp.zeros((*outer, head_dim, count), wide),
+    )
+    peak, total, out = _walk(step, state, layout)
+    unseen = peak == lowest
+    out = jnp.where(unseen, 0, out / jnp.where(unseen, 1, total))  # (4)
+    lse = jnp.where(unseen, -lowest, peak + jnp.log(jnp.where(unseen, 1, total)))
+    lse = rearrange(lse, "i b k 1 (c g) -> b (i c) (k g)", c=layout.queries)[:, : q.shape[1]]
+    out = rearrange(out, "i b k h (c g) -> b (i c) (k g) h", c=layout.queries)[:, : q.shape[1]]
+    out = out.astype(q.dtype)
+    return out, (q, k, v, band, out, lse)
+
+
+# ---------------------------------------------------------------------------- backward
+
+
+def _backward(scale, softcap, blocks, kept, dout):
+    q, k, v, band, out, lse = kept
+    layout = _Layout.of(band, q.shape[1], k.shape[1], *blocks.backward)
+    num_kv_heads = k.shape[2]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
+    rows, douts = (_query_rows(array, layout, num_kv_heads) for array in (q, dout))
+    lse = jnp.swapaxes(_query_rows(lse[..., None], layout, num_kv_heads), -1, -2)
+    delta = jnp.swapaxes(_query_rows(delta, layout, num_kv_heads), -1, -2)
+    keys, values = _key_rows(k, layout), _key_rows(v, layout)
+    tell = _teller(band, layout, q.shape[2] // num_kv_heads)
+
+    def step(masked, state, tile):
+        block, start = tile[0], tile[1]
+        dq, dk, dv = state
+        q_i, dout_i = _at(rows, block), _at(douts, block)
+        k_j, v_j = _cut(keys, start, layout.keys), _cut(values, start, layout.keys)
+        s = _scores(k_j, q_i, scale, softcap)
+        shown = jnp.where(tell(block, start), s, jnp.finfo(wide).min) if masked else s
+        p = jnp.exp(shown - _at(lse, block))  # (5)
+        ds = p * (_dot("bkch,bkrh->bkcr", v_j, dout_i) - _at(delta, block))  # (6)
+        if softcap is not None:
+            ds = ds * (1 - jnp.square(s / softcap))
+        if scale != 1:
+            ds = ds * scale
+        dv = _add(dv, start, _dot("bkcr,bkrh->bkch", p, dout_i))  # (7)
+        dk = _add(dk, start, _dot("bkcr,bkrh->bkch", ds, q_i))
+        dq = _put(dq, block, _at(dq, block) + _dot("bkch,bkcr->bkhr", k_j, ds))
+        return (dq, dk, dv), None
+
+    *outer, count, head_dim = rows.shape
+    state = (
+        jnp.zeros((*outer, head_dim, count), wide),
+        jnp.zeros(keys.shape, wide),
+        jnp.zeros(values.shape, wide),
+    )
+    dq, dk, dv = _walk(step, state, layout)
+    dq = rearrange(dq, "i b k h (c g) -> b (i c) (k g) h", c=layout.queries)[:, : q.shape[1]]
+    dk, dv = (
+        rearrange(array[:, :, layout.left :][:, :, : k.shape[1]], "b k s h -> b s k h")
+        for array in (dk, dv)
+    )
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+# ---------------------------------------------------------------------------- pieces
+
+
+def _walk(step, state, layout):
+    """Both lists of tiles, the partly hidden ones first: after them every m is finite."""
+    for masked, tiles in ((True, layout.masked), (False, layout.plain)):
+        if len(tiles):
+            state, _ = jax.lax.scan(functools.partial(step, masked), state, tiles)
+    return state
+
+
+def _query_rows(array, layout, num_kv_heads):
+    """[b, t, n, h] as [blocks, b, k, rows, h], a row being a query of one head of the group."""
+    pad = layout.num_blocks * layout.queries - array.shape[1]
+    array = jnp.pad(array, ((0, 0), (0, pad), (0, 0), (0, 0)))
+    return rearrange(array, "b (i c) (k g) h -> i b k (c g) h", c=layout.queries, k=num_kv_heads)
+
+
+def _key_rows(array, layout):
+    """[b, s, k, h] as [b, k, padded s, h]."""
+    array = jnp.pad(array, ((0, 0), (layout.left, layout.right), (0, 0), (0, 0)))
+    return rearrange(array, "b s k h -> b k s h")
+
+
+def _scores(k, q, scale, softcap):
+    s = _dot("bkch,bkrh->bkcr", k, q)
+    s = s if scale == 1 else s * scale
+    return s if softcap is None else softcap * jnp.tanh(s / softcap)
+
+
+def _dot(equation, left, right):
+    """A product that accumulates in at least float32, its operands of the narrower dtype."""
+    wide = jnp.promote_types(left.dtype, jnp.float32)
+    if jax.default_backend() == "cpu":  # XLA's bfloat16 products on CPU are slower than float32
+        left, right = left.astype(wide), right.astype(wide)
+    else:
+        narrow = left.dtype if left.dtype.itemsize < right.dtype.itemsize else right.dtype
+        left, right = left.astype(narrow), right.astype(narrow)
+    return jnp.einsum(equation, left, right, preferred_element_type=wide)
+
+
+def _at(array, block):
+    return jax.lax.dynamic_index_in_dim(array, block, axis=0, keepdims=False)
+
+
+def _put(array, block, new):
+    return jax.lax.dynamic_update_index_in_dim(array, new, block, axis=0)
+
+
+def _cut(array, start, size):
+    return jax.lax.dynamic_slice_in_dim(array, start, size, axis=2)
+
+
+def _add(array, start, more):
+    new = _cut(array, start, more.shape[2]) + more
+    return jax.lax.dynamic_update_slice_in_dim(array, new, start, axis=2)
+
+
+def _teller(band, layout, group):
+    """A function of (block, start) that gives one tile's mask, bool [b or 1, 1, keys, rows]."""
+
+    def of_queries(array):
+        blocks = _query_rows(array[:, :, None, None], layout, 1)[:, :, 0, :, 0]
+        return jnp.repeat(blocks, group, axis=-1)[:, :, None, None, :]
+
+    def of_keys(array, padding):
+        pad = ((0, 0), (layout.left, layout.right))
+        return jnp.pad(array, pad, constant_values=padding)[:, None, :, None]
+
+    query = np.repeat(np.arange(layout.queries), group)[None, None, None, :]
+    key = np.arange(layout.keys)[None, None, :, None] - layout.left
+    if not band.is_self:
+        q_positions, kv_positions = of_queries(band.q_positions), of_keys(band.kv_positions, -1)
+    if band.q_segments is not None:
+        q_segments, kv_segments = of_queries(band.q_segments), of_keys(band.kv_segments, -1)
+
+    def tell(block, start):
+        if band.is_self:
+            q, kv = block * layout.queries + query, start + key
+        else:
+            q, kv = _at(q_positions, block), _cut(kv_positions, start, layout.keys)
+        seen = (kv <= q) & (kv >= 0)
+        if band.window_size is not None:
+            seen &= q - kv < band.window_size
+        if band.q_segments is not None:
+            seen &= _at(q_segments, block) == _cut(kv_segments, start, layout.keys)
+        return seen
+
+    return tell

@@ -1,0 +1,87 @@
+"""Rotary positions: full RoPE for local layers, p-RoPE for global ones.
+
+Gemma 4 turns all pairs of a local head and only the fastest pairs of a global head. Of the
+`h/2` pairs (i, i + h/2) the first `int(fraction·h // 2)` turn, at the frequencies of full RoPE:
+
+    f_i    = theta^(−2i/h) / factor                    the exponent's denominator is the full h
+    out_i  = x_i·cos(p·f_i) − x_{i+h/2}·sin(p·f_i)
+    out_i+h/2 = x_{i+h/2}·cos(p·f_i) + x_i·sin(p·f_i)
+
+The other dimensions pass through. (Ordinary partial rotary would turn the first fraction·h
+dimensions with that width as the denominator: other pairs, other wavelengths.)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid.axes import Positions, Query
+
+
+class Rotation(NamedTuple):
+    """cos and sin of the angles, [b, t, 1, pairs]; a layer's q and k share them."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def num_rotated_pairs(head_dim: int, fraction: float) -> int:
+    """How many of the head_dim/2 pairs turn."""
+    return int(fraction * head_dim // 2)
+
+
+def rotation(
+    positions: Positions,
+    head_dim: int,
+    *,
+    theta: float,
+    fraction: float = 1.0,
+    factor: float = 1.0,
+    dtype=jnp.float32,
+) -> Rotation:
+    """The angles' cos and sin for `positions` [b, t], computed and kept in `dtype`.
+
+    Give at least float32: bfloat16 rounds position 257 to 256.
+    """
+    pairs = np.arange(num_rotated_pairs(head_dim, fraction))
+    frequencies = theta ** (-2.0 * pairs / head_dim) / factor
+    angles = positions.astype(dtype)[:, :, None, None] * jnp.asarray(frequencies, dtype)
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def apply(x: Query, turn: Rotation) -> Query:
+    """Turns the first pairs of x [b, t, n, h] by `turn`; computed in turn's dtype, given in x's."""
+    pairs, half = turn.cos.shape[-1], x.shape[-1] // 2
+    if not pairs:
+        return x
+    first = x[..., :pairs].astype(turn.cos.dtype)
+    second = x[..., half : half + pairs].astype(turn.cos.dtype)
+    parts = [
+        (first * turn.cos - second * turn.sin).astype(x.dtype),
+        x[..., pairs:half],
+        (second * turn.cos + first * turn.sin).astype(x.dtype),
+        x[..., half + pairs :],
+    ]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def rotate(
+    x: Query, positions: Positions, *, theta: float, fraction: float = 1.0, factor: float = 1.0
+) -> Query:
+    """Rotary positions in the rotate-half form, with angles in at least float32.
+
+    Args:
+      x: [b, t, n, h], h even.  positions: int32 [b, t].
+      theta: base of the frequencies.
+      fraction: share of the h/2 pairs that turn, the fastest first; 0 leaves x as it is.
+      factor: divides all frequencies (linear scaling).
+    Returns: [b, t, n, h] in x's dtype.
+    Source: RoFormer (2104.09864), eq. 34; p-RoPE (2410.06205), sec. 6.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    turn = rotation(
+        positions, x.shape[-1], theta=theta, fraction=fraction, factor=factor, dtype=wide
+    )
+    return apply(x, turn)
