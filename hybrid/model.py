@@ -1,0 +1,128 @@
+"""The model: embed -> stack -> final norm -> tied head; pure functions of (config, params, batch).
+
+Parameters are a plain dict of stacked leaves, which is also what checkpoints hold:
+
+    {"embedder": {"embedding"}, "segments": {segment: {slot: {...}}}, "final_norm": {"scale"}}
+
+`config` is a frozen, hashable `ModelConfig`; close over it or mark it static under jit.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybrid import axes, stack
+from hybrid.axes import Hidden, Logits, Positions, Segments, Tokens
+from hybrid.data.batch import Batch
+from hybrid.mixers.placement import Placement
+from hybrid.model_config import ModelConfig
+from hybrid.modules import Embedder, RMSNorm
+from hybrid.ops.loss import LossSums, cross_entropy
+from hybrid.ops.loss import token_nll as chunked_token_nll
+from hybrid.pattern import LayerPlan, plan_layers
+from hybrid.sharding import constrain
+
+Params = dict
+
+
+@functools.cache
+def layer_plan(config: ModelConfig) -> LayerPlan:
+    """The model's plan, computed once a config."""
+    return plan_layers(config)
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters, float32 (float64 in a float64 model)."""
+    embedder_key, layers_key = jax.random.split(key)
+    embedder = Embedder(config, rngs=nnx.Rngs(params=embedder_key))
+    return {
+        "embedder": nnx.to_pure_dict(nnx.state(embedder)),
+        "segments": stack.init(layer_plan(config), config, layers_key),
+        "final_norm": nnx.to_pure_dict(nnx.state(_final_norm(config))),
+    }
+
+
+@functools.cache
+def abstract(config: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameters, without values."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """The tree of parameters with each leaf replaced by the names of its axes."""
+    return {
+        "embedder": {"embedding": (axes.VOCAB, axes.EMBED)},
+        "segments": stack.logical_axes(layer_plan(config), config),
+        "final_norm": {"scale": (axes.EMBED,)},
+    }
+
+
+def hidden_states(
+    config: ModelConfig,
+    params: Params,
+    tokens: Tokens,
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+) -> Hidden:
+    """The stream after the final norm, [b, t, d] in the compute dtype.
+
+    Args:
+      tokens: int32 [b, t].
+      positions: int32 [b, t], from 0 within each document; None counts along the row.
+      segment_ids: int32 [b, t]; tokens see only their own segment; None: a row is one document.
+    """
+    plan = layer_plan(config)
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    placement = Placement.of(plan, positions, segment_ids, jnp.dtype(config.dtype))
+    x = nnx.merge(_embedder_graph(config), params["embedder"])(tokens)
+    x = constrain(x, axes.BATCH, axes.TIME, None)
+    x = stack.apply(plan, config, params["segments"], x, placement)
+    return nnx.merge(_final_norm_graph(config), params["final_norm"])(x)
+
+
+def logits(
+    config: ModelConfig,
+    params: Params,
+    tokens: Tokens,
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+) -> Logits:
+    """Next-token logits, [b, t, v] in at least float32, softcapped."""
+    x = hidden_states(config, params, tokens, positions, segment_ids)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    embedding = params["embedder"]["embedding"].astype(x.dtype)
+    out = jnp.einsum("btd,vd->btv", x, embedding, preferred_element_type=wide)
+    cap = config.logit_softcap
+    return cap * jnp.tanh(out / cap) if cap else out
+
+
+def loss_sums(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
+    """Sums over the predicted tokens of a batch: loss in nats, logsumexp², count."""
+    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
+    return cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=cap)
+
+
+def token_nll(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
+    """-log p of each predicted token, [b, t] in at least float32, 0 where nothing is predicted."""
+    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
+    nll = chunked_token_nll(x, embedding, batch.targets, softcap=cap)
+    return jnp.where(batch.loss_mask, nll, 0)
+
+
+def _final_norm(config: ModelConfig) -> RMSNorm:
+    return RMSNorm(config.d_model, axes.EMBED, config=config)
+
+
+@functools.cache
+def _embedder_graph(config: ModelConfig) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: Embedder(config, rngs=nnx.Rngs(0))))[0]
+
+
+@functools.cache
+def _final_norm_graph(config: ModelConfig) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: _final_norm(config)))[0]

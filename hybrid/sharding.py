@@ -1,0 +1,132 @@
+"""Logical axis names -> mesh axes: the one table that says how everything is split.
+
+Parameters and activations carry names (`axes.py`); `RULES` maps a name to mesh axes. jit then
+places the collectives: no model file mentions a mesh. The stacked axis of a scan is never
+sharded, so a step of the scan touches one layer's shards only.
+
+    data     rows of the batch; parameters are copies
+    fsdp     rows of the batch; parameters are split along d_model and gathered a layer at a time
+    tensor   heads, feed-forward width and vocabulary
+    context  time (not built yet);  expert  experts (not built yet)
+"""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hybrid import axes
+from hybrid.config import ConfigError, key
+from hybrid.model_config import ModelConfig
+
+MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
+
+RULES: dict[str, tuple[str, ...]] = {
+    axes.BATCH: ("data", "fsdp"),
+    axes.TIME: ("context",),
+    axes.EMBED: ("fsdp",),
+    axes.HEADS: ("tensor",),
+    axes.KV_HEADS: ("tensor",),
+    axes.FFN: ("tensor",),
+    axes.VOCAB: ("tensor",),
+    axes.HEAD_DIM: (),
+    axes.LAYERS: (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Keys under `mesh.`: devices along each axis; -1 on exactly one axis: what is left."""
+
+    data: int = key(-1, "devices that split the batch and copy the parameters; -1: what is left")
+    fsdp: int = key(1, "devices that split the batch and the parameters")
+    tensor: int = key(1, "devices that split heads, feed-forward and vocabulary")
+    context: int = key(1, "devices that split time (above 1: not built yet)")
+    expert: int = key(1, "devices that split experts (above 1: not built yet)")
+
+    def __post_init__(self):
+        for name in MESH_AXES:
+            size = getattr(self, name)
+            if size < 1 and size != -1:
+                raise ConfigError(name, "must be at least 1, or -1 on one axis", size)
+        for name in ("context", "expert"):
+            if getattr(self, name) != 1:
+                raise ConfigError(name, "is not built yet", getattr(self, name), "only 1")
+        inferred = [name for name in MESH_AXES if getattr(self, name) == -1]
+        if len(inferred) > 1:
+            raise ConfigError(inferred[1], "only one axis can be inferred", -1, "-1 on one axis")
+
+    def sizes(self, num_devices: int) -> tuple[int, ...]:
+        """Devices along each of MESH_AXES.  Raises: ConfigError if they don't fit."""
+        sizes = {name: getattr(self, name) for name in MESH_AXES}
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        for name, size in sizes.items():
+            if size == -1:
+                sizes[name] = max(1, num_devices // fixed)
+        if math.prod(sizes.values()) != num_devices:
+            named = ", ".join(f"{name}={size}" for name, size in sizes.items() if size != 1)
+            problem = f"the axes must multiply to the device count ({num_devices})"
+            raise ConfigError("mesh", problem, named or "1", "-1 on one axis takes what is left")
+        return tuple(sizes.values())
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all).  Raises: ConfigError if the axes don't fit."""
+    devices = jax.devices() if devices is None else devices
+    sizes = config.sizes(len(devices))
+    auto = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=auto)
+
+
+def check_divisible(model: ModelConfig, mesh: Mesh) -> None:
+    """Raises: ConfigError by the model's key where a mesh axis doesn't divide it."""
+    split = {
+        "d_model": mesh.shape["fsdp"],
+        "num_heads": mesh.shape["tensor"],
+        "ffn_dim": mesh.shape["tensor"],
+        "vocab_size": mesh.shape["tensor"],
+    }
+    for name, parts in split.items():
+        if getattr(model, name) % parts:
+            axis = "fsdp" if name == "d_model" else "tensor"
+            problem = f"must be a multiple of mesh.{axis} ({parts})"
+            raise ConfigError(f"model.{name}", problem, getattr(model, name))
+
+
+def spec_of(mesh: Mesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
+    """The partition of an array with logical `names`; an axis that doesn't divide is copied."""
+
+    def mesh_axes(name, size):
+        found = tuple(axis for axis in RULES.get(name, ()) if mesh.shape.get(axis, 1) > 1)
+        return found if found and size % math.prod(mesh.shape[a] for a in found) == 0 else None
+
+    return P(*(mesh_axes(name, size) for name, size in zip(names, shape, strict=True)))
+
+
+def shardings(mesh: Mesh, logical_axes, shapes):
+    """NamedShardings for a tree of arrays: `logical_axes` has a tuple of names at each leaf."""
+    return jax.tree.map(
+        lambda leaf, names: NamedSharding(mesh, spec_of(mesh, names, leaf.shape)),
+        shapes,
+        logical_axes,
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of [b, t] arrays: rows over data and fsdp."""
+    return NamedSharding(mesh, P(RULES[axes.BATCH]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Pins an activation to the rules, under `jax.set_mesh`; without a mesh it does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec_of(mesh, names, x.shape))

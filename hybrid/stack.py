@@ -1,0 +1,107 @@
+"""Runs a `LayerPlan`: a scan over the repetitions of each segment, layers in order inside.
+
+A segment's parameters are `params[segment][slot]`, leaves stacked [repetitions, ...]. Scan and
+loop are two readings of the same plan (`model.unroll`), equal to rounding; the scan's traced
+program does not grow with depth. Rematerialisation is per layer, not per period: under fsdp, the
+gathered weights of a whole period would otherwise live together.
+
+Read next: `model.py`.
+"""
+
+import functools
+
+import jax
+from flax import nnx
+
+from hybrid import axes
+from hybrid.axes import Hidden
+from hybrid.blocks.block import Block
+from hybrid.mixers.placement import Placement
+from hybrid.model_config import ModelConfig
+from hybrid.pattern import LayerPlan, LayerSpec, Segment
+from hybrid.sharding import constrain
+
+REMAT_POLICIES = {
+    # What the backward may keep: the results of weight products, or nothing but the layer's input.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def init(plan: LayerPlan, config: ModelConfig, key: jax.Array) -> dict:
+    """Parameters `[segment][slot]`; a layer's values depend on its depth, not on the cuts."""
+
+    def slot(segment: Segment, index: int) -> dict:
+        stride = len(segment.specs)
+        layers = [segment.first_layer + index + stride * r for r in range(segment.repetitions)]
+        keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jax.numpy.array(layers))
+        return jax.vmap(lambda key: init_layer(segment.specs[index], config, key))(keys)
+
+    return {
+        i: {j: slot(segment, j) for j in range(len(segment.specs))}
+        for i, segment in enumerate(plan.segments)
+    }
+
+
+def init_layer(spec: LayerSpec, config: ModelConfig, key: jax.Array) -> dict:
+    """The parameters of one layer, unstacked."""
+    return nnx.to_pure_dict(nnx.state(Block(spec, config, rngs=nnx.Rngs(params=key)), nnx.Param))
+
+
+@functools.cache
+def abstract_layer(spec: LayerSpec, config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """A layer's structure without values: its graph and its parameters' shapes and names."""
+    return nnx.split(nnx.eval_shape(lambda: Block(spec, config, rngs=nnx.Rngs(0))))
+
+
+def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
+    """The names of each parameter's axes, the stacked one first."""
+
+    def slot(spec: LayerSpec) -> dict:
+        state = abstract_layer(spec, config)[1]
+        names = jax.tree.map(
+            lambda param: (axes.LAYERS, *param.get_metadata()["axes"]),
+            state,
+            is_leaf=lambda node: isinstance(node, nnx.Variable),
+        )
+        return nnx.to_pure_dict(names)
+
+    return {
+        i: {j: slot(spec) for j, spec in enumerate(segment.specs)}
+        for i, segment in enumerate(plan.segments)
+    }
+
+
+def apply(
+    plan: LayerPlan, config: ModelConfig, params: dict, x: Hidden, placement: Placement
+) -> Hidden:
+    """The stream after all layers.  x: [b, t, d]."""
+    for index, segment in enumerate(plan.segments):
+        x = _run_segment(segment, config, params[index], x, placement)
+    return x
+
+
+def _run_segment(segment, config, params, x, placement):
+    def period(x, layers):
+        for slot, spec in enumerate(segment.specs):
+            x = _layer(spec, config)(layers[slot], x, placement)
+        return x, None
+
+    if config.unroll or segment.repetitions == 1:
+        for repetition in range(segment.repetitions):
+            x, _ = period(x, jax.tree.map(lambda leaf, r=repetition: leaf[r], params))
+        return x
+    return jax.lax.scan(period, x, params)[0]
+
+
+def _layer(spec: LayerSpec, config: ModelConfig):
+    """A layer as a function (params, x, placement) -> x, rematerialised as the config says."""
+    graph, _ = abstract_layer(spec, config)
+
+    def run(params, x, placement):
+        x = constrain(x, axes.BATCH, axes.TIME, None)
+        return nnx.merge(graph, params)(x, placement)
+
+    if config.remat == "none":
+        return run
+    return jax.checkpoint(run, policy=REMAT_POLICIES[config.remat])
