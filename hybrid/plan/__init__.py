@@ -1,0 +1,104 @@
+"""What a config costs before anything runs: `plan(config)` and `python -m hybrid.plan`.
+
+`cost.py` has the folds over the layer plan; `hlo.py` counts the same FLOPs in a compiled program;
+`figure.py` draws the pattern; `__main__.py` is the command. Read `cost.py` first.
+"""
+
+import dataclasses
+import sys
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from hybrid.config import ConfigError
+
+__all__ = ["PlanReport", "plan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanReport:
+    """The cost of a model at one context and batch.
+
+    Attributes:
+      context, batch: tokens a row and rows that the figures are for.
+      num_params, num_active_params: all parameters, and those that one token meets.
+      flops_per_token: forward, matrix products, averaged over positions 0 … context-1.
+      kv_cache_bytes: total, local, global, state.
+      kv_cache_bytes_all_global: of the same layers, each keeping K and V of the whole context.
+      kv_cache_ratio: all-global bytes over the total.
+      cache_dtype: what the caches are kept in.
+      params_by_part: parameters of the embedding, attention by kind, feed-forwards and norms.
+      segments: (letters, repetitions) of each segment, in order of depth.
+    """
+
+    context: int
+    batch: int
+    num_params: int
+    num_active_params: int
+    flops_per_token: float
+    kv_cache_bytes: Mapping[str, int]
+    kv_cache_bytes_all_global: int
+    kv_cache_ratio: float
+    cache_dtype: str
+    params_by_part: Mapping[str, int]
+    segments: tuple[tuple[str, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, as `--json` prints it."""
+        return dataclasses.asdict(self)
+
+
+def plan(config: Any, context: int | None = None, batch: int = 1) -> PlanReport:
+    """Parameters, FLOPs a token and cache bytes of a config; nothing is built or compiled.
+
+    Args:
+      config: a ConfigDict or mapping of sections, or a page as "file.py:arg".
+      context: tokens a row; by default `training.context_length`.
+      batch: rows, which multiply the cache bytes.
+    Raises: ConfigError naming the key that is wrong.
+    """
+    # The experiment has a section for every reader, this package's among them.
+    from hybrid import experiment
+
+    load = experiment.load if isinstance(config, str) else experiment.from_config
+    return report(load(config), context, batch)
+
+
+def report(experiment: Any, context: int | None = None, batch: int = 1) -> PlanReport:
+    """The same of an `Experiment`."""
+    from hybrid import model
+    from hybrid.plan import cost
+
+    config = experiment.model
+    context = experiment.training.context_length if context is None else context
+    for name, value in (("context", context), ("batch", batch)):
+        if value < 1:
+            raise ConfigError(f"--{name}", "must be at least 1", value)
+    layers = model.layer_plan(config)
+    dtype = experiment.inference.cache_dtype or config.dtype
+    caches = cost.cache_bytes(layers, context, batch, dtype)
+    all_global = cost.cache_bytes_all_global(layers, context, batch, dtype)
+    params = cost.num_params(config)
+    return PlanReport(
+        context=context,
+        batch=batch,
+        num_params=params,
+        num_active_params=params,
+        flops_per_token=cost.forward_flops_per_token(config, context),
+        kv_cache_bytes=caches,
+        kv_cache_bytes_all_global=all_global,
+        kv_cache_ratio=all_global / caches["total"],
+        cache_dtype=dtype,
+        params_by_part=cost.num_params_by_part(config),
+        segments=tuple((segment.letters, segment.repetitions) for segment in layers.segments),
+    )
+
+
+class _CallableModule(types.ModuleType):
+    """Lets `hybrid.plan(...)` work whichever of the function and this module holds the name."""
+
+    def __call__(self, *args, **kwargs):
+        return plan(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,60 @@
+"""`python -m hybrid.plan --config=...`: what a config costs, before anything runs."""
+
+import json
+import sys
+
+from absl import flags
+
+from hybrid import cli, experiment
+from hybrid.config import ConfigError
+from hybrid.experiment import Experiment
+from hybrid.plan import report
+from hybrid.plan.table import render
+
+
+def _define(values: flags.FlagValues) -> None:
+    def text(name: str, doc: str) -> None:
+        flags.DEFINE_string(name, None, doc, flag_values=values)
+
+    def switch(name: str, doc: str) -> None:
+        flags.DEFINE_boolean(name, False, doc, flag_values=values)
+
+    text("config", "config page, PATH.py or PATH.py:ARG")
+    flags.DEFINE_integer(
+        "context", None, "tokens a row; default: training.context_length", flag_values=values
+    )
+    flags.DEFINE_integer("batch", 1, "rows, which multiply the cache bytes", flag_values=values)
+    text("topology", "compile for devices such as v5p:4x4x4 (not built yet)")
+    switch("search", "search for the best mesh (not built yet)")
+    switch("json", "print the figures as JSON instead of a table")
+
+
+def _run(arguments: cli.Arguments) -> None:
+    for name in ("topology", "search"):
+        if arguments.flags[name].value:
+            raise ConfigError(f"--{name}", "is not built yet", arguments.flags[name].value)
+    page = arguments.require("config")
+    loaded = experiment.load(page, arguments.overrides)
+    result = report(loaded, arguments.flags.context, arguments.flags.batch)
+    if arguments.flags.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        print(render(result, loaded, page))
+
+
+COMMAND = cli.Command(
+    name="python -m hybrid.plan",
+    doc="Prints what a config costs: parameters, FLOPs a token, KV-cache bytes, attention paths.",
+    define=_define,
+    config_class=Experiment,
+    run=_run,
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    return cli.main(COMMAND, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""What a model costs, as folds over its `LayerPlan`: parameters, FLOPs and cache bytes.
+
+Nothing here runs or compiles the model. A matrix product of [m, k] and [k, n] is 2·m·k·n FLOPs;
+everything else (norms, softmax, rotations, the embedding lookup) counts as nothing, which is
+where the work is on accelerators. Tests hold the counts against the compiled program
+(`hlo.py`) and against the built parameters.
+
+Symbols: d = d_model, f = ffn_dim, v = vocab_size, n, k, h the heads of a layer, T the context.
+"""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from hybrid import model
+from hybrid.model_config import ModelConfig
+from hybrid.pattern import LayerPlan, LayerSpec
+
+# Bytes beside the elements: quantised caches keep a float32 scale for each head and token.
+SCALE_BYTES = {"int8": 4}
+
+
+# --- Parameters ------------------------------------------------------------------------------
+
+
+def num_params(config: ModelConfig) -> int:
+    """Parameters of the model as built, tied embedding counted once."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.abstract(config)))
+
+
+def num_params_by_part(config: ModelConfig) -> dict[str, int]:
+    """Parameters of the embedding, the attention of each kind, the feed-forwards and the norms."""
+    parts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract(config)):
+        part = _part(model.layer_plan(config), tuple(entry.key for entry in path))
+        parts[part] = parts.get(part, 0) + math.prod(leaf.shape)
+    return parts
+
+
+def _part(plan: LayerPlan, path: tuple) -> str:
+    if path[0] == "embedder":
+        return "embedding"
+    if path[0] == "segments" and "kernel" in path:
+        spec = plan.segments[path[1]].specs[path[2]]
+        return f"{spec.kind} attention" if path[3] == "mixer" else "feed-forward"
+    return "norms and scalars"
+
+
+# --- FLOPs -----------------------------------------------------------------------------------
+
+
+def forward_flops_per_token(config: ModelConfig, context: int) -> float:
+    """FLOPs of the matrix products of one forward pass, averaged over positions 0 … context-1.
+
+    The head is included, the embedding lookup is not; a token's attention counts exactly the keys
+    it may see. A training step costs three times as much (recomputation aside).
+    """
+    layers = sum(layer_flops_per_token(config, spec, context) for spec in _layers(config))
+    return layers + head_flops_per_token(config)
+
+
+def layer_flops_per_token(config: ModelConfig, spec: LayerSpec, context: int) -> float:
+    """The same of one layer: projections, scores and weighted values, feed-forward."""
+    mixer = projection_flops_per_token(config, spec) + attention_flops_per_token(spec, context)
+    return mixer + feed_forward_flops_per_token(config, spec)
+
+
+def projection_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
+    """2·d·h·(n for queries, n for the output, k for each tensor of keys and values)."""
+    kept = kv_tensors(spec) * spec.num_kv_heads if spec.owns_kv else 0
+    return 2 * config.d_model * spec.head_dim * (2 * spec.num_heads + kept)
+
+
+def feed_forward_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
+    """2·3·d·f: gate, up and down."""
+    return 6 * config.d_model * spec.ffn_dim
+
+
+def attention_flops_per_token(spec: LayerSpec, context: int) -> float:
+    """4·n·h for each query and key that meet: a product for the score, one for the value."""
+    return 4 * spec.num_heads * spec.head_dim * mean_visible_keys(spec.window_size, context)
+
+
+def head_flops_per_token(config: ModelConfig) -> int:
+    """2·d·v."""
+    return 2 * config.d_model * config.vocab_size
+
+
+def mean_visible_keys(window_size: int | None, context: int) -> float:
+    """Keys that a token may see, averaged over positions 0 … context-1.
+
+    Position i sees min(i + 1, w) keys, so with w at most T the mean is w·(T - (w - 1)/2) / T.
+
+    >>> mean_visible_keys(4, 8), mean_visible_keys(None, 8)
+    (3.25, 4.5)
+    """
+    window = min(window_size or context, context)
+    return window * (2 * context - window + 1) / (2 * context)
+
+
+# --- Caches ----------------------------------------------------------------------------------
+
+
+def cache_bytes(plan: LayerPlan, context: int, batch: int, dtype: str) -> dict[str, int]:
+    """Bytes of the caches after exactly `context` tokens, by layer kind, and their total.
+
+    A local layer keeps its last window_size tokens, a unified one a single tensor for keys and
+    values, a layer that reuses another's nothing. `state` is that of recurrent mixers.
+    """
+    sizes = {"total": 0, "local": 0, "global": 0, "state": 0}
+    for spec in plan.layers():
+        if spec.owns_kv:
+            tokens = min(context, spec.window_size or context)
+            size = batch * tokens * kv_tensors(spec) * _token_bytes(spec, dtype)
+            sizes[spec.kind] += size
+            sizes["total"] += size
+    return sizes
+
+
+def cache_bytes_all_global(plan: LayerPlan, context: int, batch: int, dtype: str) -> int:
+    """The same if every layer kept keys and values apart for the whole context, none shared."""
+    return sum(batch * context * 2 * _token_bytes(spec, dtype) for spec in plan.layers())
+
+
+def kv_tensors(spec: LayerSpec) -> int:
+    """Tensors that a layer projects and keeps: keys and values, or one for both."""
+    return 1 if spec.unified_kv else 2
+
+
+def _token_bytes(spec: LayerSpec, dtype: str) -> int:
+    head = spec.head_dim * jnp.dtype(dtype).itemsize + SCALE_BYTES.get(dtype, 0)
+    return spec.num_kv_heads * head
+
+
+def _layers(config: ModelConfig) -> Iterator[LayerSpec]:
+    return model.layer_plan(config).layers()

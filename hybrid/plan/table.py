@@ -1,0 +1,127 @@
+"""A plan as text for people: segments as drawn by `LLLLLG × 10`, then parameters, FLOPs, caches.
+
+Read `cost.py` first; this file only formats.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from hybrid import model
+from hybrid.model_config import ModelConfig
+from hybrid.ops.attention import Request, Unsupported, choose, explain
+from hybrid.pattern import LayerPlan, LayerSpec, Segment
+from hybrid.plan import PlanReport, cost
+
+
+def render(report: PlanReport, experiment: Any, title: str) -> str:
+    """The whole table, ready to print."""
+    plan = model.layer_plan(experiment.model)
+    sections = [
+        (f"{title} · {pattern_line(plan)} · context {report.context:,}, batch {report.batch}", []),
+        ("layers", [line for segment in plan.segments for line in _segment_lines(segment)]),
+        (f"parameters  {report.num_params:,}", _shares(report.params_by_part)),
+        (f"FLOPs a token, forward  {report.flops_per_token:,.0f}", _flops(report, experiment)),
+        (f"KV cache ({report.cache_dtype})  {_bytes(report.kv_cache_bytes['total'])}", _kv(report)),
+        (f"attention on {jax.default_backend()}", list(_attention_lines(report, experiment))),
+    ]
+    return "\n\n".join(
+        "\n".join([head, *(f"  {line}" for line in lines)]) for head, lines in sections
+    )
+
+
+def pattern_line(plan: LayerPlan) -> str:
+    """The segments in a line.
+
+    >>> from hybrid.model_config import ModelConfig
+    >>> from hybrid.pattern import plan_layers
+    >>> pattern_line(plan_layers(ModelConfig(num_layers=14, last_layer="force_global")))
+    'LLLLLG × 2 + LG × 1'
+    """
+    return " + ".join(f"{segment.letters} × {segment.repetitions}" for segment in plan.segments)
+
+
+def _segment_lines(segment: Segment) -> Iterator[str]:
+    last = segment.first_layer + segment.num_layers - 1
+    yield f"{segment.letters} × {segment.repetitions}   layers {segment.first_layer} to {last}"
+    for spec in dict.fromkeys(segment.specs):
+        count = segment.specs.count(spec) * segment.repetitions
+        yield f"    {count:>3} {_describe(spec)}"
+
+
+def _describe(spec: LayerSpec) -> str:
+    sees = f"window {spec.window_size:,}" if spec.window_size else "whole context"
+    kept = "one tensor for K and V" if spec.unified_kv else "K and V"
+    source = kept if spec.owns_kv else f"K and V of layer {spec.donor}"
+    turns = f"rope {spec.rope.theta:,.0f}"
+    turns += "" if spec.rope.fraction == 1 else f" on {spec.rope.fraction:.0%} of the pairs"
+    heads = f"{spec.num_heads} heads, {spec.num_kv_heads} KV heads, head_dim {spec.head_dim}"
+    return f"{spec.kind:<6}  {sees}, {heads}, {source}, {turns}"
+
+
+def _shares(parts: Any) -> list[str]:
+    whole = sum(parts.values())
+    return [f"{name:<18} {size:>16,}  {size / whole:6.1%}" for name, size in parts.items()]
+
+
+def _flops(report: PlanReport, experiment: Any) -> list[str]:
+    config, specs = experiment.model, list(model.layer_plan(experiment.model).layers())
+    parts = {"head": cost.head_flops_per_token(config), "projections": 0, "feed-forward": 0}
+    for spec in specs:
+        parts["projections"] += cost.projection_flops_per_token(config, spec)
+        parts["feed-forward"] += cost.feed_forward_flops_per_token(config, spec)
+        name = f"{spec.kind} attention"
+        attention = cost.attention_flops_per_token(spec, report.context)
+        parts[name] = parts.get(name, 0) + attention
+    return _shares({name: round(flops) for name, flops in parts.items()})
+
+
+def _kv(report: PlanReport) -> list[str]:
+    kinds = {k: size for k, size in report.kv_cache_bytes.items() if k != "total" and size}
+    lines = [f"{kind:<18} {_bytes(size):>16}" for kind, size in kinds.items()]
+    lines.append(f"{'all global':<18} {_bytes(report.kv_cache_bytes_all_global):>16}")
+    return [*lines, f"{'ratio':<18} {report.kv_cache_ratio:>15.2f}×"]
+
+
+def _bytes(size: int) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.2f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def _attention_lines(report: PlanReport, experiment: Any) -> Iterator[str]:
+    """Which implementation each kind of layer gets in training, and why not the others."""
+    for spec in dict.fromkeys(model.layer_plan(experiment.model).layers()):
+        request = training_request(spec, experiment.model, report.context)
+        yield f"{spec.kind:<18} {_choice(request, experiment.model.attention)}"
+
+
+def _choice(request: Request, implementation: str) -> str:
+    try:
+        chosen = choose(request, implementation)
+    except Unsupported as refusal:
+        return f"none ({refusal})"
+    if implementation != "auto":
+        return f"{chosen} (forced by model.attention)"
+    refused = [f"{row.implementation}: {row.reason}" for row in explain(request) if row.reason]
+    return chosen + (f" (not {'; '.join(refused)})" if refused else "")
+
+
+def training_request(spec: LayerSpec, config: ModelConfig, context: int) -> Request:
+    """What a layer asks of the door for packed rows of `context` tokens on this backend."""
+    return Request(
+        kind=spec.kind,
+        backend=jax.default_backend(),
+        dtype=config.dtype,
+        head_dim=spec.head_dim,
+        query_length=context,
+        key_length=context,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        window_size=spec.window_size,
+        has_segments=True,
+        softcap=config.attention_softcap or None,
+    )
