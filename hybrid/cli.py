@@ -1,0 +1,126 @@
+"""What all commands share: flags, `--config.KEY=VALUE`, `--help`, errors and exit statuses.
+
+absl parses the flags into a `FlagValues` of the command's own; the rest is ours, since absl by
+itself exits 1 on a wrong flag and knows nothing of config keys.
+"""
+
+import dataclasses
+import logging
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from hybrid import config as config_lib
+from hybrid.config import ConfigError
+from hybrid.host import keep_freed_memory
+from hybrid.training.signals import Preempted
+
+OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command line: its name and purpose, its flags, and the config whose keys it takes.
+
+    Attributes:
+      name: as typed, `python train.py`.
+      doc: what it does, for `--help`.
+      define: adds the command's flags to a FlagValues.
+      config_class: the dataclass behind `--config.KEY`.
+      run: does the work, given the parsed `Arguments`.
+    """
+
+    name: str
+    doc: str
+    define: Callable[[flags.FlagValues], None]
+    config_class: type
+    run: Callable[["Arguments"], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """A parsed command line: `flags.NAME`, the config overrides as text, the words themselves."""
+
+    flags: flags.FlagValues
+    overrides: dict[str, str]
+    argv: tuple[str, ...]
+
+    def require(self, name: str) -> str:
+        """The value of a flag that must be given.  Raises: ConfigError."""
+        value = self.flags[name].value
+        if not value:
+            raise ConfigError(f"--{name}", "is required", accepted=self.flags[name].help)
+        return value
+
+
+def main(command: Command, argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status."""
+    argv = tuple(sys.argv[1:] if argv is None else argv)
+    try:
+        if "--help" in argv or "-h" in argv:
+            print(help_text(command))
+            return OK
+        arguments = parse(command, argv)
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+        logging.getLogger("hybrid").setLevel(logging.INFO)
+        keep_freed_memory()
+        command.run(arguments)
+        return OK
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except Preempted as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        return PREEMPTED
+    except KeyboardInterrupt as stop:
+        print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def parse(command: Command, argv: Sequence[str]) -> Arguments:
+    """Splits config overrides from flags and parses both.  Raises: ConfigError."""
+    words, overrides = _split(argv)
+    values = flags.FlagValues()
+    command.define(values)
+    try:
+        rest = values([command.name, *words])[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = ", ".join(f"--{name}" for name in sorted(values))
+        raise ConfigError(f"--{error.flagname}", "unknown flag", accepted=known) from None
+    except flags.Error as error:
+        raise ConfigError("flags", " ".join(str(error).split())) from None
+    if rest:
+        raise ConfigError("arguments", "takes only --flags", " ".join(rest))
+    return Arguments(values, overrides, tuple(argv))
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    words, overrides = [], {}
+    remaining = iter(argv)
+    for word in remaining:
+        if not word.startswith(("--config.", "-config.")):
+            words.append(word)
+            continue
+        name, equals, text = word.lstrip("-").removeprefix("config.").partition("=")
+        if not equals:
+            text = next(remaining, None)
+            if text is None:
+                raise ConfigError(name, "has no value", accepted=f"--config.{name}=VALUE")
+        overrides[name] = text
+    return words, overrides
+
+
+def help_text(command: Command) -> str:
+    """Usage, flags and every config key with its default and meaning."""
+    values = flags.FlagValues()
+    command.define(values)
+    lines = [f"usage: {command.name} --FLAG=VALUE ... [--config.KEY=VALUE ...]", ""]
+    lines += [textwrap.dedent(command.doc).strip(), "", "flags:"]
+    lines += [f"  --{name:<22} {values[name].help}" for name in values]
+    lines += ["", "config keys (--config.KEY=VALUE; the page given by --config sets them first):"]
+    for info in config_lib.walk(command.config_class):
+        shown = repr(info.default) if info.default not in ("", ()) else "(empty)"
+        lines.append(f"  {info.name:<32} {info.doc} [default: {shown}]")
+    return "\n".join(lines)

@@ -1,0 +1,113 @@
+"""A run's whole config: every section in one frozen dataclass, with the checks across sections.
+
+Pages start from `defaults()` and fill in what they change; commands call `load`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from hybrid import config as config_lib
+from hybrid.config import ConfigError, errors_under, key, section
+from hybrid.data.config import DataConfig
+from hybrid.evaluation.config import EvalConfig
+from hybrid.model_config import ModelConfig
+from hybrid.ops import attention
+from hybrid.pattern import plan_layers
+from hybrid.plan.config import InferenceConfig
+from hybrid.sharding import MeshConfig, check_divisible
+from hybrid.training.checkpoint import CheckpointConfig
+from hybrid.training.optimizer import OptimizerConfig
+from hybrid.training.step import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All sections of a run; raises ConfigError where they contradict each other."""
+
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    training: TrainingConfig = section(TrainingConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    eval: EvalConfig = section(EvalConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    mesh: MeshConfig = section(MeshConfig)
+    inference: InferenceConfig = section(InferenceConfig)
+    init_from: str = key("", "start from the parameters of this folder (not built yet)")
+
+    def __post_init__(self):
+        with errors_under("model."):
+            plan_layers(self.model)
+            self._check_attention()
+        if self.model.dtype == "float64" and not jax.config.jax_enable_x64:
+            problem = "needs jax's x64 mode"
+            raise ConfigError("model.dtype", problem, "float64", "set JAX_ENABLE_X64=1")
+        if self.init_from:
+            raise ConfigError("init_from", "is not built yet", self.init_from, "leave it empty")
+        self._check_batch()
+        self._check_eval()
+
+    def _check_attention(self) -> None:
+        if self.model.attention not in ("auto", *attention.NAMES):
+            accepted = "auto or one of " + ", ".join(attention.NAMES)
+            problem = "is not an attention implementation"
+            raise ConfigError("attention", problem, self.model.attention, accepted)
+
+    def _check_batch(self) -> None:
+        rows, parts = self.training.batch_size, self.training.num_microbatches
+        if rows % parts:
+            problem = f"must divide training.batch_size ({rows})"
+            raise ConfigError("training.num_microbatches", problem, parts)
+
+    def _check_eval(self) -> None:
+        shortest = min(self.eval_context_lengths)
+        if self.eval.stride > shortest:
+            problem = f"must be at most the shortest context length ({shortest})"
+            raise ConfigError("eval.stride", problem, self.eval.stride)
+
+    @property
+    def eval_context_lengths(self) -> tuple[int, ...]:
+        """Context lengths to evaluate at; where unset, the training length."""
+        return tuple(n or self.training.context_length for n in self.eval.context_length)
+
+    def check_mesh(self, mesh: Mesh) -> None:
+        """Raises: ConfigError if the mesh does not divide the batch or the model."""
+        check_divisible(self.model, mesh)
+        rows = self.training.batch_size // self.training.num_microbatches
+        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        if rows % parts:
+            problem = (
+                f"a micro-batch has {rows} rows, which the mesh's data × fsdp ({parts}) must divide"
+            )
+            raise ConfigError("training.batch_size", problem, self.training.batch_size)
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Every key at its default, for a page to fill in."""
+    return config_lib.defaults(Experiment)
+
+
+def from_config(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Experiment:
+    """The checked experiment of a ConfigDict or nested dict; keys left out have their default.
+
+    Raises: ConfigError naming the dotted key.
+    """
+    if isinstance(values, ml_collections.ConfigDict):
+        values = values.to_dict()
+    return config_lib.build(Experiment, values)
+
+
+def load(page: str, overrides: Mapping[str, str] | None = None) -> Experiment:
+    """The experiment of a page (`configs/tiny.py:local`) with `overrides` (dotted key -> text)."""
+    values = config_lib.load_page(page)
+    parsed = config_lib.parse_overrides(Experiment, overrides or {})
+    return from_config(config_lib.updated(values, parsed))
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """Nested plain values, as `config.json` holds them (lists in place of tuples)."""
+    return ml_collections.ConfigDict(config_lib.to_dict(experiment)).to_dict()
