@@ -1,1 +1,1 @@
-"""Text to batches. Reading order: batch, sources, tokenizers, packing, pipeline."""
+"""Text to batches. Reading order: batch, config, sources, tokenizers, cache, packing, order, pipeline."""

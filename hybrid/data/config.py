@@ -1,0 +1,54 @@
+"""The `data.` section: which text, cut into which tokens.  Read next: `sources.py`."""
+
+import dataclasses
+
+from hybrid.config import ConfigError, key
+
+SOURCES = ("stdlib", "text", "jsonl")
+BOS_POLICIES = ("auto", "document", "window", "never")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Keys under `data.`; raises ConfigError for keys that contradict each other."""
+
+    source: str = key(
+        "stdlib",
+        "stdlib: the running Python's own library sources; text: a file is a document; "
+        "jsonl: a line is a document",
+        choices=SOURCES,
+    )
+    paths: tuple[str, ...] = key(
+        (), "files or globs (** goes into folders) of the sources text and jsonl"
+    )
+    text_field: str = key("text", "field of a jsonl line that holds the document's text")
+    tokenizer: str = key(
+        "byte", "byte (byte b is id b, pad 256, BOS 257, EOS 258) or the path of a tokenizer.json"
+    )
+    bos: str = key(
+        "auto",
+        "where BOS stands: document (at a document's start), window (also at the start of "
+        "every row and scored window), never; auto: document where the tokenizer has a BOS, "
+        "or the policy of the Hugging Face folder in use",
+        choices=BOS_POLICIES,
+    )
+    eval_paths: tuple[str, ...] = key(
+        (), "files or globs to evaluate on; empty: a part of the documents is held out by hash"
+    )
+    eval_fraction: float = key(
+        0.05, "part of the documents held out when eval_paths is empty", more_than=0, at_most=0.99
+    )
+    cross_document: bool = key(
+        False, "packed documents of a training row see each other (an axis for ablations)"
+    )
+    cache_dir: str = key(
+        "", "folder of the token cache; empty: $XDG_CACHE_HOME/hybrid, else ~/.cache/hybrid"
+    )
+
+    def __post_init__(self) -> None:
+        if self.source == "stdlib" and self.paths:
+            problem = "is set although data.source is stdlib"
+            raise ConfigError("paths", problem, self.paths, "set data.source to text or jsonl")
+        if self.source != "stdlib" and not self.paths:
+            problem = f"is empty although data.source is {self.source}"
+            raise ConfigError("paths", problem, accepted="files or globs, separated by commas")

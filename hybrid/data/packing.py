@@ -1,0 +1,118 @@
+"""The stream cut into rows of one length, every token predicted exactly once.
+
+A row predicts T = `context_length` tokens and so holds T + 1. Neighbours share their boundary
+token: it is the last target of one row and the first input of the next,
+
+    stream   b0 h e l l o e0 b1 w o r l d e1          (b: BOS, e: EOS; T = 5)
+    row 0    b0 h e l l o                             predicts h e l l o
+    row 1               o e0 b1 w o r                 predicts e0, not b1, then w o r
+    row 2                         r l d e1 . .        predicts l d e1; the rest is padding
+
+so row r is stream[r*T : r*T + T + 1]. A target that begins a document is not predicted. Within
+a row each document is a segment, numbered from 1, with positions from 0; one that goes on from
+the row before starts anew there. Padding is segment 0.
+
+With `bos=window` a row that begins inside a document opens with one more BOS, in front of the
+boundary token, which is not predicted again; such a row moves on by T - 1.
+Read next: `pipeline.py`.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from hybrid.data.cache import TokenStream
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How a stream is cut.
+
+    Attributes:
+      stream: the tokens and where documents start in them.
+      context_length: predicted tokens a row (T), at least 1; 2 with `window_bos`.
+      pad_id: fills the last row.
+      window_bos: BOS to open rows with that begin inside a document, or None.
+      cross_document: a row is one segment.
+      row_starts: int64 [num_rows], where each row begins in the stream.
+    """
+
+    stream: TokenStream
+    context_length: int
+    pad_id: int
+    window_bos: int | None
+    cross_document: bool
+    row_starts: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_starts)
+
+    @property
+    def num_predicted(self) -> int:
+        """Predicted tokens of all rows: everything but each document's first token."""
+        return len(self.stream.tokens) - len(self.stream.starts)
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        """Row `index` below num_rows, by the fields of `Batch`, each [context_length]."""
+        tokens, is_real, is_start, opened = self._tokens(index)
+        places = np.arange(len(tokens))
+        predicted = is_real[1:] & ~is_start[1:]
+        if opened:
+            predicted[0] = False  # the boundary token was predicted by the row before
+        if self.cross_document:
+            segments, begins = np.ones(len(tokens), np.int32), 0
+        else:
+            segments = np.cumsum(is_start, dtype=np.int32)
+            begins = np.maximum.accumulate(np.where(is_start, places, 0))
+        positions = (places - begins).astype(np.int32)
+        return {
+            "tokens": tokens[:-1],
+            "targets": tokens[1:],
+            "segment_ids": np.where(is_real, segments, 0)[:-1],
+            "positions": np.where(is_real, positions, 0)[:-1],
+            "loss_mask": predicted,
+        }
+
+    def _tokens(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+        """T + 1 tokens, which are no padding, which begin a segment, and whether BOS was added."""
+        start, size = int(self.row_starts[index]), self.context_length + 1
+        starts = self.stream.starts
+        first = int(np.searchsorted(starts, start))
+        begins_inside = first == len(starts) or starts[first] != start
+        opened = self.window_bos is not None and bool(begins_inside)
+        text = self.stream.tokens[start : start + size - opened]
+        end = opened + len(text)
+        tokens = np.full(size, self.pad_id, np.int32)
+        tokens[:opened] = self.window_bos if opened else 0
+        tokens[opened:end] = text
+        is_start = np.zeros(size, bool)
+        last = int(np.searchsorted(starts, start + len(text)))
+        is_start[starts[first:last] - start + opened] = True
+        is_start[0] = True
+        return tokens, np.arange(size) < end, is_start, opened
+
+
+def pack(
+    stream: TokenStream,
+    context_length: int,
+    *,
+    pad_id: int,
+    window_bos: int | None = None,
+    cross_document: bool = False,
+) -> Packing:
+    """Cuts `stream` into rows.  Costs nothing but the list of where rows begin."""
+    length = len(stream.tokens)
+    if window_bos is None:
+        starts = np.arange(0, length - 1, context_length, dtype=np.int64)
+    else:
+        starts = _window_starts(stream.starts, length, context_length)
+    return Packing(stream, context_length, pad_id, window_bos, cross_document, starts)
+
+
+def _window_starts(document_starts: np.ndarray, length: int, context_length: int) -> np.ndarray:
+    begins, starts, place = set(document_starts.tolist()), [], 0
+    while place < length - 1:
+        starts.append(place)
+        place += context_length - (place not in begins)
+    return np.asarray(starts, np.int64)

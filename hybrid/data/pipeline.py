@@ -1,0 +1,248 @@
+"""From the `data.` section to rows for training and documents for evaluation.
+
+`open_rows` gives an endless run of packed rows. Row r is a pure function of (fingerprint, seed,
+r): a permutation of the packed rows for each epoch (`order.py`) over a cached stream. So the
+state of the data in a checkpoint is one integer, the next row, and any number of processes cuts
+the same global batches from it. Grain maps, batches and reads ahead in threads, but owns no
+order. `eval_documents` gives whole documents, which the evaluation cuts into windows itself.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from hybrid.config import ConfigError
+from hybrid.data import cache, order, packing, sources, tokenizers
+from hybrid.data.batch import Batch
+from hybrid.data.config import DataConfig
+
+_READ_THREADS, _READ_AHEAD = 2, 8  # batches ahead of the consumer
+_ENDLESS = 1 << 40  # batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """An endless, shuffled run of packed rows.
+
+    Attributes:
+      packing: the rows of one epoch, unshuffled.
+      seed: of the shuffles.
+      fingerprint: of everything that decides the rows of an epoch: text, tokenizer, BOS policy,
+        context length and packing.
+      description: one line about the text, for a log.
+    """
+
+    packing: packing.Packing
+    seed: int
+    fingerprint: str
+    description: str
+
+    @property
+    def num_rows(self) -> int:
+        """Rows an epoch."""
+        return self.packing.num_rows
+
+    @property
+    def tokens_per_epoch(self) -> int:
+        """Predicted tokens an epoch."""
+        return self.packing.num_predicted
+
+    def row(self, index: int) -> dict[str, np.ndarray]:
+        """Row `index` >= 0 of the run, over epochs; fields of `Batch`, each [context_length]."""
+        return self.packing.row(order.row_at(index, self.num_rows, self.seed))
+
+    def batches(
+        self, first_row: int, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> "BatchIterator":
+        """This process's part of each global batch, endlessly from `first_row`, read ahead.
+
+        Global batch i is rows first_row + i * batch_size and on, `batch_size` of them; process
+        p of P has the p-th of its P equal slices.
+        Returns: an iterator of `Batch` of numpy arrays [batch_size / process_count, t].
+        Raises: ValueError when the batch does not divide among the processes.
+        """
+        share, rest = divmod(batch_size, process_count)
+        if rest or not share:
+            raise ValueError(f"batch_size {batch_size} is no multiple of {process_count} processes")
+        offset = first_row + process_index * share
+
+        def read(index: int) -> dict[str, np.ndarray]:
+            batch, place = divmod(index, share)
+            return self.row(offset + batch * batch_size + place)
+
+        rows = grain.MapDataset.range(share * _ENDLESS).map(read)
+        batches = rows.batch(share, batch_fn=_stack)
+        options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=_READ_AHEAD)
+        return BatchIterator(iter(batches.to_iter_dataset(options)))
+
+
+class BatchIterator(Iterator[Batch]):
+    """Batches read ahead in threads; `close` (or leaving a `with`) ends those."""
+
+    def __init__(self, iterator: grain.DatasetIterator):
+        self._iterator = iterator
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        self._iterator.close()
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _stack(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
+    return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+
+def open_rows(
+    config: DataConfig,
+    *,
+    context_length: int,
+    seed: int,
+    vocab_size: int,
+    split: str = "train",
+    progress: cache.Progress | None = None,
+) -> Rows:
+    """The packed rows of a split, tokenized into the cache where they are not there yet.
+
+    `progress(done, total)` hears of tokenized bytes and may raise to stop.
+    Raises: ConfigError for wrong files, tokenizers and vocabularies; nothing was written then.
+    """
+    tokenizer = tokenizers.load(config)
+    bos = tokenizers.resolve_bos(config.bos, tokenizer)
+    if bos == "window" and context_length < 2:
+        problem = "must be at least 2 with data.bos=window"
+        raise ConfigError("training.context_length", problem, context_length)
+    cache.check_special_ids(tokenizer, bos != "never", vocab_size)
+    documents = sources.documents(config, split)
+    stream = cache.token_stream(
+        documents,
+        tokenizer,
+        with_bos=bos != "never",
+        vocab_size=vocab_size,
+        cache_dir=config.cache_dir,
+        progress=progress,
+    )
+    packed = packing.pack(
+        stream,
+        context_length,
+        pad_id=_pad_id(tokenizer, vocab_size),
+        window_bos=tokenizer.bos_id if bos == "window" else None,
+        cross_document=config.cross_document,
+    )
+    if not packed.num_predicted:
+        raise ConfigError("data.paths", "the text has no token to predict", list(config.paths))
+    text = (documents.fingerprint, tokenizer.fingerprint, bos, tokenizer.bos_id, tokenizer.eos_id)
+    fingerprint = _fingerprint(cache.FORMAT, *text, context_length, config.cross_document)
+    return Rows(packed, seed, fingerprint, documents.description)
+
+
+def _pad_id(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> int:
+    """Padding is never seen by text nor predicted, so an id the model lacks becomes 0."""
+    return tokenizer.pad_id if tokenizer.pad_id < vocab_size else 0
+
+
+def _fingerprint(*parts) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+# --- Evaluation ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalDocument:
+    """One document to score.
+
+    Attributes:
+      name: where it came from.
+      tokens: int32 [n], the text's tokens and EOS where the tokenizer has one; no BOS.
+      num_bytes: int64 [n], bytes of text of each token (EOS: 0), or None where unknown.
+    """
+
+    name: str
+    tokens: np.ndarray
+    num_bytes: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalDocuments(Sequence[EvalDocument]):
+    """The documents of an evaluation in the order of the source, tokenized.
+
+    Attributes:
+      bos: `document`, `window` or `never`: where the evaluation puts `bos_id`.
+      bos_id: None where `bos` is never.
+      pad_id: a valid id to fill rows with.
+      fingerprint: of text, tokenizer and BOS policy.
+      description: one line about the text, for a log.
+    """
+
+    documents: tuple[EvalDocument, ...]
+    bos: str
+    bos_id: int | None
+    pad_id: int
+    fingerprint: str
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index):
+        return self.documents[index]
+
+    @functools.cached_property
+    def num_tokens(self) -> int:
+        """Tokens of all documents, EOS included."""
+        return sum(len(document.tokens) for document in self.documents)
+
+
+def eval_documents(
+    config: DataConfig,
+    *,
+    vocab_size: int,
+    split: str = "eval",
+    progress: cache.Progress | None = None,
+) -> EvalDocuments:
+    """The documents to evaluate on: the held-out split, or `all` of `data.paths`.
+
+    Raises: ConfigError for wrong files, tokenizers and vocabularies.
+    """
+    tokenizer = tokenizers.load(config)
+    bos = tokenizers.resolve_bos(config.bos, tokenizer)
+    cache.check_special_ids(tokenizer, bos != "never", vocab_size)
+    documents, tokenized, done = sources.documents(config, split), [], 0
+    for document in documents:
+        tokenized.append(_eval_document(document, tokenizer, vocab_size))
+        done += len(document.text)
+        if progress is not None:
+            progress(done, documents.num_bytes)
+    return EvalDocuments(
+        documents=tuple(tokenized),
+        bos=bos,
+        bos_id=None if bos == "never" else tokenizer.bos_id,
+        pad_id=_pad_id(tokenizer, vocab_size),
+        fingerprint=_fingerprint(documents.fingerprint, tokenizer.fingerprint, bos),
+        description=documents.description,
+    )
+
+
+def _eval_document(
+    document: sources.Document, tokenizer: tokenizers.Tokenizer, vocab_size: int
+) -> EvalDocument:
+    try:
+        ids, num_bytes = tokenizer.encode_with_bytes(document.text)
+    except UnicodeDecodeError as error:
+        raise cache.undecodable(document, error) from None
+    cache.check_ids(int(ids.max(initial=0)), vocab_size)
+    if tokenizer.eos_id is not None:
+        ids = np.append(ids, np.int32(tokenizer.eos_id))
+        num_bytes = None if num_bytes is None else np.append(num_bytes, 0)
+    return EvalDocument(document.name, ids, num_bytes)

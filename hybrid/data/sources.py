@@ -1,0 +1,289 @@
+"""Where text comes from: three sources, one sequence of documents, one fingerprint.
+
+A document is a name and its bytes. `documents` lists them with a hash each, which costs one
+read of every file; the texts themselves are read again when they are asked for, so a corpus
+never has to fit in memory. Everything a user can get wrong about files is refused here.
+
+The hash of a document decides its split (below `data.eval_fraction` of the range: held out),
+so a document stays where it is when others come and go, and copies of a text fall together.
+The fingerprint is a hash over the sorted hashes: the same text in other files or another
+order has the same one.
+
+Documents without any text are left out. What `stdlib` leaves out is said at `_stdlib_files`.
+Read next: `tokenizers.py`.
+"""
+
+import dataclasses
+import functools
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import re
+import sysconfig
+from collections.abc import Iterator, Sequence
+
+from hybrid.config import ConfigError
+from hybrid.data.config import DataConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text and where it came from (`FILE` or `FILE:LINE`), for messages."""
+
+    name: str
+    text: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A document that is known but not held: enough to read it again and to notice a change."""
+
+    name: str
+    path: str
+    digest: bytes
+    num_bytes: int
+    offset: int = -1  # where its line starts; -1: the whole file
+    text_field: str = ""
+
+    def read(self) -> Document:
+        """Raises: ConfigError when the file is gone or is no longer what was listed."""
+        text = self._text()
+        if _digest(text) != self.digest:
+            raise ConfigError("data.paths", f"{self.name} changed while it was being read")
+        return Document(self.name, text)
+
+    def _text(self) -> bytes:
+        if self.offset < 0:
+            return _read_file(self.path)
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                return _line_text(self.name, file.readline(), self.text_field)
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents(Sequence[Document]):
+    """The documents of one split, read one by one as they are iterated or indexed.
+
+    Attributes:
+      references: the documents without their text, in the order of the source.
+      origin: what they are, for people: `stdlib of Python 3.11.7`.
+    """
+
+    references: tuple[Reference, ...]
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return Documents(self.references[index], self.origin)
+        return self.references[index].read()
+
+    def __iter__(self) -> Iterator[Document]:
+        return (reference.read() for reference in self.references)
+
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of all texts."""
+        return sum(reference.num_bytes for reference in self.references)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that depend on the texts alone, not on names or order."""
+        return _digest(b"".join(sorted(r.digest for r in self.references))).hex()
+
+    @functools.cached_property
+    def by_hash(self) -> "Documents":
+        """The same documents in the order of their hashes: mixed, and the same everywhere."""
+        return Documents(tuple(sorted(self.references, key=lambda r: r.digest)), self.origin)
+
+    @property
+    def description(self) -> str:
+        """One line for a log: origin, number of documents, size and fingerprint."""
+        size, short = self.num_bytes / 1e6, self.fingerprint[:12]
+        return f"{self.origin}: {len(self):,} documents, {size:.2f} MB, fingerprint {short}"
+
+
+def documents(config: DataConfig, split: str = "train") -> Documents:
+    """The documents of a split.
+
+    `train` and `eval` share the documents of `data.paths` by hash, at least one each, unless
+    `data.eval_paths` names the evaluation text: then `train` is everything in `data.paths`.
+    `all` is everything in `data.paths`.
+
+    Raises: ConfigError for files that are missing, unreadable, malformed or too few.
+    """
+    if split == "eval" and config.eval_paths:
+        source = "jsonl" if config.source == "jsonl" else "text"
+        return _listed(source, config.eval_paths, config.text_field, "data.eval_paths")
+    everything = _everything(config)
+    if split == "all" or (split == "train" and config.eval_paths):
+        return everything
+    if split not in ("train", "eval"):
+        raise ValueError(f"split: train, eval or all, got {split!r}")
+    held_out = _held_out(everything.references, config.eval_fraction)
+    keep = [r for r in everything.references if (r.digest in held_out) == (split == "eval")]
+    return Documents(tuple(keep), f"{everything.origin} ({split})")
+
+
+def _held_out(references: Sequence[Reference], fraction: float) -> set[bytes]:
+    """Hashes of the evaluation documents: below `fraction`, at least one, never all."""
+    ordered = sorted({reference.digest for reference in references})
+    if len(ordered) < 2:
+        remedy = "name files in data.eval_paths, or give at least two different documents"
+        problem = "nothing is left to hold out for evaluation"
+        raise ConfigError("data.eval_paths", problem, f"{len(ordered)} document", remedy)
+    below = sum(int.from_bytes(d[:8], "big") < fraction * 2.0**64 for d in ordered)
+    return set(ordered[: min(max(below, 1), len(ordered) - 1)])
+
+
+def _everything(config: DataConfig) -> Documents:
+    if config.source == "stdlib":
+        return _stdlib()
+    return _listed(config.source, config.paths, config.text_field, "data.paths")
+
+
+# --- stdlib ----------------------------------------------------------------------------------
+
+_LEFT_OUT_FOLDERS = frozenset(
+    ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__")
+)
+# How the library's own generators sign, within the first lines of what they write.
+_GENERATED = re.compile(
+    rb"auto-?generated|automatically generated|generated and used by|do not edit"
+    rb"|generated (?:by|from) [^\n]*(?:gencodec|\.py\b|\.txt\b|\.xml\b)",
+    re.IGNORECASE,
+)
+_SIGNATURE_BYTES = 1000
+
+
+@functools.cache
+def _stdlib() -> Documents:
+    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    references = {}
+    for path in _stdlib_files(root):
+        text = _read_file(str(path))
+        if text and not _GENERATED.search(text[:_SIGNATURE_BYTES]):
+            name = path.relative_to(root).as_posix()
+            reference = Reference(name, str(path), _digest(text), len(text))
+            references.setdefault(reference.digest, reference)
+    if len(references) < 2:
+        problem = f"this Python has no library sources in {root}"
+        raise ConfigError("data.source", problem, "stdlib", "text or jsonl")
+    origin = f"stdlib of Python {platform.python_version()}"
+    return Documents(tuple(references.values()), origin)
+
+
+def _stdlib_files(root: pathlib.Path) -> list[pathlib.Path]:
+    """The library's Python files, sorted; without tests and installed packages.
+
+    The caller also leaves out copies (same bytes) and generated files: those whose first
+    `_SIGNATURE_BYTES` say so, such as `pydoc_data/topics.py`, most tables in `encodings/`,
+    `token.py` and the build's `_sysconfigdata`.
+    """
+    files = (p for p in root.rglob("*.py") if p.is_file())
+    kept = (p for p in files if not _LEFT_OUT_FOLDERS & set(p.relative_to(root).parts[:-1]))
+    return sorted(kept, key=lambda path: path.relative_to(root).as_posix())
+
+
+# --- text and jsonl --------------------------------------------------------------------------
+
+
+def _listed(source: str, patterns: Sequence[str], text_field: str, config_key: str) -> Documents:
+    """The documents of the files that `patterns` name, in that order, each file once."""
+    references = []
+    for path in _expand(patterns, config_key):
+        if source == "text":
+            references += _file_reference(path)
+        else:
+            references += _line_references(path, text_field)
+    if not references:
+        raise ConfigError(config_key, "no text in these files", list(patterns))
+    return Documents(tuple(references), source)
+
+
+def _expand(patterns: Sequence[str], config_key: str) -> list[str]:
+    """The files of paths and globs; a glob's files sorted.  Raises: ConfigError for a miss."""
+    files: dict[str, None] = {}
+    for pattern in patterns:
+        full = os.path.expanduser(pattern)
+        matches = [full] if os.path.exists(full) else sorted(glob.glob(full, recursive=True))
+        found = [match for match in matches if os.path.isfile(match)]
+        if not found:
+            is_folder = any(os.path.isdir(match) for match in matches)
+            problem = "is a folder" if is_folder else "no such file"
+            remedy = "files or globs" + (f", such as {pattern.rstrip('/')}/**/*" * is_folder)
+            raise ConfigError(config_key, problem, pattern, remedy)
+        files.update(dict.fromkeys(found))
+    return list(files)
+
+
+def _file_reference(path: str) -> list[Reference]:
+    text = _read_file(path)
+    return [Reference(path, path, _digest(text), len(text))] if text else []
+
+
+def _line_references(path: str, text_field: str) -> list[Reference]:
+    """A reference for each line with text; blank lines are no documents."""
+    references, offset = [], 0
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                name = f"{path}:{number}"
+                text = _line_text(name, line, text_field) if line.strip() else b""
+                if text:
+                    size = len(text)
+                    reference = Reference(name, path, _digest(text), size, offset, text_field)
+                    references.append(reference)
+                offset += len(line)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not offset:
+        raise ConfigError("data.paths", f"{path} line 1: the file is empty", accepted="JSON lines")
+    return references
+
+
+def _line_text(name: str, line: bytes, text_field: str) -> bytes:
+    """The text of one JSON line.  Raises: ConfigError naming the line."""
+    path, _, number = name.rpartition(":")
+    where = f"{path} line {number}"
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        shown = line.decode("utf-8", "replace").strip()[:60]
+        raise ConfigError("data.paths", f"{where} is not JSON ({error})", shown) from None
+    if not isinstance(value, dict):
+        raise ConfigError("data.paths", f"{where} is not a JSON object", value, '{"text": …}')
+    if text_field not in value:
+        fields = ", ".join(value) or "none"
+        problem = f"{where} has no such field"
+        raise ConfigError("data.text_field", problem, text_field, f"its fields: {fields}")
+    if not isinstance(value[text_field], str):
+        raise ConfigError("data.text_field", f"{where} holds no text there", value[text_field])
+    try:
+        return value[text_field].encode()
+    except UnicodeEncodeError:
+        problem = f"{where} holds half a surrogate pair, which is no Unicode text"
+        raise ConfigError("data.paths", problem) from None
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: OSError) -> ConfigError:
+    return ConfigError("data.paths", f"can't be read ({error.strerror})", path)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

@@ -1,0 +1,257 @@
+"""Text to ids and back: bytes as they are, or a Hugging Face `tokenizer.json`.
+
+`encode` gives the ids of the text alone. BOS and EOS are added by whoever lays out documents
+(`cache.py`, the evaluation), exactly once, whatever the tokenizer's own post-processor does.
+A text that spells `<eos>` is text, never a control token.
+
+How many bytes of text a token stands for is needed for bits a byte. `token_num_bytes` tells
+it from the ids, where the vocabulary spells bytes; `encode_with_bytes` is surer: it checks
+that the counts of a document sum to its length, and else measures with the encoding's offsets.
+Read next: `cache.py`.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from hybrid.config import ConfigError
+from hybrid.data.config import DataConfig
+
+BYTE_PAD, BYTE_BOS, BYTE_EOS = 256, 257, 258
+
+
+class Tokenizer(Protocol):
+    """What the pipeline asks of a tokenizer.
+
+    Attributes:
+      bos_id, eos_id: or None where it has none; then documents go without.
+      pad_id: any valid id; padding is never seen by text nor predicted.
+      vocab_size: one more than the largest id.
+      fingerprint: changes when the ids of a text could.
+    """
+
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int
+    vocab_size: int
+    fingerprint: str
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """int32 [n] without special tokens.  Raises: UnicodeDecodeError if it needs UTF-8."""
+
+    def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        """`encode` of each text, with all cores where that helps."""
+
+    def encode_with_bytes(self, text: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ids int32 [n] and the bytes of each, int64 [n], summing to len(text); None: unknown."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special tokens left out, broken UTF-8 replaced."""
+
+    def token_num_bytes(self, ids: Sequence[int]) -> np.ndarray | None:
+        """Bytes of text each id stands for, int64 [n], special tokens 0; None: it can't tell."""
+
+
+def load(config: DataConfig) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`: `byte`, a tokenizer.json or a folder that holds one.
+
+    Raises: ConfigError under data.tokenizer for a missing or broken file.
+    """
+    if config.tokenizer == "byte":
+        return ByteTokenizer()
+    path = pathlib.Path(config.tokenizer).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    accepted = "byte or the path of a tokenizer.json"
+    if not path.is_file():
+        raise ConfigError("data.tokenizer", "no such file", config.tokenizer, accepted)
+    try:
+        return JsonTokenizer(path.read_bytes(), _neighbour_config(path))
+    except Exception as error:  # the library raises bare Exception for a broken file
+        problem = f"can't be loaded ({' '.join(str(error).split())[:100]})"
+        raise ConfigError("data.tokenizer", problem, str(path), accepted) from error
+
+
+def resolve_bos(bos: str, tokenizer: Tokenizer) -> str:
+    """`document`, `window` or `never` for the policy `data.bos`.
+
+    Raises: ConfigError when a BOS is asked of a tokenizer that has none.
+    """
+    if bos == "auto":
+        return "document" if tokenizer.bos_id is not None else "never"
+    if bos != "never" and tokenizer.bos_id is None:
+        raise ConfigError("data.bos", "the tokenizer has no BOS", bos, "never or auto")
+    return bos
+
+
+class ByteTokenizer:
+    """Byte b is id b; every file is valid text."""
+
+    bos_id, eos_id, pad_id = BYTE_BOS, BYTE_EOS, BYTE_PAD
+    vocab_size = 259
+    fingerprint = "byte"
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        data = text.encode() if isinstance(text, str) else text
+        return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def encode_with_bytes(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
+        return self.encode(text), np.ones(len(text), np.int64)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(int(i) for i in ids if i < 256).decode("utf-8", "replace")
+
+    def token_num_bytes(self, ids: Sequence[int]) -> np.ndarray:
+        return (np.asarray(ids) < 256).astype(np.int64)
+
+
+# --- tokenizer.json --------------------------------------------------------------------------
+
+# Looked up in this order, unless a tokenizer_config.json beside the file says which it is.
+_COMMON_NAMES = {
+    "bos_token": ("<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]"),
+    "eos_token": ("<eos>", "</s>", "<|end_of_text|>", "<|endoftext|>", "[EOS]"),
+    "pad_token": ("<pad>", "<|pad|>", "<|finetune_right_pad_id|>", "[PAD]"),
+}
+
+
+class JsonTokenizer:
+    """A Hugging Face tokenizer.  Its padding, truncation and post-processor are not used.
+
+    Without an EOS documents end without one; without a pad token EOS, else id 0, fills rows.
+    """
+
+    def __init__(self, content: bytes, config: dict[str, Any] | None = None):
+        import tokenizers  # only runs that use one pay for the import
+
+        self._backend = tokenizers.Tokenizer.from_str(content.decode())
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True
+        self._spec = json.loads(content)
+        self._ids = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self._ids.values()) + 1
+        self.bos_id = self._special("bos_token", config)
+        self.eos_id = self._special("eos_token", config)
+        pad_id = self._special("pad_token", config)
+        self.pad_id = pad_id if pad_id is not None else self.eos_id or 0
+        self._unknown_id = self._ids.get(_unknown_token(self._spec))
+        named = f"{self.bos_id} {self.eos_id}".encode()
+        self.fingerprint = hashlib.blake2b(content + named, digest_size=16).hexdigest()
+        # Ids may change with the library, so its version is part of a cache's key.
+        self.version = tokenizers.__version__
+
+    def _special(self, role: str, config: dict[str, Any] | None) -> int | None:
+        if config is not None and role in config:
+            token = config[role]
+            token = token.get("content") if isinstance(token, dict) else token
+            return self._ids.get(token)
+        return next((self._ids[name] for name in _COMMON_NAMES[role] if name in self._ids), None)
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        text = text.decode() if isinstance(text, bytes) else text
+        return _ids(self._backend.encode(text, add_special_tokens=False))
+
+    def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
+        decoded = [text.decode() for text in texts]
+        encodings = self._backend.encode_batch_fast(decoded, add_special_tokens=False)
+        return [_ids(encoding) for encoding in encodings]
+
+    def encode_with_bytes(self, text: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+        decoded = text.decode()
+        encoding = self._backend.encode(decoded, add_special_tokens=False)
+        ids = _ids(encoding)
+        if not ids.size or self._unknown_id in ids:
+            return ids, None  # an unknown token hides text, so bits a byte would flatter
+        counts = self.token_num_bytes(ids)
+        if counts is None or counts.sum() != len(text):
+            counts = _bytes_from_offsets(encoding.offsets, decoded)
+        return ids, counts
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_num_bytes(self, ids: Sequence[int]) -> np.ndarray | None:
+        table = self._num_bytes_table
+        return None if table is None else table[np.asarray(ids, np.int64)]
+
+    @functools.cached_property
+    def _num_bytes_table(self) -> np.ndarray | None:
+        spelling = _spelling(self._spec)
+        if spelling is None:
+            return None
+        table = np.zeros(self.vocab_size, np.int64)
+        added = {token["id"]: token for token in self._spec.get("added_tokens", [])}
+        for token, index in self._ids.items():
+            if index in added:
+                special = added[index]["special"]
+                table[index] = 0 if special else len(token.replace("▁", " ").encode())
+            else:
+                table[index] = spelling(token)
+        return table
+
+
+def _ids(encoding: Any) -> np.ndarray:
+    return np.asarray(encoding.ids, np.int32)
+
+
+def _neighbour_config(path: pathlib.Path) -> dict[str, Any] | None:
+    beside = path.with_name("tokenizer_config.json")
+    return json.loads(beside.read_bytes()) if beside.is_file() else None
+
+
+def _unknown_token(spec: dict[str, Any]) -> str | None:
+    model = spec["model"]
+    if model.get("type") == "Unigram" and model.get("unk_id") is not None:
+        return model["vocab"][model["unk_id"]][0]
+    return model.get("unk_token")
+
+
+def _spelling(spec: dict[str, Any]):
+    """How a vocabulary entry spells bytes: a function token -> number of bytes, or None.
+
+    Byte-level vocabularies write each byte as one character. SentencePiece ones write text
+    with ▁ for a space, and a byte outside the vocabulary as <0xNN>.
+    """
+    kinds = {kind for part in ("normalizer", "pre_tokenizer") for kind in _kinds(spec.get(part))}
+    if "ByteLevel" in kinds:
+        return len
+    decoder = set(_kinds(spec.get("decoder")))
+    if {"Metaspace", "ByteFallback"} & (decoder | kinds):
+        return _sentencepiece_bytes
+    return None
+
+
+def _sentencepiece_bytes(token: str) -> int:
+    is_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+    return 1 if is_byte else len(token.replace("▁", " ").encode())
+
+
+def _kinds(node: Any) -> Iterator[str]:
+    """All `type`s in a part of a tokenizer.json, sequences opened."""
+    if isinstance(node, dict):
+        yield node.get("type", "")
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _kinds(child)
+
+
+def _bytes_from_offsets(offsets: Sequence[tuple[int, int]], text: str) -> np.ndarray:
+    """Bytes of each token from its end in characters; text that no token covers goes to the next.
+
+    Tokens that split a character share its offsets: the first has all of its bytes. The last
+    token has whatever is left, so the counts sum to the length of the text.
+    """
+    widths = np.fromiter((len(c.encode()) for c in text), np.int64, len(text))
+    bytes_before = np.concatenate([[0], np.cumsum(widths)])
+    reached = np.maximum.accumulate(bytes_before[np.asarray(offsets, np.int64)[:, 1]])
+    reached[-1] = bytes_before[-1]
+    return np.diff(reached, prepend=0)
