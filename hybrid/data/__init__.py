@@ -1,1 +1,4 @@
-"""Text to batches. Reading order: batch, config, sources, tokenizers, cache, packing, order, pipeline."""
+"""Text to batches.
+
+Reading order: batch, config, sources, tokenizers, cache, packing, order, pipeline.
+"""

@@ -143,7 +143,7 @@ def _load(folder: pathlib.Path, vocab_size: int) -> TokenStream | None:
 def _checksum(array: np.ndarray) -> int:
     data, total = array.view(np.uint8), 0
     for start in range(0, len(data), 1 << 24):
-        total = zlib.crc32(data[start : start + (1 << 24)], total)
+        total = zlib.crc32(data[start : start + (1 << 24)].tobytes(), total)
     return total
 
 
@@ -152,11 +152,11 @@ def _checksum(array: np.ndarray) -> int:
 
 def _pieces(documents, tokenizer, bos, eos, progress) -> Iterator[list[np.ndarray]]:
     """Each document's tokens with BOS and EOS, about a megabyte of text at a time."""
-    done = 0
+    before, after, done = np.asarray(bos, int), np.asarray(eos, int), 0
     for chunk in _chunks(documents):
         done += sum(len(document.text) for document in chunk)
         encoded = _encode(tokenizer, chunk)
-        yield [np.concatenate([bos, ids, eos]).astype(np.uint32) for ids in encoded]
+        yield [np.concatenate([before, ids, after], dtype=np.int64) for ids in encoded]
         if progress is not None:
             progress(done, documents.num_bytes)
 

@@ -61,10 +61,9 @@ class Packing:
         if opened:
             predicted[0] = False  # the boundary token was predicted by the row before
         if self.cross_document:
-            segments, begins = np.ones(len(tokens), np.int32), 0
-        else:
-            segments = np.cumsum(is_start, dtype=np.int32)
-            begins = np.maximum.accumulate(np.where(is_start, places, 0))
+            is_start = places == 0
+        segments = np.cumsum(is_start, dtype=np.int32)
+        begins = np.maximum.accumulate(np.where(is_start, places, 0))
         positions = (places - begins).astype(np.int32)
         return {
             "tokens": tokens[:-1],
@@ -80,17 +79,18 @@ class Packing:
         starts = self.stream.starts
         first = int(np.searchsorted(starts, start))
         begins_inside = first == len(starts) or starts[first] != start
-        opened = self.window_bos is not None and bool(begins_inside)
+        bos = [self.window_bos] if self.window_bos is not None and begins_inside else []
+        opened = len(bos)
         text = self.stream.tokens[start : start + size - opened]
         end = opened + len(text)
         tokens = np.full(size, self.pad_id, np.int32)
-        tokens[:opened] = self.window_bos if opened else 0
+        tokens[:opened] = bos
         tokens[opened:end] = text
         is_start = np.zeros(size, bool)
         last = int(np.searchsorted(starts, start + len(text)))
         is_start[starts[first:last] - start + opened] = True
         is_start[0] = True
-        return tokens, np.arange(size) < end, is_start, opened
+        return tokens, np.arange(size) < end, is_start, bool(opened)
 
 
 def pack(

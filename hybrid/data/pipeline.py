@@ -8,9 +8,9 @@ order. `eval_documents` gives whole documents, which the evaluation cuts into wi
 """
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -100,7 +100,8 @@ class BatchIterator(Iterator[Batch]):
 
 
 def _stack(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
-    return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+    fields: Any = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return Batch(**fields)
 
 
 def open_rows(
@@ -159,25 +160,15 @@ def _fingerprint(*parts) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalDocument:
-    """One document to score.
-
-    Attributes:
-      name: where it came from.
-      tokens: int32 [n], the text's tokens and EOS where the tokenizer has one; no BOS.
-      num_bytes: int64 [n], bytes of text of each token (EOS: 0), or None where unknown.
-    """
-
-    name: str
-    tokens: np.ndarray
-    num_bytes: np.ndarray | None
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalDocuments(Sequence[EvalDocument]):
+class EvalDocuments:
     """The documents of an evaluation in the order of the source, tokenized.
 
     Attributes:
+      tokens: for each document int32 [n], its text's tokens and EOS where the tokenizer has
+        one; no BOS.
+      num_bytes: for each document int64 [n], bytes of text of each token (EOS: 0); None where
+        the tokenizer can't tell for all of them.
+      names: where each document came from.
       bos: `document`, `window` or `never`: where the evaluation puts `bos_id`.
       bos_id: None where `bos` is never.
       pad_id: a valid id to fill rows with.
@@ -185,7 +176,9 @@ class EvalDocuments(Sequence[EvalDocument]):
       description: one line about the text, for a log.
     """
 
-    documents: tuple[EvalDocument, ...]
+    tokens: tuple[np.ndarray, ...]
+    num_bytes: tuple[np.ndarray, ...] | None
+    names: tuple[str, ...]
     bos: str
     bos_id: int | None
     pad_id: int
@@ -193,15 +186,7 @@ class EvalDocuments(Sequence[EvalDocument]):
     description: str
 
     def __len__(self) -> int:
-        return len(self.documents)
-
-    def __getitem__(self, index):
-        return self.documents[index]
-
-    @functools.cached_property
-    def num_tokens(self) -> int:
-        """Tokens of all documents, EOS included."""
-        return sum(len(document.tokens) for document in self.documents)
+        return len(self.tokens)
 
 
 def eval_documents(
@@ -213,19 +198,26 @@ def eval_documents(
 ) -> EvalDocuments:
     """The documents to evaluate on: the held-out split, or `all` of `data.paths`.
 
+    `progress(done, total)` hears of tokenized bytes and may raise to stop.
     Raises: ConfigError for wrong files, tokenizers and vocabularies.
     """
     tokenizer = tokenizers.load(config)
     bos = tokenizers.resolve_bos(config.bos, tokenizer)
     cache.check_special_ids(tokenizer, bos != "never", vocab_size)
-    documents, tokenized, done = sources.documents(config, split), [], 0
+    documents = sources.documents(config, split)
+    tokens, num_bytes, done = [], [], 0
     for document in documents:
-        tokenized.append(_eval_document(document, tokenizer, vocab_size))
+        ids, counts = _with_eos(document, tokenizer, vocab_size)
+        tokens.append(ids)
+        num_bytes.append(counts)
         done += len(document.text)
         if progress is not None:
             progress(done, documents.num_bytes)
+    known = [counts for counts in num_bytes if counts is not None]
     return EvalDocuments(
-        documents=tuple(tokenized),
+        tokens=tuple(tokens),
+        num_bytes=tuple(known) if len(known) == len(tokens) else None,
+        names=tuple(reference.name for reference in documents.references),
         bos=bos,
         bos_id=None if bos == "never" else tokenizer.bos_id,
         pad_id=_pad_id(tokenizer, vocab_size),
@@ -234,9 +226,9 @@ def eval_documents(
     )
 
 
-def _eval_document(
+def _with_eos(
     document: sources.Document, tokenizer: tokenizers.Tokenizer, vocab_size: int
-) -> EvalDocument:
+) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         ids, num_bytes = tokenizer.encode_with_bytes(document.text)
     except UnicodeDecodeError as error:
@@ -245,4 +237,4 @@ def _eval_document(
     if tokenizer.eos_id is not None:
         ids = np.append(ids, np.int32(tokenizer.eos_id))
         num_bytes = None if num_bytes is None else np.append(num_bytes, 0)
-    return EvalDocument(document.name, ids, num_bytes)
+    return ids, num_bytes

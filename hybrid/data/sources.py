@@ -167,7 +167,7 @@ _SIGNATURE_BYTES = 1000
 @functools.cache
 def _stdlib() -> Documents:
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    references = {}
+    references: dict[bytes, Reference] = {}
     for path in _stdlib_files(root):
         text = _read_file(str(path))
         if text and not _GENERATED.search(text[:_SIGNATURE_BYTES]):
@@ -198,7 +198,7 @@ def _stdlib_files(root: pathlib.Path) -> list[pathlib.Path]:
 
 def _listed(source: str, patterns: Sequence[str], text_field: str, config_key: str) -> Documents:
     """The documents of the files that `patterns` name, in that order, each file once."""
-    references = []
+    references: list[Reference] = []
     for path in _expand(patterns, config_key):
         if source == "text":
             references += _file_reference(path)

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
 
 BYTE_PAD, BYTE_BOS, BYTE_EOS = 256, 257, 258
+Ids = Sequence[int] | np.ndarray
 
 
 class Tokenizer(Protocol):
@@ -50,10 +51,10 @@ class Tokenizer(Protocol):
     def encode_with_bytes(self, text: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         """Ids int32 [n] and the bytes of each, int64 [n], summing to len(text); None: unknown."""
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         """Text of the ids, special tokens left out, broken UTF-8 replaced."""
 
-    def token_num_bytes(self, ids: Sequence[int]) -> np.ndarray | None:
+    def token_num_bytes(self, ids: Ids) -> np.ndarray | None:
         """Bytes of text each id stands for, int64 [n], special tokens 0; None: it can't tell."""
 
 
@@ -91,7 +92,9 @@ def resolve_bos(bos: str, tokenizer: Tokenizer) -> str:
 class ByteTokenizer:
     """Byte b is id b; every file is valid text."""
 
-    bos_id, eos_id, pad_id = BYTE_BOS, BYTE_EOS, BYTE_PAD
+    bos_id: int | None = BYTE_BOS
+    eos_id: int | None = BYTE_EOS
+    pad_id: int = BYTE_PAD
     vocab_size = 259
     fingerprint = "byte"
 
@@ -105,10 +108,10 @@ class ByteTokenizer:
     def encode_with_bytes(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         return self.encode(text), np.ones(len(text), np.int64)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         return bytes(int(i) for i in ids if i < 256).decode("utf-8", "replace")
 
-    def token_num_bytes(self, ids: Sequence[int]) -> np.ndarray:
+    def token_num_bytes(self, ids: Ids) -> np.ndarray:
         return (np.asarray(ids) < 256).astype(np.int64)
 
 
@@ -142,7 +145,7 @@ class JsonTokenizer:
         self.eos_id = self._special("eos_token", config)
         pad_id = self._special("pad_token", config)
         self.pad_id = pad_id if pad_id is not None else self.eos_id or 0
-        self._unknown_id = self._ids.get(_unknown_token(self._spec))
+        self._unknown_id = self._ids.get(_unknown_token(self._spec) or "", -1)
         named = f"{self.bos_id} {self.eos_id}".encode()
         self.fingerprint = hashlib.blake2b(content + named, digest_size=16).hexdigest()
         # Ids may change with the library, so its version is part of a cache's key.
@@ -152,7 +155,7 @@ class JsonTokenizer:
         if config is not None and role in config:
             token = config[role]
             token = token.get("content") if isinstance(token, dict) else token
-            return self._ids.get(token)
+            return None if token is None else self._ids.get(token)
         return next((self._ids[name] for name in _COMMON_NAMES[role] if name in self._ids), None)
 
     def encode(self, text: str | bytes) -> np.ndarray:
@@ -175,10 +178,10 @@ class JsonTokenizer:
             counts = _bytes_from_offsets(encoding.offsets, decoded)
         return ids, counts
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def token_num_bytes(self, ids: Sequence[int]) -> np.ndarray | None:
+    def token_num_bytes(self, ids: Ids) -> np.ndarray | None:
         table = self._num_bytes_table
         return None if table is None else table[np.asarray(ids, np.int64)]
 
@@ -214,7 +217,7 @@ def _unknown_token(spec: dict[str, Any]) -> str | None:
     return model.get("unk_token")
 
 
-def _spelling(spec: dict[str, Any]):
+def _spelling(spec: dict[str, Any]) -> Callable[[str], int] | None:
     """How a vocabulary entry spells bytes: a function token -> number of bytes, or None.
 
     Byte-level vocabularies write each byte as one character. SentencePiece ones write text
