@@ -1,0 +1,53 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test test-slow lint bench docs clean
+
+demo: $(VENV)/.run
+	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(RUN)
+	$(BIN)/python eval.py --config=configs/tiny.py --workdir=$(RUN)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow" -n 2 -q
+
+test-slow: $(VENV)/.slow
+	$(BIN)/python -m pytest -m slow -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy hybrid
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.run
+
+docs: $(VENV)/.run
+	$(BIN)/python -m docs.generate
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
+
+# One environment; each stamp adds an extra to it.
+$(VENV)/.run: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(BIN)/pip install -q -e ".[test]"
+	touch $@
+
+$(VENV)/.slow: $(VENV)/.test
+	$(BIN)/pip install -q -e ".[slow]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	$(BIN)/pip install -q -e ".[bench]"
+	touch $@

@@ -1,0 +1,29 @@
+"""Strictness and speed for all tests: shapes checked, ranks never promoted, compiles kept.
+
+Array annotations of `hybrid` are checked at run time (jaxtyping with beartype), which costs a run
+nothing because only the tests install the hook.
+"""
+
+import os
+import pathlib
+import tempfile
+
+# Before jax starts: one cache of compiled programs for all test processes of this user.
+CACHE = pathlib.Path(tempfile.gettempdir()) / f"hybrid-test-compiled-{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook("hybrid", "checker.check")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """The test runs in float64."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,115 @@
+"""A pattern and a depth become the layers that run, in segments that scan."""
+
+import dataclasses
+
+import pytest
+
+from hybrid.config import ConfigError
+from hybrid.model_config import ModelConfig
+from hybrid.pattern import layer_letters, plan_layers, segmented
+
+
+def plan(**keys):
+    return plan_layers(ModelConfig(**keys))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "depth", "rule", "letters"),
+    [
+        ("LLLLLG", 12, "require_global", "LLLLLGLLLLLG"),
+        ("LLLLG", 35, "require_global", "LLLLG" * 7),
+        ("LLLLLG", 8, "force_global", "LLLLLGLG"),
+        ("LLLLLG", 8, "any", "LLLLLGLL"),
+        ("L", 3, "any", "LLL"),
+        ("L", 3, "force_global", "LLG"),
+        ("G", 2, "require_global", "GG"),
+        ("GL", 3, "require_global", "GLG"),
+    ],
+)
+def test_pattern_repeats_and_is_cut_at_the_depth(pattern, depth, rule, letters):
+    assert layer_letters(pattern, depth, rule) == letters
+    assert plan(pattern=pattern, num_layers=depth, last_layer=rule).letters == letters
+
+
+def test_a_local_last_layer_is_refused_naming_depths_that_fit():
+    with pytest.raises(ConfigError, match=r"num_layers: .*got 8; .* 6, 12"):
+        layer_letters("LLLLLG", 8)
+
+
+@pytest.mark.parametrize("pattern", ["", "LLX", "l", "LMG"])
+def test_letters_without_a_mixer_are_refused(pattern):
+    with pytest.raises(ConfigError, match="^pattern: "):
+        layer_letters(pattern, 6, "any")
+
+
+def test_equal_periods_become_one_segment_and_the_tail_another():
+    shape = [
+        (segment.letters, segment.repetitions, segment.first_layer)
+        for segment in plan(num_layers=14, last_layer="force_global").segments
+    ]
+    assert shape == [("LLLLLG", 2, 0), ("LG", 1, 12)]
+
+
+def test_number_of_segments_does_not_grow_with_depth():
+    assert len(plan(num_layers=60).segments) == len(plan(num_layers=12).segments) == 1
+
+
+@pytest.mark.parametrize("depth", [1, 6, 13, 35])
+def test_locate_is_a_bijection_that_finds_each_layers_spec(depth):
+    layers = plan(num_layers=depth, last_layer="any")
+    places = [layers.locate(layer) for layer in range(depth)]
+    assert len(set(places)) == depth
+    for layer, (place, spec) in enumerate(zip(places, layers.layers(), strict=True)):
+        assert layers.layer_at(place) == layer
+        assert layers.segments[place.segment].specs[place.slot] == spec
+    with pytest.raises(IndexError):
+        layers.locate(depth)
+
+
+def with_reuse(depth, period, first_reusing):
+    """Specs of a stack whose layers from `first_reusing` reuse the last own layer of their kind."""
+    specs = list(plan(pattern="L" * (period - 1) + "G", num_layers=depth, last_layer="any").layers())
+    donors = {specs[layer].letter: layer for layer in range(first_reusing)}
+    for layer in donors.values():
+        specs[layer] = dataclasses.replace(specs[layer], donates=True)
+    for layer in range(first_reusing, depth):
+        specs[layer] = dataclasses.replace(specs[layer], donor=donors[specs[layer].letter])
+    return tuple(specs)
+
+
+@pytest.mark.parametrize("first_reusing", [15, 17, 20])
+def test_donors_end_a_segment_before_those_who_reuse_their_keys(first_reusing):
+    specs = with_reuse(35, 5, first_reusing)
+    layers = segmented(specs, 5)
+    assert tuple(layers.layers()) == specs
+    assert not any(
+        len({spec.owns_kv for spec in segment.specs}) == 2 for segment in layers.segments
+    )
+    for layer, spec in enumerate(specs):
+        if not spec.owns_kv:
+            donor = layers.locate(spec.donor)
+            assert donor.segment < layers.locate(layer).segment
+            assert layers.segments[donor.segment].repetitions == 1
+
+
+def test_published_depths_with_reuse_stay_few_segments():
+    assert [s.repetitions for s in segmented(with_reuse(35, 5, 15), 5).segments] == [2, 1, 4]
+    assert [s.repetitions for s in segmented(with_reuse(42, 6, 24), 6).segments] == [3, 1, 3]
+
+
+def test_layers_of_a_kind_have_that_kinds_geometry():
+    layers = plan(
+        num_heads=8,
+        num_kv_heads=4,
+        num_global_kv_heads=2,
+        head_dim=32,
+        global_head_dim=64,
+        unified_kv=True,
+        window_sizes=(8, 16, 32, 64, 128, 0),
+    )
+    local, *_, full = layers.layers()
+    assert (local.window_size, local.num_kv_heads, local.head_dim, local.unified_kv) == (8, 4, 32, False)
+    assert (full.window_size, full.num_kv_heads, full.head_dim, full.unified_kv) == (None, 2, 64, True)
+    assert (local.rope.theta, local.rope.fraction) == (10_000, 1)
+    assert (full.rope.theta, full.rope.fraction) == (1_000_000, 0.25)
+    assert [spec.window_size for spec in layers.layers()] == [8, 16, 32, 64, 128, None]
