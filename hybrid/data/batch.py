@@ -1,10 +1,12 @@
 """What the model is fed: one small dataclass from the pipeline to the loss."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
-from hybrid.axes import Mask, Positions, Segments, Tokens
+# Not only arrays of jax: numpy's on their way to a device, and shapes or shardings in their place.
+Leaf = Any
 
 
 @jax.tree_util.register_dataclass
@@ -20,8 +22,8 @@ class Batch:
       loss_mask: whether a target is predicted (not BOS, not padding), bool [b, t].
     """
 
-    tokens: Tokens
-    targets: Tokens
-    segment_ids: Segments
-    positions: Positions
-    loss_mask: Mask
+    tokens: Leaf
+    targets: Leaf
+    segment_ids: Leaf
+    positions: Leaf
+    loss_mask: Leaf

@@ -10,7 +10,6 @@ order. `eval_documents` gives whole documents, which the evaluation cuts into wi
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import grain
 import numpy as np
@@ -100,8 +99,7 @@ class BatchIterator(Iterator[Batch]):
 
 
 def _stack(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
-    fields: Any = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    return Batch(**fields)
+    return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
 def open_rows(
@@ -116,7 +114,8 @@ def open_rows(
     """The packed rows of a split, tokenized into the cache where they are not there yet.
 
     `progress(done, total)` hears of tokenized bytes and may raise to stop.
-    Raises: ConfigError for wrong files, tokenizers and vocabularies; nothing was written then.
+    Raises: ConfigError for wrong files (those of the evaluation too), tokenizers and
+      vocabularies; nothing was written then.
     """
     tokenizer = tokenizers.load(config)
     bos = tokenizers.resolve_bos(config.bos, tokenizer)
@@ -125,6 +124,8 @@ def open_rows(
         raise ConfigError("training.context_length", problem, context_length)
     cache.check_special_ids(tokenizer, bos != "never", vocab_size)
     documents = sources.documents(config, split)
+    if split == "train":
+        sources.documents(config, "eval")  # what is wrong there shows before anything is written
     stream = cache.token_stream(
         documents,
         tokenizer,

@@ -199,11 +199,15 @@ def _stdlib_files(root: pathlib.Path) -> list[pathlib.Path]:
 def _listed(source: str, patterns: Sequence[str], text_field: str, config_key: str) -> Documents:
     """The documents of the files that `patterns` name, in that order, each file once."""
     references: list[Reference] = []
-    for path in _expand(patterns, config_key):
-        if source == "text":
-            references += _file_reference(path)
-        else:
-            references += _line_references(path, text_field)
+    try:
+        for path in _expand(patterns, config_key):
+            found = (
+                _file_reference(path) if source == "text" else _line_references(path, text_field)
+            )
+            references += found
+    except ConfigError as error:
+        config_key = config_key if error.key == "data.paths" else error.key
+        raise ConfigError(config_key, error.problem, error.got, error.accepted) from None
     if not references:
         raise ConfigError(config_key, "no text in these files", list(patterns))
     return Documents(tuple(references), source)

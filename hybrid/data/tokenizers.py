@@ -15,7 +15,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -23,9 +23,10 @@ from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
 
 BYTE_PAD, BYTE_BOS, BYTE_EOS = 256, 257, 258
-Ids = Sequence[int] | np.ndarray
+Ids = Sequence[int | np.integer] | np.ndarray
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the pipeline asks of a tokenizer.
 

@@ -1,0 +1,142 @@
+"""The token cache is whole or absent, whoever writes it and whatever interrupts."""
+
+import concurrent.futures
+import os
+
+import numpy as np
+import pytest
+
+from hybrid.config import ConfigError
+from hybrid.data import cache, sources
+from hybrid.data.config import DataConfig
+from hybrid.data.tokenizers import ByteTokenizer
+
+TEXTS = [bytes([65 + i]) * (100 + i) for i in range(20)]
+
+
+@pytest.fixture
+def documents(tmp_path):
+    for i, text in enumerate(TEXTS):
+        (tmp_path / f"{i}.txt").write_bytes(text)
+    return sources.documents(DataConfig(source="text", paths=(f"{tmp_path}/*.txt",)), "all")
+
+
+def stream(documents, root, *, with_bos=True, vocab_size=259, tokenizer=None, **keys):
+    keys = dict(with_bos=with_bos, vocab_size=vocab_size, cache_dir=str(root), **keys)
+    return cache.token_stream(documents, tokenizer or ByteTokenizer(), **keys)
+
+
+class Counting(ByteTokenizer):
+    """Counts how often it is asked to tokenize."""
+
+    calls = 0
+
+    def encode_batch(self, texts):
+        self.calls += 1
+        return super().encode_batch(texts)
+
+
+def test_the_stream_is_every_document_between_bos_and_eos(documents, tmp_path):
+    made = stream(documents, tmp_path / "c")
+    ends = [*made.starts[1:], len(made.tokens)]
+    pieces = [made.tokens[a:b] for a, b in zip(made.starts, ends, strict=True)]
+    assert {piece[0] for piece in pieces} == {257}
+    assert {piece[-1] for piece in pieces} == {258}
+    assert sorted(bytes(piece[1:-1].astype(np.uint8)) for piece in pieces) == sorted(TEXTS)
+    assert 257 not in stream(documents, tmp_path / "c", with_bos=False).tokens
+
+
+def test_a_second_run_tokenizes_nothing(documents, tmp_path):
+    counting = Counting()
+    first = stream(documents, tmp_path / "c", tokenizer=counting)
+    second = stream(documents, tmp_path / "c", tokenizer=counting)
+    assert counting.calls == 1
+    np.testing.assert_array_equal(first.tokens, second.tokens)
+    (tmp_path / "0.txt").write_bytes(b"another text")
+    config = DataConfig(source="text", paths=(f"{tmp_path}/*.txt",))
+    stream(sources.documents(config, "all"), tmp_path / "c", tokenizer=counting)
+    assert counting.calls == 2
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "starts.bin", "meta.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_cache_is_made_anew(documents, tmp_path, name, damage):
+    expected = np.array(stream(documents, tmp_path / "c").tokens)
+    (path,) = (tmp_path / "c").glob(f"*/{name}")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    if damage != "remove":
+        path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    np.testing.assert_array_equal(stream(documents, tmp_path / "c").tokens, expected)
+    assert len(os.listdir(tmp_path / "c")) == 1
+    counting = Counting()
+    stream(documents, tmp_path / "c", tokenizer=counting)
+    assert counting.calls == 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_an_interrupt_leaves_nothing_behind(documents, tmp_path, error):
+    def stop(done, total):
+        assert 0 < done <= total == documents.num_bytes
+        raise error
+
+    with pytest.raises(error):
+        stream(documents, tmp_path / "new" / "c", progress=stop)
+    assert not (tmp_path / "new").exists()
+    stream(documents, tmp_path / "c")
+    before = os.listdir(tmp_path / "c")
+    with pytest.raises(error):
+        stream(documents, tmp_path / "c", with_bos=False, progress=stop)
+    assert os.listdir(tmp_path / "c") == before
+
+
+def test_concurrent_writers_agree(documents, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: stream(documents, tmp_path / "c"), range(8)))
+    assert len(os.listdir(tmp_path / "c")) == 1
+    for other in made[1:]:
+        np.testing.assert_array_equal(other.tokens, made[0].tokens)
+
+
+def test_ids_beyond_the_vocabulary_are_refused_and_nothing_is_written(documents, tmp_path):
+    message = r"model\.vocab_size: is too small for the tokenizer's id 258, got 258; at least 259"
+    with pytest.raises(ConfigError, match=message):
+        stream(documents, tmp_path / "c", vocab_size=258)
+
+    class Odd(ByteTokenizer):
+        fingerprint = "odd"
+
+        def encode(self, text):
+            return super().encode(text) + 300
+
+    with pytest.raises(ConfigError, match=r"model\.vocab_size: .* id 38\d"):
+        stream(documents, tmp_path / "c", vocab_size=300, tokenizer=Odd())
+    assert not (tmp_path / "c").exists()
+    stream(documents, tmp_path / "c", vocab_size=1000, tokenizer=Odd())
+    with pytest.raises(ConfigError, match=r"model\.vocab_size"):
+        stream(documents, tmp_path / "c", vocab_size=300, tokenizer=Odd())
+
+
+def test_what_a_killed_writer_left_goes_after_a_day(documents, tmp_path):
+    old, young = tmp_path / "c" / "writing-old", tmp_path / "c" / "writing-young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    stream(documents, tmp_path / "c")
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_key(documents, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"data\.cache_dir: can't be written"):
+        stream(documents, tmp_path / "file" / "c")
+
+
+def test_the_cache_is_where_xdg_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache.cache_root() == tmp_path / "hybrid"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache.cache_root().parts[-2:] == (".cache", "hybrid")
+    assert cache.cache_root("x").is_absolute()
