@@ -1,0 +1,164 @@
+"""Scan and loop are two readings of one plan: equal numbers, and a traced size without depth."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import print_saved_residuals
+
+from hybrid import model
+from hybrid.data.batch import Batch
+from hybrid.model_config import ModelConfig
+
+TINY = ModelConfig(
+    pattern="LG",
+    num_layers=4,
+    last_layer="force_global",
+    window_size=5,
+    d_model=16,
+    num_heads=2,
+    head_dim=8,
+    global_head_dim=12,
+    unified_kv=True,
+    ffn_dim=24,
+    vocab_size=32,
+    dtype="float64",
+    logit_softcap=0.0,
+)
+PLANS = {
+    "a tail": {"num_layers": 5, "last_layer": "any"},
+    "a tail forced global": {"num_layers": 5},
+    "one letter": {"pattern": "L", "num_layers": 3, "last_layer": "any"},
+}
+
+
+def batch(rows=2, time=12):
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, 32, (rows, time + 1)), jnp.int32)
+    segments = jnp.asarray(np.repeat([[1, 2]], time // 2, axis=1).repeat(rows, axis=0), jnp.int32)
+    positions = jnp.tile(jnp.arange(time // 2, dtype=jnp.int32), (rows, 2))
+    mask = jnp.asarray(rng.random((rows, time)) < 0.8)
+    return Batch(tokens[:, :-1], tokens[:, 1:], segments, positions, mask)
+
+
+def loss(config, params, batch):
+    return model.loss_sums(config, params, batch).nll
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradients(config, params, batch):
+    return jax.value_and_grad(functools.partial(loss, config))(params, batch)
+
+
+def random_params(config):
+    """Values for every leaf, norms and scalars included, without compiling an initialisation."""
+    rng = np.random.default_rng(1)
+
+    def values(leaf):
+        noise = rng.standard_normal(leaf.shape)
+        is_scale = len(leaf.shape) < 3 and leaf.shape != (config.vocab_size, config.d_model)
+        return jnp.asarray(1 + 0.3 * noise if is_scale else 0.3 * noise, leaf.dtype)
+
+    return jax.tree.map(values, model.abstract(config))
+
+
+def assert_same(first, second):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
+    ):
+        scale = max(np.abs(a).max(), 1e-3)
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * scale, err_msg=str(path))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("change", PLANS.values(), ids=PLANS)
+def test_scan_equals_loop(change):
+    config = dataclasses.replace(TINY, **change)
+    params = random_params(config)
+    scanned = loss_and_gradients(config, params, batch())
+    looped = loss_and_gradients(dataclasses.replace(config, unroll=True), params, batch())
+    assert_same(scanned, looped)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(scanned[1]["segments"][0][0]["mixer"]))
+
+
+# --- Size of the traced program --------------------------------------------------------------
+
+
+def traced_size(config) -> int:
+    """Equations of the traced loss and gradient, those of inner programs included."""
+    step = jax.grad(functools.partial(loss, config))
+    return equations(jax.make_jaxpr(step)(model.abstract(config), batch()).jaxpr)
+
+
+def equations(jaxpr) -> int:
+    inner = (
+        equations(value.jaxpr if hasattr(value, "jaxpr") else value)
+        for equation in jaxpr.eqns
+        for parameter in equation.params.values()
+        for value in (parameter if isinstance(parameter, tuple | list) else [parameter])
+        if hasattr(value, "eqns") or hasattr(value, "jaxpr")
+    )
+    return len(jaxpr.eqns) + sum(inner)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_traced_program_does_not_grow_with_depth(remat):
+    config = dataclasses.replace(TINY, dtype="float32", pattern="LLLLLG", remat=remat)
+    shallow, deep = (dataclasses.replace(config, num_layers=n) for n in (12, 60))
+    assert traced_size(shallow) == traced_size(deep)
+
+
+def test_a_loop_does_grow_with_depth():
+    config = dataclasses.replace(TINY, dtype="float32", unroll=True)
+    shallow, deep = (dataclasses.replace(config, num_layers=n) for n in (2, 4))
+    assert traced_size(deep) > 1.5 * traced_size(shallow)
+
+
+# --- Rematerialisation -----------------------------------------------------------------------
+
+
+@functools.cache
+def kept(remat: str) -> collections.Counter[str]:
+    """Types of what the backward of two unrolled layers keeps, arguments and constants aside."""
+    config = dataclasses.replace(
+        TINY, dtype="float32", pattern="L", last_layer="any", num_layers=2, unroll=True, remat=remat
+    )
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.abstract(config))
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_saved_residuals(functools.partial(loss, config), params, batch())
+    lines = text.getvalue().splitlines()
+    return collections.Counter(line.split()[0] for line in lines if " output of " in line)
+
+
+def test_full_keeps_the_input_of_each_layer_alone():
+    wide = {"f32[2,12,2,8]", "f32[2,12,1,8]", "f32[2,12,24]"}  # queries, keys, feed-forward
+    assert not wide & kept("full").keys()
+    assert kept("full")["f32[2,12,16]"] == 2 + 2  # two layers; the final norm and the loss
+
+
+def test_dots_keeps_the_results_of_weight_products_besides():
+    products = {
+        "f32[2,12,2,8]": 1,  # queries
+        "f32[2,12,1,8]": 2,  # keys, values
+        "f32[2,12,16]": 2,  # both outputs
+        "f32[2,12,24]": 2,  # gate, up
+    }
+    of_two_layers = collections.Counter({shape: 2 * count for shape, count in products.items()})
+    assert kept("dots") - kept("full") == of_two_layers
+    assert kept("full") <= kept("dots") < kept("none")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_keeps_loss_and_gradients(remat):
+    params = random_params(TINY)
+    plain = loss_and_gradients(TINY, params, batch())
+    again = loss_and_gradients(dataclasses.replace(TINY, remat=remat), params, batch())
+    assert_same(plain, again)
