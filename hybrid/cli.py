@@ -6,6 +6,7 @@ itself exits 1 on a wrong flag and knows nothing of config keys.
 
 import dataclasses
 import logging
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -90,10 +91,20 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
         known = ", ".join(f"--{name}" for name in sorted(values))
         raise ConfigError(f"--{error.flagname}", "unknown flag", accepted=known) from None
     except flags.Error as error:
-        raise ConfigError("flags", " ".join(str(error).split())) from None
+        raise _flag_error(str(error)) from None
     if rest:
         raise ConfigError("arguments", "takes only --flags", " ".join(rest))
     return Arguments(values, overrides, tuple(argv))
+
+
+def _flag_error(message: str) -> ConfigError:
+    """absl's complaint about a flag, by the flag's name."""
+    illegal = re.match(r"flag --(\w+)=(.*?): (.*)", message, re.DOTALL)
+    if illegal:
+        name, value, _ = illegal.groups()
+        return ConfigError(f"--{name}", "has a value of the wrong type", value)
+    missing = re.search(r"--(\w+)", message)
+    return ConfigError(f"--{missing[1]}" if missing else "flags", "has no value")
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

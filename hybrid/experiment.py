@@ -15,6 +15,7 @@ from hybrid import config as config_lib
 from hybrid.config import ConfigError, errors_under, key, section
 from hybrid.data.config import DataConfig
 from hybrid.evaluation.config import EvalConfig
+from hybrid.mixers.attention import request
 from hybrid.model_config import ModelConfig
 from hybrid.ops import attention
 from hybrid.pattern import plan_layers
@@ -49,30 +50,31 @@ class Experiment:
         if self.init_from:
             raise ConfigError("init_from", "is not built yet", self.init_from, "leave it empty")
         self._check_batch()
-        self._check_eval()
+        self.eval.lengths(self.training.context_length)
 
     def _check_attention(self) -> None:
-        if self.model.attention not in ("auto", *attention.NAMES):
-            accepted = "auto or one of " + ", ".join(attention.NAMES)
-            problem = "is not an attention implementation"
-            raise ConfigError("attention", problem, self.model.attention, accepted)
+        """A forced implementation must serve every layer; nothing falls back later."""
+        name = self.model.attention
+        if name == "auto":
+            return
+        known = {name for names in attention.IMPLEMENTATIONS.values() for name in names}
+        if name not in known:
+            accepted = "auto, " + ", ".join(sorted(known))
+            raise ConfigError("attention", "is not an attention implementation", name, accepted)
+        for spec in dict.fromkeys(plan_layers(self.model).layers()):
+            try:
+                attention.choose(request(spec, self.model, self.training.context_length), name)
+            except attention.Unsupported as refusal:
+                problem = f"does not serve the {spec.kind} layers ({refusal})"
+                raise ConfigError(
+                    "attention", problem, name, "auto chooses a kind at a time"
+                ) from None
 
     def _check_batch(self) -> None:
         rows, parts = self.training.batch_size, self.training.num_microbatches
         if rows % parts:
             problem = f"must divide training.batch_size ({rows})"
             raise ConfigError("training.num_microbatches", problem, parts)
-
-    def _check_eval(self) -> None:
-        shortest = min(self.eval_context_lengths)
-        if self.eval.stride > shortest:
-            problem = f"must be at most the shortest context length ({shortest})"
-            raise ConfigError("eval.stride", problem, self.eval.stride)
-
-    @property
-    def eval_context_lengths(self) -> tuple[int, ...]:
-        """Context lengths to evaluate at; where unset, the training length."""
-        return tuple(n or self.training.context_length for n in self.eval.context_length)
 
     def check_mesh(self, mesh: Mesh) -> None:
         """Raises: ConfigError if the mesh does not divide the batch or the model."""

@@ -9,6 +9,7 @@ pairs, and may share one projection between keys and values (`kv.py`).
 Source: Gemma 4 (2607.02770), sec. 2; QK-norm of 2302.05442.
 """
 
+import jax
 from flax import nnx
 
 from hybrid import axes
@@ -18,7 +19,7 @@ from hybrid.mixers.placement import Placement
 from hybrid.model_config import ModelConfig
 from hybrid.modules import Linear, RMSNorm
 from hybrid.ops import rope
-from hybrid.ops.attention import attend
+from hybrid.ops.attention import Request, attend
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
 from hybrid.pattern import LayerSpec
@@ -74,3 +75,20 @@ class Attention(nnx.Module):
             return Unified(rms_norm(raw, None, eps=self.config.norm_eps), self.k_norm.scale[...])
         value = rms_norm(self.v_proj(x), None, eps=self.config.norm_eps)
         return Separate(rope.apply(self.k_norm(raw), turn), value)
+
+
+def request(spec: LayerSpec, config: ModelConfig, length: int) -> Request:
+    """What a layer asks of the door for rows of `length` tokens, on the default backend."""
+    return Request(
+        kind=spec.kind,
+        backend=jax.default_backend(),
+        dtype=config.dtype,
+        head_dim=spec.head_dim,
+        query_length=length,
+        key_length=length,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        window_size=spec.window_size,
+        has_segments=True,
+        softcap=config.attention_softcap or None,
+    )

@@ -1,0 +1,163 @@
+"""Wrong configs, flags and data: one line that names the key, exit status 2, nothing created."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from hybrid.evaluation.__main__ import main as evaluate
+from hybrid.plan.__main__ import main as plan
+from hybrid.training.__main__ import main as train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# (key in the error, overrides of configs/tiny.py); {data} is a folder of broken files.
+CONFIG_CASES = [
+    ("model.windw_size", ["model.windw_size=3"]),
+    ("modle.pattern", ["modle.pattern=L"]),
+    ("pattern", ["pattern=L"]),
+    ("model.pattern", ["model.pattern=LLX"]),
+    ("model.pattern", ["model.pattern="]),
+    ("model.pattern", ["model.pattern=LLM"]),
+    ("model.pattern", ["model.pattern=L"]),
+    ("model.num_layers", ["model.num_layers=7"]),
+    ("model.num_layers", ["model.num_layers=0"]),
+    ("model.num_layers", ["model.num_layers=six"]),
+    ("model.num_layers", ["model.num_layers=1.5"]),
+    ("model.last_layer", ["model.last_layer=force"]),
+    ("model.window_size", ["model.window_size=0"]),
+    ("model.window_sizes", ["model.window_sizes=8,8"]),
+    ("model.window_sizes", ["model.window_sizes=8,8,8,8,8,8"]),
+    ("model.window_sizes", ["model.window_sizes=8,8,-1,8,8,0"]),
+    ("model.num_heads", ["model.num_heads=-4"]),
+    ("model.num_kv_heads", ["model.num_kv_heads=3"]),
+    ("model.num_global_kv_heads", ["model.num_global_kv_heads=3"]),
+    ("model.head_dim", ["model.head_dim=33"]),
+    ("model.global_rope_fraction", ["model.global_rope_fraction=1.5"]),
+    ("model.rope_theta", ["model.rope_theta=0"]),
+    ("model.rope_theta", ["model.rope_theta=nan"]),
+    ("model.unified_kv", ["model.unified_kv=maybe"]),
+    ("model.dtype", ["model.dtype=float16"]),
+    ("model.dtype", ["model.dtype=float64"]),
+    ("model.remat", ["model.remat=half"]),
+    ("model.attention", ["model.attention=flash"]),
+    ("model.attention", ["model.attention=banded"]),
+    ("model.vocab_size", ["model.vocab_size=200"]),
+    ("training.batch_size", ["training.batch_size=0"]),
+    ("training.num_microbatches", ["training.num_microbatches=3"]),
+    ("training.num_steps", ["training.num_steps=-5"]),
+    ("optimizer.name", ["optimizer.name=adam"]),
+    ("optimizer.learning_rate", ["optimizer.learning_rate=-1"]),
+    ("optimizer.learning_rate", ["optimizer.learning_rate=fast"]),
+    ("optimizer.warmup_fraction", ["optimizer.warmup_fraction=2"]),
+    ("optimizer.schedule", ["optimizer.schedule=linear"]),
+    ("eval.stride", ["eval.stride=1000"]),
+    ("eval.context_length", ["eval.context_length=a"]),
+    ("mesh", ["mesh.data=3"]),
+    ("mesh.context", ["mesh.context=2"]),
+    ("mesh.expert", ["mesh.expert=2"]),
+    ("mesh.fsdp", ["mesh.fsdp=0"]),
+    ("mesh.fsdp", ["mesh.fsdp=-1"]),
+    ("init_from", ["init_from=somewhere"]),
+    ("data.source", ["data.source=web"]),
+    ("data.tokenizer", ["data.tokenizer=nowhere/tokenizer.json"]),
+    ("data.tokenizer", ["data.tokenizer={data}/broken.json"]),
+    ("data.bos", ["data.bos=always"]),
+    ("data.paths", ["data.source=text"]),
+    ("data.paths", ["data.source=text", "data.paths={data}/missing*.txt"]),
+    ("data.paths", ["data.source=jsonl", "data.paths={data}/broken.jsonl"]),
+    ("data.paths", ["data.source=text", "data.paths={data}/empty.txt"]),
+    ("data.text_field", ["data.source=jsonl", "data.paths={data}/other_field.jsonl"]),
+    ("data.eval_paths", ["data.eval_paths={data}/missing.txt"]),
+]
+
+FLAG_CASES = [
+    (train, ["--workdir={new}"], "--config"),
+    (train, ["--config=configs/tiny.py"], "--workdir"),
+    (train, ["--config=configs/none.py", "--workdir={new}"], "--config"),
+    (train, ["--config=configs/tiny.py:huge", "--workdir={new}"], "--config"),
+    (train, ["--config={data}/syntax.py", "--workdir={new}"], "--config"),
+    (train, ["--config={data}/empty.txt", "--workdir={new}"], "--config"),
+    (train, ["--config=configs/tiny.py", "--workdir={data}/empty.txt"], "--workdir"),
+    (train, ["--config=configs/tiny.py", "--workdir={new}", "--wrkdir=x"], "--wrkdir"),
+    (train, ["--config=configs/tiny.py", "--workdir={new}", "extra"], "arguments"),
+    (evaluate, ["--config=configs/tiny.py", "--workdir={new}"], "--workdir"),
+    (evaluate, ["--config=configs/tiny.py", "--workdir={data}"], "--workdir"),
+    (evaluate, ["--config=configs/tiny.py", "--pretrained={data}"], "--pretrained"),
+    (plan, ["--config=configs/tiny.py", "--topology=v5e:2x4"], "--topology"),
+    (plan, ["--config=configs/tiny.py", "--search"], "--search"),
+    (plan, ["--config=configs/tiny.py", "--context=0"], "--context"),
+    (plan, ["--config=configs/tiny.py", "--batch=many"], "--batch"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of files that are each wrong in one way."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "empty.txt").write_text("")
+    (folder / "broken.json").write_text("{not json")
+    (folder / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    (folder / "other_field.jsonl").write_text('{"body": "fine"}\n')
+    (folder / "syntax.py").write_text("def get_config(:\n")
+    return folder
+
+
+def everything_below(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def assert_refused(main, words, key, capsys, *, unchanged):
+    before = everything_below(unchanged)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    lines = err.strip().splitlines()
+    assert not out
+    assert len(lines) == 1, err
+    assert lines[0].startswith(f"error: {key}: ") or lines[0].startswith(f"error: {key} "), lines[0]
+    assert everything_below(unchanged) == before
+
+
+@pytest.mark.parametrize(("key", "overrides"), CONFIG_CASES, ids=lambda value: str(value)[:60])
+def test_training_refuses_a_wrong_config(key, overrides, data, tmp_path, capsys):
+    cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
+    words = [f"--config.{override.format(data=data)}" for override in overrides]
+    page = ["--config=configs/tiny.py", f"--workdir={tmp_path / 'new'}", cache]
+    assert_refused(train, page + words, key, capsys, unchanged=tmp_path)
+
+
+@pytest.mark.parametrize(("main", "words", "key"), FLAG_CASES, ids=lambda value: str(value)[:60])
+def test_commands_refuse_wrong_flags(main, words, key, data, tmp_path, capsys):
+    words = [word.format(data=data, new=tmp_path / "new") for word in words]
+    assert_refused(main, words, key, capsys, unchanged=tmp_path)
+
+
+def shell(*words, cwd):
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_the_shell_sees_one_line_and_status_2(tmp_path):
+    page = ["--config=configs/tiny.py", "--workdir=new", "--config.model.num_kv_heads=3"]
+    done = shell(str(ROOT / "train.py"), *page, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: model.num_kv_heads: must divide model.num_heads (4), got 3")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["train.py"], ["eval.py"], ["-m", "hybrid.plan"]], ids=str)
+def test_help_lists_flags_and_keys(words):
+    done = shell(*words, "--help", cwd=ROOT)
+    assert done.returncode == 0
+    for needed in ("--config", "model.window_size", "[default: 'LLLLLG']"):
+        assert needed in done.stdout
+
+
+def test_plan_prints_json_alone_on_standard_output(tmp_path):
+    done = shell("-m", "hybrid.plan", "--config=configs/tiny.py", "--json", cwd=ROOT)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["num_params"] > 1_000_000
