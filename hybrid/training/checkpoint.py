@@ -1,0 +1,204 @@
+"""The `checkpoint.` section and `checkpoints/STEP/`: saving while training goes on, and restoring.
+
+Orbax writes a folder beside its final name and renames it when everything is in it, so a folder
+named by a step is whole. Two faults remain, and both are met here:
+
+    a kill while an old checkpoint is deleted   it is renamed before its files are removed
+    a folder that something else has damaged    a step counts only with its metadata whole
+
+A checkpoint holds `params`, `opt_state` and `counters` (Orbax arrays: any mesh and device count
+can read them back) and `run`, a JSON record: step, data state, what was due, layer plan.
+
+Read next: `loop.py`, for the order in which rows and checkpoints reach the disk.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from hybrid.config import ConfigError, key
+from hybrid.training.metrics import read_rows
+
+FOLDER = "checkpoints"
+_COUNTERS = ("step", "skipped", "bad_in_a_row")
+_DELETING = "deleting-"
+_ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Keys under `checkpoint.`."""
+
+    every_steps: int = key(
+        1000, "steps between checkpoints; the last step always has one; 0: only it", at_least=0
+    )
+    keep: int = key(3, "newest checkpoints to keep, besides the best by eval/loss", at_least=1)
+    asynchronous: bool = key(True, "write while training goes on")
+
+
+# --- Which steps are there -------------------------------------------------------------------
+
+
+def steps(workdir: pathlib.Path) -> list[int]:
+    """The steps of all sound checkpoints, in order."""
+    folder = workdir / FOLDER
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdecimal() and is_sound(path))
+
+
+def is_sound(path: pathlib.Path) -> bool:
+    """Whether Orbax committed the checkpoint and its metadata can be read."""
+    try:
+        committed = json.loads((path / "_CHECKPOINT_METADATA").read_text())
+        record = json.loads((path / "run" / "metadata").read_text())
+    except (OSError, ValueError):
+        return False
+    items = all((path / item / "_METADATA").is_file() for item in ("params", "opt_state"))
+    return (
+        items and bool(committed.get("commit_timestamp_nsecs")) and str(record["step"]) == path.name
+    )
+
+
+def best_step(workdir: pathlib.Path) -> int | None:
+    """The step with a checkpoint whose evaluation row in metrics.jsonl has the lowest loss."""
+    there = set(steps(workdir))
+    losses = {
+        row["step"]: row["eval/loss"]
+        for row in read_rows(workdir / "metrics.jsonl")
+        if row.get("eval/loss") is not None and row["step"] in there
+    }
+    return min(losses, key=lambda step: (losses[step], step)) if losses else None
+
+
+def find_step(workdir: pathlib.Path, which: str = "latest") -> int:
+    """The step that `latest`, `best` or a number names.  Raises: ConfigError if it isn't there."""
+    if not workdir.is_dir():
+        raise ConfigError("--workdir", "no such folder", str(workdir), "the workdir of a run")
+    there = steps(workdir)
+    if not there:
+        raise ConfigError("--workdir", "holds no checkpoint", str(workdir), "the workdir of a run")
+    if which == "latest":
+        return there[-1]
+    if which == "best":
+        best = best_step(workdir)
+        if best is None:
+            raise ConfigError("--checkpoint", "no checkpoint was evaluated", which, "latest, STEP")
+        return best
+    if which.isdecimal() and int(which) in there:
+        return int(which)
+    accepted = "latest, best or one of " + ", ".join(map(str, there))
+    raise ConfigError("--checkpoint", "no such checkpoint", which, accepted)
+
+
+# --- Reading ---------------------------------------------------------------------------------
+
+
+def read_record(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+    """The JSON record of a checkpoint."""
+    return json.loads((workdir / FOLDER / str(step) / "run" / "metadata").read_text())
+
+
+def restore_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> tuple[Any, int]:
+    """The parameters of a checkpoint, placed as asked, and its step.
+
+    Args:
+      which: `latest`, `best` or a step as text.
+      abstract_params: tree of ShapeDtypeStructs; their shardings say where the arrays go.
+    Raises: ConfigError for a workdir or checkpoint that isn't there.
+    """
+    step = find_step(workdir, which)
+    restored = _restore(workdir, step, {"params": abstract_params})
+    return restored["params"], step
+
+
+def restore_state(workdir: pathlib.Path, step: int, abstract_state: Any) -> Any:
+    """The TrainState of a checkpoint, placed as `abstract_state` says."""
+    restored = _restore(workdir, step, _items(abstract_state))
+    return dataclasses.replace(
+        abstract_state,
+        params=restored["params"],
+        opt_state=restored["opt_state"],
+        **restored["counters"],
+    )
+
+
+def _items(state: Any) -> dict[str, Any]:
+    counters = {name: getattr(state, name) for name in _COUNTERS}
+    return {"params": state.params, "opt_state": state.opt_state, "counters": counters}
+
+
+def _restore(workdir: pathlib.Path, step: int, items: dict[str, Any]) -> dict[str, Any]:
+    targets = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        path = (workdir / FOLDER / str(step)).resolve()
+        return dict(checkpointer.restore(path, args=ocp.args.Composite(**targets)).items())
+
+
+# --- Writing ---------------------------------------------------------------------------------
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run and deletes old ones, all from the caller's thread.
+
+    At most one save is under way; the next waits for it. Old checkpoints are deleted when a
+    newer one is known to be whole, that is at the next save and at `finish`.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+        self._workdir, self._config = workdir, config
+        self._folder = (workdir / FOLDER).resolve()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._remove_leftovers()
+
+    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+        """Begins to save; `state`'s buffers may be donated as soon as this returns."""
+        self.finish()
+        path = self._folder / str(step)
+        remove(path)  # a damaged one, from which nobody could resume
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        run = ocp.args.JsonSave({"step": step, **record})
+        self._writer.save(path, args=ocp.args.Composite(run=run, **items))
+        if not self._config.asynchronous:
+            self.finish()
+
+    def finish(self) -> None:
+        """Returns when the save under way is committed and what is too old is deleted."""
+        self._writer.wait_until_finished()
+        if jax.process_index() == 0:
+            there = steps(self._workdir)
+            keep = {*there[-self._config.keep :], best_step(self._workdir)}
+            for step in there:
+                if step not in keep:
+                    remove(self._folder / str(step))
+
+    def close(self) -> None:
+        """Ends the writer's threads; a save under way is finished first."""
+        self._writer.close()
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a killed run was writing or deleting, and emptied steps."""
+        if jax.process_index() != 0:
+            return
+        for path in self._folder.iterdir():
+            leftover = path.name.startswith(_DELETING) or _ORBAX_TEMPORARY in path.name
+            if leftover or (path.name.isdecimal() and not is_sound(path)):
+                remove(path)
+
+
+def remove(path: pathlib.Path) -> None:
+    """Deletes a folder, if it is there: renamed first, so that no step is ever half there."""
+    if not path.exists():
+        return
+    doomed = path
+    if not path.name.startswith(_DELETING):
+        doomed = path.with_name(_DELETING + path.name)
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        path.rename(doomed)
+    shutil.rmtree(doomed)

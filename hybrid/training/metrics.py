@@ -1,0 +1,167 @@
+"""What a run tells about itself: metrics.jsonl, TensorBoard events, model FLOP/s utilisation.
+
+`metrics.jsonl` is the record: one JSON object a line, appended, on disk before the checkpoint of
+the same step is, and cut back to the checkpoint when a run resumes. TensorBoard gets the same
+scalars for looking at.
+"""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Peak dense bfloat16 FLOP/s of a chip, as the makers publish them.
+KNOWN_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+Row = dict[str, Any]
+
+
+# --- metrics.jsonl ---------------------------------------------------------------------------
+
+
+class MetricsFile:
+    """The rows of a run, appended one by one."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Adds rows in one write; `sync` puts them on the disk."""
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(text)
+
+    def sync(self) -> None:
+        """Returns when all rows so far are on the disk."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+
+    def rows(self) -> list[Row]:
+        """All whole rows; a line torn by a kill is left out."""
+        return read_rows(self.path)
+
+    def cut(self, last_step: int) -> None:
+        """Drops rows beyond `last_step` and a torn line, by writing a new file in its place."""
+        kept = [row for row in self.rows() if row["step"] <= last_step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_atomically(self.path, text)
+
+
+def read_rows(path: pathlib.Path) -> list[Row]:
+    """The rows of a metrics file; none if there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    return [json.loads(line) for line in lines if line]
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def training_row(
+    step: int, metrics: Mapping[str, np.ndarray], tokens_seen: int, seconds: float, mfu: Any
+) -> Row:
+    """The row of one training step; numbers that are not finite become null."""
+    row = {"step": step, "loss": number(metrics["loss"])}
+    if "z_loss" in metrics:
+        row["z_loss"] = number(metrics["z_loss"])
+    return row | {
+        "grad_norm": number(metrics["grad_norm"]),
+        "learning_rate": number(metrics["learning_rate"]),
+        "tokens_per_second": int(metrics["num_tokens"]) / seconds,
+        "mfu": mfu,
+        "tokens_seen": tokens_seen,
+        "skipped_steps": int(metrics["skipped_steps"]),
+    }
+
+
+def evaluation_row(step: int, result: Any) -> Row:
+    """The row of one evaluation."""
+    return {
+        "step": step,
+        "eval/loss": number(result.loss),
+        "eval/perplexity": number(result.perplexity),
+        "eval/bits_per_byte": None
+        if result.bits_per_byte is None
+        else number(result.bits_per_byte),
+    }
+
+
+def number(value: Any) -> float | None:
+    """A Python float, or None where it is not finite (JSON knows no NaN)."""
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+# --- TensorBoard -----------------------------------------------------------------------------
+
+
+class TensorBoard:
+    """Event files of the rows' scalars; rows beyond `first_step` of an earlier try are dropped."""
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        from tensorboardX import SummaryWriter  # half a second that only writers pay
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=10)
+
+    def add(self, row: Row) -> None:
+        """Adds the row's numbers at its step."""
+        for name, value in row.items():
+            if name != "step" and value is not None:
+                tag = name if "/" in name else f"train/{name}"
+                self._writer.add_scalar(tag, value, row["step"])
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+
+
+# --- Model FLOP/s utilisation ----------------------------------------------------------------
+
+
+def peak_flops(configured: float, dtype: str, devices: list[jax.Device]) -> float | None:
+    """Peak FLOP/s of all `devices` together, or None where MFU is switched off.
+
+    A configured figure counts for each device; else a table serves the TPUs and a matrix product
+    in `dtype` is timed elsewhere. CPU devices share the machine's cores, so they count as one.
+    """
+    if configured < 0:
+        return None
+    device = devices[0]
+    count = 1 if device.platform == "cpu" else len(devices)
+    known = KNOWN_PEAKS.get(device.device_kind) if dtype == "bfloat16" else None
+    return count * (configured or known or measured_peak(device, dtype))
+
+
+def measured_peak(device: jax.Device, dtype: str) -> float:
+    """FLOP/s of the fastest of a few square matrix products."""
+    size = 1024 if device.platform == "cpu" else 8192
+    x = jax.device_put(np.ones((size, size), jnp.dtype(dtype)), device)
+    product = jax.jit(lambda x: x @ x).lower(x).compile()
+    product(x).block_until_ready()
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

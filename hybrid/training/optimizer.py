@@ -1,0 +1,223 @@
+"""The `optimizer.` section and the Optax chain it makes, each layer of a stack on its own.
+
+Weights of repeated layers are stacked, `[layers, ...]`. AdamW works element by element and never
+notices; the two others do, and would mix layers if they took a stack for one tensor:
+
+    adafactor   factors the second moment over the two largest axes and clips by the rms of a
+                tensor: run per layer under vmap
+    muon        orthogonalises matrices: told by the logical axes which axes of a kernel are its
+                inputs and which its outputs; all others (the stack) are batch. Kernels of the
+                stack go to muon, embeddings and vectors to Adam; updates are scaled to an rms of
+                0.2 (Liu et al., 2502.16982), so that Adam's learning rate and decay fit both.
+
+Order for every name: clip by the global norm, the optimizer's direction, decoupled weight decay
+(only where a tensor has two axes or more, the stack not counted), the learning rate.
+
+Read next: `step.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hybrid.axes import EMBED, LAYERS
+from hybrid.config import ConfigError, key
+
+MUON_RMS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Keys under `optimizer.`."""
+
+    name: str = key("adamw", "the optimizer", choices=("adamw", "adafactor", "muon"))
+    learning_rate: float = key(1e-3, "the peak of the schedule", at_least=0)
+    warmup_fraction: float = key(
+        0.02, "share of training.num_steps with a rising rate", at_least=0, at_most=1
+    )
+    schedule: str = key(
+        "cosine",
+        "after the warm-up: cosine; wsd (stays, then falls linearly); constant",
+        choices=("cosine", "wsd", "constant"),
+    )
+    decay_fraction: float = key(
+        0.2, "share of training.num_steps in which wsd falls", at_least=0, at_most=1
+    )
+    final_fraction: float = key(
+        0.1, "the last step's rate as a share of the peak (cosine, wsd)", at_least=0, at_most=1
+    )
+    weight_decay: float = key(
+        0.1, "decoupled, times the learning rate; not on norms and scalars", at_least=0
+    )
+    clip_norm: float = key(1.0, "the gradient's largest global norm; 0: no clipping", at_least=0)
+    beta1: float = key(0.9, "decay of the first moment (adamw; muon's Adam part)", at_least=0)
+    beta2: float = key(0.95, "decay of the second moment (adamw; muon's Adam part)", at_least=0)
+    eps: float = key(1e-8, "added to the root of the second moment", more_than=0)
+    muon_beta: float = key(0.95, "muon's momentum", at_least=0)
+
+    def __post_init__(self):
+        for name in ("beta1", "beta2", "muon_beta"):
+            if getattr(self, name) >= 1:
+                raise ConfigError(name, "must be less than 1", getattr(self, name))
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ConfigError(
+                "decay_fraction",
+                f"leaves no room beside optimizer.warmup_fraction ({self.warmup_fraction})",
+                self.decay_fraction,
+                "together at most 1",
+            )
+
+
+# --- The learning rate -----------------------------------------------------------------------
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """The learning rate of an update, by how many went before it (0 .. num_steps - 1).
+
+    The first update of a warm-up has a rate above 0 and the last of a run has exactly
+    `final_fraction` of the peak, however few steps there are.
+    """
+    warmup = config.warmup_fraction * num_steps
+    decay = config.decay_fraction * num_steps
+    last = max(num_steps - 1, 1)
+
+    def share(count: jax.Array) -> jax.Array:
+        if config.schedule == "constant":
+            return jnp.ones_like(count)
+        start = warmup if config.schedule == "cosine" else last - decay
+        progress = jnp.clip((count - start) / max(last - start, 1e-9), 0, 1)
+        falling = 1 - progress
+        if config.schedule == "cosine":
+            falling = (1 + jnp.cos(jnp.pi * progress)) / 2
+        return config.final_fraction + (1 - config.final_fraction) * falling
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        count = jnp.asarray(count).astype(float)  # float64 where x64 is on
+        rising = jnp.minimum(1, (count + 1) / max(warmup, 1))
+        return config.learning_rate * rising * share(count)
+
+    return schedule
+
+
+# --- The chain -------------------------------------------------------------------------------
+
+
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, logical_axes: Any
+) -> optax.GradientTransformation:
+    """Gradients and parameters -> updates to add to the parameters.
+
+    Args:
+      num_steps: length of the run, for the schedule.
+      logical_axes: the parameters' tree with a tuple of axis names at each leaf.
+    """
+    direction = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}[config.name]
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    return optax.chain(
+        *clip,
+        direction(config, logical_axes),
+        optax.add_decayed_weights(config.weight_decay, decay_mask(logical_axes)),
+        optax.scale_by_learning_rate(make_schedule(config, num_steps)),
+    )
+
+
+def decay_mask(logical_axes: Any) -> Any:
+    """True at the leaves that weight decay pulls on: two axes or more besides the stack."""
+    return map_axes(lambda names: len(_of_a_layer(names)) >= 2, logical_axes)
+
+
+def map_axes(function: Callable[[tuple], Any], logical_axes: Any, *trees: Any) -> Any:
+    """`jax.tree.map` where tuples of axis names are the leaves of the first tree."""
+    return jax.tree.map(
+        function, logical_axes, *trees, is_leaf=lambda node: isinstance(node, tuple)
+    )
+
+
+def _of_a_layer(names: tuple) -> tuple:
+    return names[1:] if names[:1] == (LAYERS,) else names
+
+
+def _adam(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
+    del logical_axes
+    return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+
+
+def _adafactor(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
+    """Adafactor without momentum; the rate is relative to a tensor's rms (1804.04235, sec. 8)."""
+    del config
+    one_tensor = optax.chain(
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(),
+    )
+    return per_layer(one_tensor, logical_axes)
+
+
+def _muon(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
+    """Muon's direction: its own rate is 1 and its sign undone, as the chain goes on from here."""
+    muon = optax.contrib.muon(
+        learning_rate=1.0,
+        beta=config.muon_beta,
+        adam_b1=config.beta1,
+        adam_b2=config.beta2,
+        eps=config.eps,
+        consistent_rms=MUON_RMS,
+        muon_weight_dimension_numbers=muon_dimensions(logical_axes),
+    )
+    return optax.chain(muon, optax.scale(-1.0))
+
+
+# --- Layers of a stack on their own ----------------------------------------------------------
+
+
+def per_layer(
+    transform: optax.GradientTransformation, logical_axes: Any
+) -> optax.GradientTransformation:
+    """`transform` run on each tensor by itself, and on each layer of a stacked one.
+
+    Its state is a tree like the parameters, with the transform's own state at each leaf, the
+    leaves of stacked tensors stacked alike.
+    """
+
+    def mapped(function, names):
+        return jax.vmap(function) if names[:1] == (LAYERS,) else function
+
+    def init(params):
+        return map_axes(lambda names, p: mapped(transform.init, names)(p), logical_axes, params)
+
+    def update(updates, states, params=None):
+        both = map_axes(
+            lambda names, *leaf: mapped(transform.update, names)(*leaf),
+            logical_axes,
+            updates,
+            states,
+            params,
+        )
+        return tuple(map_axes(lambda _, pair, i=i: pair[i], logical_axes, both) for i in range(2))
+
+    return optax.GradientTransformation(init, update)
+
+
+def muon_dimensions(logical_axes: Any) -> Any:
+    """Which axes of a kernel are contracted and which come out; None sends a leaf to Adam.
+
+    Kernels are the stack's tensors of two axes or more: they read the residual stream
+    ([embed, ...out]) or write to it ([...in, embed]); heads are flattened with their dims.
+    """
+
+    def dimensions(names: tuple) -> Any:
+        kernel = _of_a_layer(names)
+        first, last = len(names) - len(kernel), len(names) - 1
+        if not first or len(kernel) < 2:
+            return None
+        if kernel[0] == EMBED:
+            reads, writes = (first,), tuple(range(first + 1, last + 1))
+        else:
+            reads, writes = tuple(range(first, last)), (last,)
+        return optax.contrib.MuonDimensionNumbers(reads, writes)
+
+    return map_axes(dimensions, logical_axes)

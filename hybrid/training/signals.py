@@ -1,0 +1,107 @@
+"""SIGTERM and SIGINT: stop at a good moment, or at once where there is nothing to save.
+
+Two moods. Outside `deferred()` (reading data, tokenizing, compiling) a signal stops at once: the
+handler raises, and since the main thread may be deep inside a compiler, where Python runs no
+handler, a watcher thread ends the process if it is still there after `GRACE_SECONDS`. Inside `deferred()` (the loop, evaluation)
+the first signal only sets `requested`; the loop sees it, saves and raises `stop(...)`. A second
+SIGINT stops at once in any mood.
+
+This module imports nothing heavy, so that commands can listen before jax is loaded.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+GRACE_SECONDS = 3.0
+WATCHED = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preempted(Exception):
+    """SIGTERM was obeyed; what had to be saved is saved. Commands exit 143."""
+
+
+class Interrupts:
+    """What has been asked of this process so far.
+
+    Attributes:
+      requested: the first signal received, or None.
+    """
+
+    def __init__(self):
+        self.requested: signal.Signals | None = None
+        self._deferred = False
+        self._left = threading.Event()
+
+    def __bool__(self) -> bool:
+        return self.requested is not None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, the first signal only sets `requested`."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def stop(self, message: str) -> BaseException:
+        """The exception that ends the command: Preempted, or KeyboardInterrupt after SIGINT."""
+        name = self.requested.name if self.requested else "stop"
+        kind = KeyboardInterrupt if self.requested == signal.SIGINT else Preempted
+        return kind(f"{name}: {message}")
+
+    def _handle(self, number: int, frame: object) -> None:
+        del frame
+        again = number == signal.SIGINT and self.requested == signal.SIGINT
+        self.requested = self.requested or signal.Signals(number)
+        if again or not self._deferred:
+            raise self.stop("stopped at once")
+
+    def _watch(self, stream: socket.socket) -> None:
+        """Ends the process when a signal that stops at once has not done so."""
+        num_sigints = 0
+        while number := stream.recv(1):
+            num_sigints += number[0] == signal.SIGINT
+            at_once = number[0] in WATCHED and (not self._deferred or num_sigints > 1)
+            if at_once and not self._left.wait(GRACE_SECONDS):
+                print(f"{signal.Signals(number[0]).name}: stopped at once", file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(128 + number[0])
+
+
+_current: Interrupts | None = None
+
+
+@contextlib.contextmanager
+def caught() -> Iterator[Interrupts]:
+    """Catches SIGTERM and SIGINT inside; nested uses share the outermost one's Interrupts.
+
+    `jax.distributed.initialize` takes SIGTERM for itself: call it before.
+    """
+    global _current
+    if _current is not None or threading.current_thread() is not threading.main_thread():
+        yield _current or Interrupts()
+        return
+    _current = interrupts = Interrupts()
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = {number: signal.signal(number, interrupts._handle) for number in WATCHED}
+    before_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=interrupts._watch, args=(ours,), daemon=True)
+    watcher.start()
+    try:
+        yield interrupts
+    finally:
+        interrupts._left.set()
+        signal.set_wakeup_fd(before_fd)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        theirs.close()
+        watcher.join()
+        ours.close()
+        _current = None
