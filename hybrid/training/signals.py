@@ -2,9 +2,9 @@
 
 Two moods. Outside `deferred()` (reading data, tokenizing, compiling) a signal stops at once: the
 handler raises, and since the main thread may be deep inside a compiler, where Python runs no
-handler, a watcher thread ends the process if it is still there after `GRACE_SECONDS`. Inside `deferred()` (the loop, evaluation)
-the first signal only sets `requested`; the loop sees it, saves and raises `stop(...)`. A second
-SIGINT stops at once in any mood.
+handler, a watcher thread ends the process if it is still there after `GRACE_SECONDS`. Inside
+`deferred()` (the loop, evaluation) the first signal only sets `requested`; the loop sees it, saves
+and raises `stop(...)`. A second SIGINT stops at once in any mood.
 
 This module imports nothing heavy, so that commands can listen before jax is loaded.
 """

@@ -1,0 +1,219 @@
+"""Which tokens are scored in which window, and how windows share rows. No jax, no model.
+
+Each document is scored as if it were alone. Write x_0 for BOS (absent under `never`) and x_1,
+x_2, … for its tokens, EOS the last; every x_j that has a token before it is predicted once.
+With C inputs a window and stride S (S = C unless given), window k holds
+
+    inputs   x_{kS}   … x_{kS+C-1}        positions 0 … C-1
+    targets  x_{kS+1} … x_{kS+C}          scored from column 0 if k = 0, else from C - S
+
+so a later window scores its last S targets, each with at least C - S tokens before it, and at
+S = C neighbours share only the boundary token, target of one and input of the next. Under
+`window` a later window's first input is BOS instead of x_{kS} and its first target (the
+boundary token) is not scored again, which takes S <= C - 1: a larger stride is cut to that.
+
+Windows have very different lengths (a document's last, short documents). Several share a row
+as segments with positions of their own, packed best fit in order of decreasing length; since
+segments never see each other the scores are those of each window alone.
+
+Read next: `perplexity.py`.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hybrid.config import ConfigError
+from hybrid.data.batch import Batch
+
+TOKENS_A_BATCH = 8192
+
+
+class Window(NamedTuple):
+    """A stretch of one document that the model reads at once.
+
+    Attributes:
+      document: index of the document.
+      start: index in the document's sequence (BOS included where there is one) of input 0.
+      length: inputs it holds.
+      first: first scored column; all later ones are scored too.
+      offset: predicted tokens, in input order, before its first scored one.
+    """
+
+    document: int
+    start: int
+    length: int
+    first: int
+    offset: int
+
+    @property
+    def num_scored(self) -> int:
+        """How many targets it scores."""
+        return self.length - self.first
+
+
+class Piece(NamedTuple):
+    """Where a window lies in a batch: `row`, and the column of its first input."""
+
+    window: Window
+    row: int
+    column: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All windows of a corpus, packed into rows of one length.
+
+    Attributes:
+      bos: `document`, `window` or `never`.
+      num_tokens: predicted tokens.
+      row_length: columns of a row.
+      batch_size: rows of a batch.
+      rows: the windows of each row, left to right.
+    """
+
+    bos: str
+    num_tokens: int
+    row_length: int
+    batch_size: int
+    rows: tuple[tuple[Window, ...], ...]
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches `batches` gives."""
+        return -(-len(self.rows) // self.batch_size)
+
+
+def plan(
+    document_lengths: Sequence[int],
+    *,
+    context_length: int,
+    stride: int = 0,
+    bos: str = "document",
+    max_tokens: int = 0,
+    batch_size: int = 0,
+    batch_multiple: int = 1,
+) -> Plan:
+    """Plans the scoring of documents of the given lengths (tokens with EOS, without BOS).
+
+    Args:
+      context_length, stride: C and S above; a stride of 0 is C.
+      max_tokens: stop after exactly so many predicted tokens; 0: all.
+      batch_size: rows a batch; 0: about TOKENS_A_BATCH tokens, in batches of equal size.
+      batch_multiple: what the rows of a batch must be a multiple of (devices).
+    Raises: ConfigError for a stride above context_length, or a window that can't move on.
+    """
+    stride = checked_stride(context_length, stride, bos)
+    windows = list(_windows(document_lengths, context_length, stride, bos, max_tokens))
+    longest = max((window.length for window in windows), default=1)
+    row_length = min(context_length, _power_of_two(longest))
+    rows = pack(windows, row_length)
+    num_tokens = sum(window.num_scored for window in windows)
+    size = _batch_size(len(rows), row_length, batch_size, batch_multiple)
+    return Plan(bos, num_tokens, row_length, size, rows)
+
+
+def checked_stride(context_length: int, stride: int, bos: str) -> int:
+    """The stride that windows really take.  Raises: ConfigError where there is none."""
+    if stride > context_length:
+        raise ConfigError(
+            "eval.stride", "must not exceed eval.context_length", stride, f"1 to {context_length}"
+        )
+    if bos == "window" and context_length < 2:
+        raise ConfigError(
+            "eval.context_length",
+            "must be at least 2 with data.bos=window (BOS takes one input)",
+            context_length,
+        )
+    return min(stride or context_length, context_length - (bos == "window"))
+
+
+def _windows(lengths, context_length, stride, bos, max_tokens) -> Iterator[Window]:
+    offset = 0
+    for document, num_tokens in enumerate(lengths):
+        predicted = num_tokens if bos != "never" else max(0, num_tokens - 1)
+        if max_tokens:
+            predicted = min(predicted, max_tokens - offset)
+        scored = start = 0
+        while scored < predicted:
+            length = min(context_length, predicted - start)
+            yield Window(document, start, length, scored - start, offset + scored)
+            scored, start = start + length, start + stride
+        offset += predicted
+
+
+def pack(windows: Sequence[Window], row_length: int) -> tuple[tuple[Window, ...], ...]:
+    """Puts windows into rows of at most `row_length` columns, best fit, longest first."""
+    rows: list[list[Window]] = []
+    room: list[tuple[int, int]] = []  # (free columns, row) of rows that are not full, sorted
+    for window in sorted(windows, key=lambda window: (-window.length, window.offset)):
+        place = bisect.bisect_left(room, (window.length, 0))
+        if place < len(room):
+            free, row = room.pop(place)
+        else:
+            free, row = row_length, len(rows)
+            rows.append([])
+        rows[row].append(window)
+        if free > window.length:
+            bisect.insort(room, (free - window.length, row))
+    return tuple(map(tuple, rows))
+
+
+def _batch_size(num_rows: int, row_length: int, batch_size: int, multiple: int) -> int:
+    """Rows a batch; by default so many that the last batch is about as full as the others."""
+    if not batch_size:
+        most = max(1, TOKENS_A_BATCH // row_length, multiple)
+        batch_size = -(-num_rows // max(1, -(-num_rows // most)))
+    return max(1, -(-batch_size // multiple)) * multiple
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def batches(plan: Plan, documents, bos_id: int | None, pad_id: int | None):
+    """Yields (Batch of numpy arrays [batch_size, row_length], its Pieces), in a fixed order.
+
+    Args:
+      documents: `documents[i]` is the int32 tokens of document i, EOS the last, without BOS.
+      bos_id: read unless the plan's policy is `never`.  pad_id: fills up rows; None: 0.
+    """
+    for first in range(0, len(plan.rows), plan.batch_size):
+        rows = plan.rows[first : first + plan.batch_size]
+        yield _batch(plan, rows, documents, bos_id, pad_id or 0)
+
+
+def _batch(plan, rows, documents, bos_id, pad_id) -> tuple[Batch, list[Piece]]:
+    shape = (plan.batch_size, plan.row_length)
+    tokens, targets = (np.full(shape, pad_id, np.int32) for _ in range(2))
+    segment_ids, positions = (np.zeros(shape, np.int32) for _ in range(2))
+    loss_mask = np.zeros(shape, bool)
+    pieces = []
+    for row, windows in enumerate(rows):
+        column = 0
+        for segment, window in enumerate(windows, start=1):
+            span = slice(column, column + window.length)
+            inputs, outputs = _cut(documents[window.document], window, plan.bos, bos_id)
+            tokens[row, span], targets[row, span] = inputs, outputs
+            segment_ids[row, span] = segment
+            positions[row, span] = np.arange(window.length)
+            loss_mask[row, column + window.first : span.stop] = True
+            pieces.append(Piece(window, row, column))
+            column = span.stop
+    return Batch(tokens, targets, segment_ids, positions, loss_mask), pieces
+
+
+def _cut(document, window: Window, bos: str, bos_id) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of one window."""
+    start, stop = window.start, window.start + window.length
+    if bos == "never":
+        return document[start:stop], document[start + 1 : stop + 1]
+    # The sequence is BOS and then the document: its index j is the document's j - 1.
+    targets = document[start:stop]
+    inputs = np.empty(window.length, np.int32)
+    inputs[1:] = targets[:-1]
+    inputs[0] = bos_id if start == 0 or bos == "window" else document[start - 1]
+    return inputs, targets
