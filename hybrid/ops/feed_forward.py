@@ -31,7 +31,7 @@ def gated_gelu(x: Hidden, gate: jax.Array, up: jax.Array, down: jax.Array) -> Hi
     Returns: [b, t, d] in x's dtype.
     Source: GLU Variants (2002.05202), eq. 6; GELU (1606.08415), sec. 2, the tanh form.
     """
-    return _gated_gelu(x, gate.astype(x.dtype), up.astype(x.dtype), down.astype(x.dtype))
+    return _gated_gelu(x, gate, up, down)
 
 
 @jax.custom_vjp
@@ -49,21 +49,38 @@ def _gelu_slope(a):
 
 
 def _forward(x, gate, up, down):
-    a, u = x @ gate, x @ up  # (1)
-    y = (_gelu(a) * u) @ down  # (2), (3)
+    a, u = x @ gate.astype(x.dtype), x @ up.astype(x.dtype)  # (1)
+    y = (_gelu(a) * u) @ down.astype(x.dtype)  # (2), (3)
     return y, (x, a, u, gate, up, down)
 
 
 def _backward(kept, dy):
-    x, a, u, gate, up, down = kept
+    x, a, u, *kernels = kept
+    gate, up, down = (kernel.astype(x.dtype) for kernel in kernels)
+    # One f-wide array at a time, each used while it is fresh: the barriers keep XLA from computing
+    # all three first, and from computing them again inside each product.
     dm = dy @ down.T  # (4)
-    ddown = jnp.einsum("btf,btd->fd", _gelu(a) * u, dy)
-    du = dm * _gelu(a)  # (5)
-    da = dm * u * _gelu_slope(a)
-    dx = da @ gate.T + du @ up.T  # (6)
-    dgate = jnp.einsum("btd,btf->df", x, da)
-    dup = jnp.einsum("btd,btf->df", x, du)
-    return dx, dgate, dup, ddown
+    ddown = _weight_gradient(dy, _now(_gelu(a) * u)).T
+    du = _now(dm * _gelu(a))  # (5)
+    dup, dx = _weight_gradient(x, du), du @ up.T  # (6)
+    da = _now(dm * u * _gelu_slope(a))
+    dgate, dx = _weight_gradient(x, da), dx + da @ gate.T
+    gradients = (dgate, dup, ddown)
+    gradients = (g.astype(k.dtype) for g, k in zip(gradients, kernels, strict=True))
+    return dx, *gradients
+
+
+def _weight_gradient(narrow, wide):
+    """narrowᵀ·wide over all tokens, with the narrow operand transposed as an array of its own.
+
+    Left to itself XLA's CPU product transposes the wide one while packing, at 2/3 of the speed.
+    """
+    narrow_t = _now(jnp.moveaxis(narrow, -1, 0))
+    width = jnp.promote_types(wide.dtype, jnp.float32)
+    return jnp.einsum("dbt,btf->df", narrow_t, wide, preferred_element_type=width)
+
+
+_now = jax.lax.optimization_barrier
 
 
 _gated_gelu.defvjp(_forward, _backward)

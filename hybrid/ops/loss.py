@@ -83,7 +83,7 @@ def token_nll(
 
     def one(carry, inputs):
         logits = _logits(inputs[0], embedding, softcap)
-        return carry, jax.nn.logsumexp(logits, axis=-1) - _pick(logits, inputs[1])
+        return carry, _log_sum_exp(logits, softcap) - _pick(logits, inputs[1])
 
     _, nll = jax.lax.scan(one, None, _chunks(chunk, hidden, targets))
     return _whole(nll, length)
@@ -105,7 +105,7 @@ def _forward(hidden, embedding, targets, mask, softcap, chunk):
     def one(sums, inputs):
         x, target, keep = inputs
         logits = _logits(x, embedding, softcap)
-        s = jax.nn.logsumexp(logits, axis=-1)  # (1)
+        s = _log_sum_exp(logits, softcap)  # (1)
         nll = jnp.sum(jnp.where(keep, s - _pick(logits, target), 0))  # (2)
         z = jnp.sum(jnp.where(keep, s * s, 0))
         return (sums[0] + nll, sums[1] + z), s
@@ -123,14 +123,16 @@ def _backward(softcap, chunk, kept, cotangents):
         x, target, keep, s = inputs
         logits = _logits(x, embedding, softcap)
         s, keep = s[..., None], keep[..., None]
-        hit = jnp.arange(embedding.shape[0]) == target[..., None]
+        hit = _hit(target, embedding.shape[0])
         dlogits = (to_nll + 2 * to_z * s) * jnp.exp(logits - s) - jnp.where(hit, to_nll, 0)  # (3)
         if softcap is not None:
             dlogits = dlogits * (1 - jnp.square(logits / softcap))  # (4)
         dlogits = jnp.where(keep, dlogits, 0).astype(x.dtype)
         dx = jnp.einsum("bcv,vd->bcd", dlogits, embedding.astype(x.dtype))  # (5)
-        step = jnp.einsum("bcv,bcd->vd", dlogits, x, preferred_element_type=dembedding.dtype)
-        return dembedding + step, dx
+        # x transposed as an array of its own: left to itself XLA's CPU product transposes dlogits.
+        x_t = jax.lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
+        step = jnp.einsum("dbc,bcv->dv", x_t, dlogits, preferred_element_type=dembedding.dtype)
+        return dembedding + step.T, dx
 
     zero = jnp.zeros(embedding.shape, s.dtype)
     inputs = (*_chunks(chunk, hidden, targets, mask), s)
@@ -148,10 +150,20 @@ def _logits(x, embedding, softcap):
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
+def _log_sum_exp(logits, softcap):
+    """Logits that a softcap bounds need no shift: exp(60) is far from float32's limits."""
+    if softcap is not None and softcap <= 60:
+        return jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
+    return jax.nn.logsumexp(logits, axis=-1)
+
+
 def _pick(logits, target):
     """The target's logit as a masked sum: a gather would move a vocabulary that is sharded."""
-    hit = jnp.arange(logits.shape[-1]) == target[..., None]
-    return jnp.sum(jnp.where(hit, logits, 0), axis=-1)
+    return jnp.sum(jnp.where(_hit(target, logits.shape[-1]), logits, 0), axis=-1)
+
+
+def _hit(target, vocab_size):
+    return jnp.arange(vocab_size)[None, None, :] == target[..., None]
 
 
 def _chunks(chunk, *arrays):

@@ -47,7 +47,8 @@ def rotation(
     """
     pairs = np.arange(num_rotated_pairs(head_dim, fraction))
     frequencies = theta ** (-2.0 * pairs / head_dim) / factor
-    angles = positions.astype(dtype)[:, :, None, None] * jnp.asarray(frequencies, dtype)
+    frequencies = jnp.asarray(frequencies, dtype)[None, None, None, :]
+    angles = positions.astype(dtype)[:, :, None, None] * frequencies
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 

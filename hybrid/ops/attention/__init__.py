@@ -12,14 +12,25 @@ import functools
 import logging
 from typing import NamedTuple
 
-from hybrid.axes import Key, Query, Value
+import jax
+
 from hybrid.ops.attention import banded, chunked, reference
 from hybrid.ops.attention.support import Request, Unsupported
 from hybrid.ops.band import Band
 
-__all__ = ["IMPLEMENTATIONS", "Request", "Row", "Unsupported", "attend", "choose", "explain"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "NAMES",
+    "Request",
+    "Row",
+    "Unsupported",
+    "attend",
+    "choose",
+    "explain",
+]
 
 _MODULES = {"chunked": chunked, "banded": banded, "reference": reference}
+NAMES = tuple(_MODULES)
 # Names in order of preference, by layer kind.
 IMPLEMENTATIONS = {
     "local": ("chunked", "banded", "reference"),
@@ -36,15 +47,15 @@ class Row(NamedTuple):
 
 
 def attend(
-    q: Query,
-    k: Key,
-    v: Value,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
     band: Band,
     *,
     scale: float = 1.0,
     softcap: float | None = None,
     implementation: str = "auto",
-) -> Query:
+) -> jax.Array:
     """Softmax attention over the keys that `band` lets each query see.
 
     Args:

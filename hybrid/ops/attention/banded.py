@@ -10,6 +10,7 @@ block at a time, with less memory.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from hybrid.axes import Key, Query, Value
@@ -53,10 +54,10 @@ def attend(
 
     def reached(array):
         padded = _pad(array, reach * block, num_blocks * block - length)
-        at = jnp.arange(num_blocks)[:, None] * block + jnp.arange((reach + 1) * block)
+        at = block * np.arange(num_blocks)[:, None] + np.arange((reach + 1) * block)[None, :]
         return rearrange(padded[:, at], "b i c ... -> (b i) c ...")
 
-    position = jnp.broadcast_to(jnp.arange(length) + 1, (batch, length))  # 0 is padding
+    position = jnp.broadcast_to(1 + jnp.arange(length)[None], (batch, length))  # 0 is padding
     segments = None if band.q_segments is None else band.q_segments
     blocks = Band(
         window_size=window,

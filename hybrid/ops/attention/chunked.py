@@ -76,12 +76,14 @@ def attend(
     if band.is_self and band.window_size is not None and band.window_size >= k.shape[1]:
         band = dataclasses.replace(band, window_size=None)
     blocks = blocks or default_blocks(band.window_size, q.shape[1], k.shape[1])
-    return _attend(q, k, v, band, scale, softcap, blocks)
+    # Only arrays go in as arguments: differentiation fills their places with what is no Band.
+    arrays, structure = jax.tree.flatten(band)
+    return _attend(q, k, v, arrays, structure, scale, softcap, blocks)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _attend(q, k, v, band, scale, softcap, blocks):
-    return _forward(q, k, v, band, scale, softcap, blocks)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _attend(q, k, v, arrays, structure, scale, softcap, blocks):
+    return _forward(q, k, v, arrays, structure, scale, softcap, blocks)[0]
 
 
 # ---------------------------------------------------------------------------- tiles
@@ -96,8 +98,8 @@ class _Layout:
     num_blocks: int
     left: int
     right: int
-    masked: np.ndarray  # [tiles, 2]: query block, first key
-    plain: np.ndarray
+    edge: np.ndarray  # tiles in which causality, window or padding hides a pair,
+    inner: np.ndarray  # and the others; int32 [tiles, 2]: query block, first padded key
 
     @classmethod
     def of(cls, band, query_length, key_length, queries, keys):
@@ -107,15 +109,15 @@ class _Layout:
         left = max(0, -min(starts))
         right = max(0, max(starts) + keys - key_length)
 
-        def table(masked):
-            rows = [(block, start + left) for block, start, partly in tiles if partly == masked]
+        def table(edge):
+            rows = [(block, start + left) for block, start, at_edge in tiles if at_edge == edge]
             return np.array(rows, np.int32).reshape(-1, 2)
 
         return cls(queries, keys, num_blocks, left, right, table(True), table(False))
 
 
 def _tiles(band, num_blocks, key_length, queries, keys):
-    """(query block, first key, whether a pair in it is hidden) of each tile with a visible pair."""
+    """(query block, first key, whether at an edge) of each tile that the band may show."""
     if not band.is_self:
         for block in range(num_blocks):
             yield from ((block, start, True) for start in range(0, key_length, keys))
@@ -129,32 +131,32 @@ def _tiles(band, num_blocks, key_length, queries, keys):
         for start in range(leftmost, last + 1, keys):
             hidden = start + keys - 1 > first or start < 0
             hidden |= window is not None and start < last - window + 1
-            yield block, start, hidden or band.q_segments is not None
+            yield block, start, hidden
 
 
 # ---------------------------------------------------------------------------- forward
 
 
-def _forward(q, k, v, band, scale, softcap, blocks):
+def _forward(q, k, v, arrays, structure, scale, softcap, blocks):
+    band = jax.tree.unflatten(structure, arrays)
     layout = _Layout.of(band, q.shape[1], k.shape[1], *blocks.forward)
     num_kv_heads = k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     rows = _query_rows(q, layout, num_kv_heads)
-    keys, values = _key_rows(k, layout), _key_rows(v, layout)
+    keys, values_t = _key_rows(k, layout), _columns(v, layout)
     tell = _teller(band, layout, q.shape[2] // num_kv_heads)
     lowest = jnp.finfo(wide).min
 
-    def step(masked, state, tile):
+    def step(edge, state, tile):
         block, start = tile[0], tile[1]
         peak, total, out = (_at(array, block) for array in state)
         s = _scores(_cut(keys, start, layout.keys), _at(rows, block), scale, softcap)  # (1)
-        if masked:
-            s = jnp.where(tell(block, start), s, lowest)
+        s = _hide(s, tell(block, start, edge), lowest)
         new_peak = jnp.maximum(peak, jnp.max(s, axis=-2, keepdims=True))  # (2)
         p = jnp.exp(s - new_peak)
         shrink = jnp.exp(peak - new_peak)
         total = total * shrink + jnp.sum(p, axis=-2, keepdims=True)  # (3)
-        out = out * shrink + _dot("bkch,bkcr->bkhr", _cut(values, start, layout.keys), p)
+        out = out * shrink + _dot("bkhc,bkcr->bkhr", _cut(values_t, start, layout.keys, 3), p)
         new = (new_peak, total, out)
         return jax.tree.map(lambda array, part: _put(array, block, part), state, new), None
 
@@ -171,14 +173,15 @@ def _forward(q, k, v, band, scale, softcap, blocks):
     lse = rearrange(lse, "i b k 1 (c g) -> b (i c) (k g)", c=layout.queries)[:, : q.shape[1]]
     out = rearrange(out, "i b k h (c g) -> b (i c) (k g) h", c=layout.queries)[:, : q.shape[1]]
     out = out.astype(q.dtype)
-    return out, (q, k, v, band, out, lse)
+    return out, (q, k, v, arrays, out, lse)
 
 
 # ---------------------------------------------------------------------------- backward
 
 
-def _backward(scale, softcap, blocks, kept, dout):
-    q, k, v, band, out, lse = kept
+def _backward(structure, scale, softcap, blocks, kept, dout):
+    q, k, v, arrays, out, lse = kept
+    band = jax.tree.unflatten(structure, arrays)
     layout = _Layout.of(band, q.shape[1], k.shape[1], *blocks.backward)
     num_kv_heads = k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
@@ -186,25 +189,26 @@ def _backward(scale, softcap, blocks, kept, dout):
     rows, douts = (_query_rows(array, layout, num_kv_heads) for array in (q, dout))
     lse = jnp.swapaxes(_query_rows(lse[..., None], layout, num_kv_heads), -1, -2)
     delta = jnp.swapaxes(_query_rows(delta, layout, num_kv_heads), -1, -2)
-    keys, values = _key_rows(k, layout), _key_rows(v, layout)
+    keys, values, keys_t = _key_rows(k, layout), _key_rows(v, layout), _columns(k, layout)
     tell = _teller(band, layout, q.shape[2] // num_kv_heads)
 
-    def step(masked, state, tile):
+    def step(edge, state, tile):
         block, start = tile[0], tile[1]
         dq, dk, dv = state
         q_i, dout_i = _at(rows, block), _at(douts, block)
-        k_j, v_j = _cut(keys, start, layout.keys), _cut(values, start, layout.keys)
-        s = _scores(k_j, q_i, scale, softcap)
-        shown = jnp.where(tell(block, start), s, jnp.finfo(wide).min) if masked else s
+        s = _scores(_cut(keys, start, layout.keys), q_i, scale, softcap)
+        shown = _hide(s, tell(block, start, edge), jnp.finfo(wide).min)
         p = jnp.exp(shown - _at(lse, block))  # (5)
-        ds = p * (_dot("bkch,bkrh->bkcr", v_j, dout_i) - _at(delta, block))  # (6)
+        dp = _dot("bkch,bkrh->bkcr", _cut(values, start, layout.keys), dout_i)
+        ds = p * (dp - _at(delta, block))  # (6)
         if softcap is not None:
             ds = ds * (1 - jnp.square(s / softcap))
         if scale != 1:
             ds = ds * scale
         dv = _add(dv, start, _dot("bkcr,bkrh->bkch", p, dout_i))  # (7)
         dk = _add(dk, start, _dot("bkcr,bkrh->bkch", ds, q_i))
-        dq = _put(dq, block, _at(dq, block) + _dot("bkch,bkcr->bkhr", k_j, ds))
+        dq_i = _dot("bkhc,bkcr->bkhr", _cut(keys_t, start, layout.keys, 3), ds)
+        dq = _put(dq, block, _at(dq, block) + dq_i)
         return (dq, dk, dv), None
 
     *outer, count, head_dim = rows.shape
@@ -229,10 +233,10 @@ _attend.defvjp(_forward, _backward)
 
 
 def _walk(step, state, layout):
-    """Both lists of tiles, the partly hidden ones first: after them every m is finite."""
-    for masked, tiles in ((True, layout.masked), (False, layout.plain)):
+    """Both lists of tiles, those at an edge first: after them every m is finite."""
+    for edge, tiles in ((True, layout.edge), (False, layout.inner)):
         if len(tiles):
-            state, _ = jax.lax.scan(functools.partial(step, masked), state, tiles)
+            state, _ = jax.lax.scan(functools.partial(step, edge), state, tiles)
     return state
 
 
@@ -247,6 +251,16 @@ def _key_rows(array, layout):
     """[b, s, k, h] as [b, k, padded s, h]."""
     array = jnp.pad(array, ((0, 0), (layout.left, layout.right), (0, 0), (0, 0)))
     return rearrange(array, "b s k h -> b k s h")
+
+
+def _columns(array, layout):
+    """[b, s, k, h] as [b, k, h, padded s]: a left operand that products need not transpose."""
+    array = jnp.pad(array, ((0, 0), (layout.left, layout.right), (0, 0), (0, 0)))
+    return rearrange(array, "b s k h -> b k h s")
+
+
+def _hide(scores, seen, lowest):
+    return scores if seen is None else jnp.where(seen, scores, lowest)
 
 
 def _scores(k, q, scale, softcap):
@@ -274,8 +288,8 @@ def _put(array, block, new):
     return jax.lax.dynamic_update_index_in_dim(array, new, block, axis=0)
 
 
-def _cut(array, start, size):
-    return jax.lax.dynamic_slice_in_dim(array, start, size, axis=2)
+def _cut(array, start, size, axis=2):
+    return jax.lax.dynamic_slice_in_dim(array, start, size, axis=axis)
 
 
 def _add(array, start, more):
@@ -284,7 +298,10 @@ def _add(array, start, more):
 
 
 def _teller(band, layout, group):
-    """A function of (block, start) that gives one tile's mask, bool [b or 1, 1, keys, rows]."""
+    """A function (block, start, edge) -> one tile's mask, bool [b or 1, 1, keys, rows].
+
+    Inside the band (`edge` false) only segments can hide a pair: None where there are none.
+    """
 
     def of_queries(array):
         blocks = _query_rows(array[:, :, None, None], layout, 1)[:, :, 0, :, 0]
@@ -301,16 +318,19 @@ def _teller(band, layout, group):
     if band.q_segments is not None:
         q_segments, kv_segments = of_queries(band.q_segments), of_keys(band.kv_segments, -1)
 
-    def tell(block, start):
+    def within_band(block, start):
         if band.is_self:
             q, kv = block * layout.queries + query, start + key
         else:
             q, kv = _at(q_positions, block), _cut(kv_positions, start, layout.keys)
         seen = (kv <= q) & (kv >= 0)
-        if band.window_size is not None:
-            seen &= q - kv < band.window_size
-        if band.q_segments is not None:
-            seen &= _at(q_segments, block) == _cut(kv_segments, start, layout.keys)
-        return seen
+        return seen if band.window_size is None else seen & (q - kv < band.window_size)
+
+    def tell(block, start, edge):
+        seen = within_band(block, start) if edge else None
+        if band.q_segments is None:
+            return seen
+        same = _at(q_segments, block) == _cut(kv_segments, start, layout.keys)
+        return same if seen is None else seen & same
 
     return tell

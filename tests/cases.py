@@ -1,0 +1,80 @@
+"""The attention cases: one list for the contract tests, the benchmarks and tuning.
+
+So that a benchmarked shape is a tested shape: the small ones are run against the oracle in every
+dtype, the `SPEED` ones are the benchmark model's layers at its three context lengths.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid.ops.band import Band
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call of attention: sizes, window, segments, softcap and scale.
+
+    `documents` cuts each row at random places into that many segments; 0 gives no segment ids.
+    """
+
+    name: str
+    batch: int
+    time: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    window_size: int | None = None
+    documents: int = 0
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def arrays(self, dtype=jnp.float32, seed: int = 0) -> dict[str, jax.Array]:
+        """q, k, v and dout (a cotangent), normal, in `dtype`."""
+        rng = np.random.default_rng(seed)
+        queries = (self.batch, self.time, self.num_heads, self.head_dim)
+        keys = (self.batch, self.time, self.num_kv_heads, self.head_dim)
+        shapes = {"q": queries, "k": keys, "v": keys, "dout": queries}
+        return {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in shapes.items()}
+
+    def band(self, seed: int = 0) -> Band:
+        """Who sees whom in this case."""
+        if not self.documents:
+            return Band.of_row(self.window_size)
+        rng = np.random.default_rng(seed)
+        ids = np.sort(rng.integers(0, self.documents, (self.batch, self.time)), axis=1)
+        return Band.of_row(self.window_size, jnp.asarray(ids, jnp.int32))
+
+
+SMALL = (
+    Case("local", 2, 96, 4, 2, 16, window_size=8),
+    Case("local, packed", 2, 96, 4, 1, 16, window_size=24, documents=4),
+    Case("local, ragged blocks", 1, 333, 4, 1, 8, window_size=33, documents=3),
+    Case("local, window 1", 2, 50, 2, 1, 8, window_size=1),
+    Case("local, window of one row", 1, 40, 2, 2, 8, window_size=40),
+    Case("local, window beyond the row", 1, 40, 2, 1, 8, window_size=100, documents=2),
+    Case("local, wide window", 1, 1300, 2, 1, 8, window_size=600),
+    Case("local, softcap and scale", 2, 70, 2, 2, 8, window_size=16, softcap=3.0, scale=0.5),
+    Case("global", 2, 96, 4, 2, 16),
+    Case("global, packed", 2, 96, 4, 1, 16, documents=4),
+    Case("global, ragged blocks", 1, 777, 4, 1, 8, documents=3),
+    Case("global, many tiles", 1, 1300, 2, 1, 8),
+    Case("global, one token", 2, 1, 2, 1, 8),
+    Case("global, softcap and scale", 2, 70, 2, 1, 8, documents=2, softcap=3.0, scale=0.5),
+)
+
+
+def speed(kind: str, batch: int, time: int) -> Case:
+    """The benchmark model's attention layer of one kind, as packed rows of one document."""
+    window, head_dim = {"local": (128, 64), "global": (None, 128)}[kind]
+    name = f"{kind}, {batch} x {time}"
+    return Case(name, batch, time, 4, 1, head_dim, window_size=window, documents=1)
+
+
+SPEED = tuple(
+    speed(kind, batch, time)
+    for kind in ("local", "global")
+    for batch, time in ((4, 512), (1, 2048), (1, 8192))
+)

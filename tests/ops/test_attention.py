@@ -1,0 +1,187 @@
+"""All CPU implementations keep the contract; the door chooses, explains and refuses."""
+
+import functools
+import logging
+
+import attention_contract as contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybrid.ops import attention
+from hybrid.ops.attention import IMPLEMENTATIONS, Unsupported, attend, choose, explain
+from hybrid.ops.band import Band
+
+SERVED = {"local": ["chunked", "banded"], "global": ["chunked"]}
+
+
+class TestReference(contract.AttentionContract):
+    implementation = "reference"
+
+
+class TestChunked(contract.AttentionContract):
+    implementation = "chunked"
+
+
+class TestBanded(contract.AttentionContract):
+    implementation = "banded"
+
+    def serves(self, case):
+        return case.window_size is not None
+
+    def serves_positions(self):
+        return False
+
+
+@st.composite
+def cases(draw):
+    """Sizes that meet no multiple of a block, windows from 1 to beyond the row."""
+    time = draw(st.sampled_from([1, 17, 63, 130, 300]))
+    window_size = draw(st.sampled_from([None, 1, 5, 32, 129, 400]))
+    heads, kv_heads = draw(st.sampled_from([(1, 1), (4, 1), (4, 2), (3, 3)]))
+    return Case(
+        "random",
+        draw(st.sampled_from([1, 2])),
+        time,
+        heads,
+        kv_heads,
+        draw(st.sampled_from([4, 10])),
+        window_size=window_size,
+        documents=draw(st.sampled_from([0, 1, 5])),
+        softcap=draw(st.sampled_from([None, 4.0])),
+        scale=draw(st.sampled_from([1.0, 0.3])),
+    )
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(case=cases(), seed=st.integers(0, 99))
+def test_random_shapes_equal_the_oracle(case, seed):
+    with jax.enable_x64(True):
+        wanted = contract.run_case(case, "reference", jnp.float64, seed)
+        for name in SERVED["global" if case.window_size is None else "local"]:
+            got = contract.run_case(case, name, jnp.float64, seed)
+            contract.assert_equal_to_the_oracle(got, wanted, contract.FLOAT64)
+
+
+def test_keys_may_be_the_values(x64):
+    arrays = Case("shared", 1, 300, 2, 1, 8).arrays(jnp.float64)
+
+    def loss(x, name):
+        out = attend(arrays["q"], x, x, Band.of_row(40), implementation=name)
+        return jnp.sum(out * arrays["dout"])
+
+    got, wanted = (jax.grad(loss)(arrays["k"], name) for name in ("chunked", "reference"))
+    np.testing.assert_allclose(got, wanted, atol=1e-12)
+
+
+def test_softmax_of_bfloat16_is_summed_in_float32_over_long_rows():
+    # 40 000 equal weights: summed in bfloat16 they would stop at 256, giving values near 156.
+    time = 40_000
+    zeros, ones = jnp.zeros((1, time, 1, 2), jnp.bfloat16), jnp.ones((1, time, 1, 2), jnp.bfloat16)
+    band = Band(
+        q_positions=jnp.full((1, 8), time, jnp.int32),
+        kv_positions=jnp.arange(time, dtype=jnp.int32)[None],
+    )
+    for name in ("chunked", "reference"):
+        out = attend(zeros[:, :8], zeros, ones, band, implementation=name)
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.asarray(out, np.float32), 1)
+
+
+def test_bfloat16_is_about_as_close_to_float64_as_the_oracle_is():
+    case = Case("bfloat16", 1, 300, 4, 1, 16, window_size=40, documents=2)
+    arrays = case.arrays(jnp.bfloat16)
+    with jax.enable_x64(True):
+        exact = {name: array.astype(jnp.float64) for name, array in arrays.items()}
+        exact = contract.run(**exact, band=case.band(), implementation="reference")
+    got, wanted = (contract.run_case(case, n, jnp.bfloat16) for n in ("chunked", "reference"))
+    for name, truth in exact.items():
+        errors = [
+            float(np.abs(np.asarray(r[name], float) - np.asarray(truth)).max())
+            for r in (got, wanted)
+        ]
+        assert got[name].dtype == jnp.bfloat16
+        # 3: δ of the backward comes from the rounded output, as in every flash attention.
+        assert errors[0] <= 3 * errors[1] + 0.02, (name, errors)
+
+
+@pytest.mark.parametrize("name", ["chunked", "banded"])
+def test_scan_checkpoint_and_sharded_jit_change_nothing(name, x64):
+    case = Case("transforms", 2, 100, 2, 1, 8, window_size=20, documents=3)
+    arrays, band = case.arrays(jnp.float64), case.band()
+    call = functools.partial(attend, implementation=name)
+
+    def twice(q, k, v):
+        layer = jax.checkpoint(lambda x: call(x, k, v, band))
+        return jnp.sum(jax.lax.scan(lambda x, _: (layer(x), None), q, None, length=2)[0] ** 2)
+
+    def plain(q, k, v):
+        return jnp.sum(call(call(q, k, v, band), k, v, band) ** 2)
+
+    qkv = [arrays[letter] for letter in "qkv"]
+    got = jax.jit(jax.grad(twice, (0, 1, 2)))(*qkv)
+    for a, b in zip(got, jax.grad(plain, (0, 1, 2))(*qkv), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+# --- The door ---------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_first_that_serves_and_says_why_others_do_not(monkeypatch):
+    def refuse(request):
+        raise Unsupported(f"head_dim {request.head_dim} > 32")
+
+    monkeypatch.setattr(attention.chunked, "check", refuse)
+    request = contract.request(head_dim=33)
+    assert choose(request) == "banded"
+    rows = explain(request)
+    assert [row.implementation for row in rows] == list(IMPLEMENTATIONS["local"])
+    assert rows[0].reason == "head_dim 33 > 32"
+    assert rows[1].reason is None
+    with pytest.raises(Unsupported, match="chunked: head_dim 33 > 32"):
+        choose(request, "chunked")
+
+
+def test_a_named_implementation_never_falls_back():
+    request = contract.request(kind="global", window_size=None)
+    with pytest.raises(Unsupported, match="banded: needs a window"):
+        choose(request, "banded")
+    with pytest.raises(Unsupported, match="banded: the band gives explicit positions"):
+        choose(contract.request(is_self=False), "banded")
+    with pytest.raises(ValueError, match="no implementation 'flash'; known: auto, chunked"):
+        choose(request, "flash")
+
+
+def test_a_choice_is_logged_once_a_shape(caplog):
+    caplog.set_level(logging.INFO, logger="hybrid")
+    for length in (1031, 1031, 1033):
+        choose(contract.request(query_length=length, key_length=length))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"attention of local layers [t={t}, s={t}, h=64, float32, cpu]: chunked"
+        for t in (1031, 1033)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": (3, 8, 2, 4)}, r"k: batch is 3, q has 2 \(q is \[b, t, n, h\]\)"),
+        ({"v": (2, 8, 2, 5)}, "v: head_dim is 5, q has 4"),
+        ({"k": (2, 9, 2, 4), "v": (2, 9, 2, 4)}, "k: length without positions in the band is 9"),
+        ({"v": (2, 7, 2, 4)}, "v: length is 7, k has 8"),
+        ({"v": (2, 8, 1, 4)}, "v: number of heads is 1, k has 2"),
+        ({"k": (2, 8, 3, 4), "v": (2, 8, 3, 4)}, "k: 3 heads do not divide q's 4"),
+        ({"q": (2, 8, 4)}, "q: has 3 axes, needs 4"),
+        ({"segments": (2, 7)}, r"band.q_segments: shape is \(2, 7\), needs \[b, t\] = \(2, 8\)"),
+    ],
+)
+def test_shapes_that_disagree_are_refused_in_letters(changes, message):
+    shapes = {"q": (2, 8, 4, 4), "k": (2, 8, 2, 4), "v": (2, 8, 2, 4), "segments": (2, 8)} | changes
+    q, k, v = (jnp.zeros(shapes[name]) for name in "qkv")
+    band = Band.of_row(4, jnp.zeros(shapes["segments"], jnp.int32))
+    with pytest.raises(ValueError, match=message):
+        attend(q, k, v, band)
