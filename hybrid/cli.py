@@ -64,8 +64,7 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
             print(help_text(command))
             return OK
         arguments = parse(command, argv)
-        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-        logging.getLogger("hybrid").setLevel(logging.INFO)
+        _log_to_stderr()
         keep_freed_memory()
         command.run(arguments)
         return OK
@@ -78,6 +77,14 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _log_to_stderr() -> None:
+    """Sends this package's log to standard error as plain lines, whatever others have set up."""
+    log = logging.getLogger("hybrid")
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.propagate = False
+    log.setLevel(logging.INFO)
 
 
 def parse(command: Command, argv: Sequence[str]) -> Arguments:

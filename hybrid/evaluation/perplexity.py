@@ -16,8 +16,8 @@ Pure of files. The training loop and `eval.py` call `evaluate`.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,28 +26,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hybrid import model
 from hybrid.config import ConfigError
 from hybrid.data.batch import Batch
+from hybrid.data.pipeline import EvalDocuments
 from hybrid.evaluation import windows
 from hybrid.evaluation.config import EvalConfig
 from hybrid.model_config import ModelConfig
 
 NllFn = Callable[[Any, Batch], jax.Array]
-
-
-class Documents(Protocol):
-    """The text to score, tokenized.
-
-    Attributes:
-      tokens: int32 [n] of each document, EOS the last, without BOS.
-      num_bytes: bytes of text behind each of these tokens, int [n]; None: unknown.
-      bos: `document`, `window` or `never`.
-      bos_id, pad_id: ids; bos_id is None only under `never`.
-    """
-
-    tokens: Sequence[np.ndarray]
-    num_bytes: Sequence[np.ndarray] | None
-    bos: str
-    bos_id: int | None
-    pad_id: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +85,6 @@ class Result:
             values["by_context"] = [result.to_dict(**about) for result in self.by_context]
         return values | about
 
-    def metrics(self) -> dict[str, float | None]:
-        """The keys of an evaluation row, those of the first context length."""
-        first = self.by_context[0] if self.by_context else self
-        return {
-            "eval/loss": first.loss,
-            "eval/perplexity": first.perplexity,
-            "eval/bits_per_byte": first.bits_per_byte,
-        }
-
 
 def _for_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -118,7 +93,7 @@ def _for_json(value: Any) -> Any:
 def evaluate(
     model_config: ModelConfig,
     params: Any,
-    documents: Documents,
+    documents: EvalDocuments,
     eval_config: EvalConfig,
     *,
     context_length: int,
@@ -168,7 +143,7 @@ class _Scoring:
     should_stop: Callable[[], bool] | None
     progress: Callable[[int, int], None] | None
 
-    def __call__(self, documents: Documents, config: EvalConfig, length: int) -> Result | None:
+    def __call__(self, documents: EvalDocuments, config: EvalConfig, length: int) -> Result | None:
         plan = windows.plan(
             [len(tokens) for tokens in documents.tokens],
             context_length=length,
@@ -186,7 +161,9 @@ class _Scoring:
         num_bytes = count_bytes(documents, plan.num_tokens)
         return summarize(*scored, num_bytes, length, config.stride or length, documents.bos)
 
-    def _run(self, plan: windows.Plan, documents: Documents) -> tuple[np.ndarray, np.ndarray] | None:
+    def _run(
+        self, plan: windows.Plan, documents: EvalDocuments
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """Nats (float64) and positions of all predicted tokens in input order; None: stopped.
 
         The model scores a batch while the host files the one before.
@@ -233,7 +210,7 @@ def _file(scores: jax.Array, pieces, nll: np.ndarray, positions: np.ndarray) -> 
         positions[where] = np.arange(window.first, window.length)
 
 
-def count_bytes(documents: Documents, num_tokens: int) -> int | None:
+def count_bytes(documents: EvalDocuments, num_tokens: int) -> int | None:
     """Bytes of text behind the first `num_tokens` predicted tokens; None where unknown."""
     if documents.num_bytes is None:
         return None

@@ -3,9 +3,12 @@
 from hybrid.evaluation.perplexity import Result
 
 
-def table(result: Result) -> str:
-    """The result as lines of text: the totals, then by context length, then by position."""
-    parts = [_totals(result)]
+def table(result: Result, *, step: int, config: str) -> str:
+    """The result as lines of text: the totals, then by context length, then by position.
+
+    `step` and `config` say which model was scored.
+    """
+    parts = [f"{'model':<15} step {step}, {config}\n" + _totals(result)]
     if result.by_context:
         parts.append(_by_context(result))
     parts.append(_by_position(result))

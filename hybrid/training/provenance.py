@@ -1,154 +1,137 @@
-"""`config.json` and `provenance.json`: enough to repeat a run, and to refuse a wrong resume.
+"""What a run was: `config.json` and `provenance.json`, and what may differ when it resumes."""
 
-A workdir that holds a checkpoint is resumed by the same command. What may differ then is listed
-in `MAY_CHANGE`; a larger `training.num_steps` may too. Everything else would make the rows of one
-run come from two, and is refused by its key before anything is written.
-"""
-
-import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
 
-from hybrid.config import ConfigError, flatten
+from hybrid import config as config_lib
+from hybrid import experiment as experiment_lib
+from hybrid.config import ConfigError
+from hybrid.experiment import Experiment
 from hybrid.training.metrics import write_atomically
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
+# Keys that a resumed run may set anew; of training.num_steps, only more.
 MAY_CHANGE = ("training.log_every", "eval.", "checkpoint.", "mesh.")
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-# --- config.json -----------------------------------------------------------------------------
-
-
-def write_config(workdir: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Writes the resolved config, nested as its sections are."""
-    write_atomically(workdir / CONFIG, json.dumps(values, indent=2) + "\n")
-
-
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of the run in `workdir`.  Raises: ConfigError if there is none to read."""
-    try:
-        return json.loads((workdir / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        accepted = "the workdir of a run"
-        raise ConfigError("--workdir", "holds no config.json", str(workdir), accepted) from None
-
-
-def check_resume(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Whether a run of config `before` may go on under config `now` (both nested).
-
-    Returns: warnings, a line each.
-    Raises: ConfigError naming the first key that differs and may not.
-    """
-    # Through JSON, so that tuples and lists are alike.
-    old, new = (flatten(json.loads(json.dumps(values))) for values in (before, now))
-    warnings = []
-    for name in {**old, **new}:
-        was, is_now = old.get(name), new.get(name)
-        if was == is_now or name.startswith(MAY_CHANGE):
-            continue
-        if name == "training.num_steps" and is_now > was:
-            if new["optimizer.schedule"] != "constant" or new["optimizer.warmup_fraction"]:
-                warnings.append(f"the schedule changes: training.num_steps was {was}, is {is_now}")
-            continue
-        raise _differs(name, was, is_now)
-    return warnings
-
-
-def _differs(name: str, was: Any, is_now: Any) -> ConfigError:
-    accepted = f"{was!r}, or another workdir"
-    if name == "training.num_steps":
-        accepted = f"at least {was}, or another workdir"
-    shown = "nothing" if is_now is None else is_now
-    return ConfigError(name, "differs from the run in the workdir", shown, accepted)
-
-
-# --- provenance.json -------------------------------------------------------------------------
-
-
-def collect(fingerprint: str, command: list[str] | None = None) -> dict[str, Any]:
-    """Where and from what a run is made.  `fingerprint` is that of its data."""
+def describe(data_fingerprint: str, command_line: Sequence[str]) -> dict[str, Any]:
+    """Everything outside the config that decides a run's numbers or tells where they come from."""
     devices = jax.devices()
     return {
-        "python": platform.python_version(),
-        **{name.replace("-", "_"): version(name) for name in LIBRARIES},
-        "hybrid": version("hybrid-attention"),
-        "git_commit": git_commit(),
-        "platform": platform.platform(),
+        "versions": {
+            "python": platform.python_version(),
+            "hybrid": _version("hybrid-attention"),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "git_commit": _git_commit(),
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
-        "thread_count": thread_count(),
-        "data_fingerprint": fingerprint,
-        "command": sys.argv if command is None else command,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "process_count": jax.process_count(),
+        "thread_count": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "data_fingerprint": data_fingerprint,
+        "command_line": list(command_line),
     }
 
 
-def version(distribution: str) -> str | None:
-    """The installed version of a distribution, None if it is not installed."""
+def _version(package: str) -> str | None:
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return None
 
 
-def git_commit() -> str | None:
-    """The commit of the code that runs, with `+` if files differ from it; None outside of git."""
+def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None if it is no checkout."""
     here = pathlib.Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(here), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
     try:
-        if not git("ls-files", __file__):  # installed inside somebody else's repository
-            return None
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
+    return done.stdout.strip()
 
 
-def thread_count() -> int:
-    """Cores that this process may use: the size of XLA's thread pool on a CPU."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def write(workdir: pathlib.Path, experiment: Experiment, found: dict[str, Any]) -> None:
+    """Writes both files; earlier starts of the run stay under `earlier`."""
+    before = read_json(workdir / PROVENANCE)
+    if before is not None:
+        found = found | {"earlier": [*before.pop("earlier", []), before]}
+    _write_json(workdir / PROVENANCE, found)
+    _write_json(workdir / CONFIG, experiment_lib.to_dict(experiment))
 
 
-def write_provenance(workdir: pathlib.Path, now: Mapping[str, Any], resumed_at: int | None) -> None:
-    """Writes provenance.json; a resume is added to the list `resumes` of the first start."""
-    record = dict(now)
-    before = read_provenance(workdir)
-    if resumed_at is not None and before:
-        resume = {"step": resumed_at, **now}
-        record = {**before, "resumes": [*before.get("resumes", []), resume]}
-    write_atomically(workdir / PROVENANCE, json.dumps(record, indent=2) + "\n")
+def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
-def read_provenance(workdir: pathlib.Path) -> dict[str, Any]:
-    """The provenance of the run in `workdir`, empty if there is none."""
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in a file; None without a file.  Raises: ConfigError for a broken one."""
+    if not path.is_file():
+        return None
     try:
-        return json.loads((workdir / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError("--workdir", f"{path.name} is broken ({error})", str(path)) from None
+    if not isinstance(values, dict):
+        raise ConfigError("--workdir", f"{path.name} holds no object", str(path))
+    return values
 
 
-def machine_warning(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """One line if the last start had other devices or threads, under which bits differ."""
-    if not before:
-        return None
-    last = before["resumes"][-1] if before.get("resumes") else before
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The resolved config of a run.  Raises: ConfigError if the folder is not a workdir."""
+    if not workdir.is_dir():
+        raise ConfigError("--workdir", "no such folder", str(workdir), "the workdir of a run")
+    values = read_json(workdir / CONFIG)
+    if values is None:
+        raise ConfigError("--workdir", f"holds no {CONFIG}", str(workdir), "the workdir of a run")
+    return values
+
+
+def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
+    """Warnings about what a resumed run changes.  Raises: ConfigError for what it must not."""
+    before = config_lib.flatten(read_config(workdir))
+    now = config_lib.flatten(experiment_lib.to_dict(experiment))
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if _plain(old) == _plain(new) or name.startswith(MAY_CHANGE):
+            continue
+        if name == "training.num_steps" and new > old:
+            continue
+        accepted = f"this run has {old!r}" + (
+            "; it may only grow" if name == "training.num_steps" else "; use another --workdir"
+        )
+        raise ConfigError(name, "differs from the run in --workdir", new, accepted)
+    steps = before["training.num_steps"], now["training.num_steps"]
+    changed = steps[0] != steps[1] and experiment.optimizer.schedule != "constant"
+    return [
+        f"training.num_steps grew from {steps[0]} to {steps[1]}: the schedule is another one"
+    ] * changed
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def changed_machine(workdir: pathlib.Path, found: dict[str, Any]) -> list[str]:
+    """A warning if the run goes on where its bits will differ."""
+    before = read_json(workdir / PROVENANCE) or {}
     names = ("device_kind", "device_count", "thread_count")
-    changed = [f"{n} was {last.get(n)}, is {now[n]}" for n in names if last.get(n) != now[n]]
-    if not changed:
-        return None
-    return "bits will differ from an uninterrupted run: " + ", ".join(changed)
+    differs = [
+        f"{name} was {before[name]}, is {found[name]}"
+        for name in names
+        if name in before and before[name] != found[name]
+    ]
+    return (
+        [f"resuming on another machine ({', '.join(differs)}): bits will differ"] if differs else []
+    )

@@ -1,0 +1,133 @@
+"""Everything that can be wrong, found before anything is written.
+
+`prepare` opens data, mesh and program, looks into the workdir and decides whether this start is a
+new run, a resume or the end of one. It creates nothing (the token cache aside, which is written
+whole or not at all); `loop.py` does, afterwards.
+"""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from jax.sharding import Mesh
+
+from hybrid import experiment as experiment_lib
+from hybrid.config import ConfigError
+from hybrid.data import pipeline
+from hybrid.experiment import Experiment
+from hybrid.sharding import make_mesh
+from hybrid.training import checkpoint, provenance, step
+from hybrid.training.metrics import read_rows
+from hybrid.training.progress import Progress
+
+METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """The checkpoint that a start goes on from.
+
+    Attributes:
+      step: finished steps.
+      record: the checkpoint's JSON record.
+      evaluation_due: whether the step has still to be evaluated.
+    """
+
+    step: int
+    record: dict[str, Any]
+    evaluation_due: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that can start.
+
+    Attributes:
+      rows: training rows.  documents: what is evaluated on.
+      resume: where to go on, None for a new run.
+      provenance: of this start.
+    """
+
+    experiment: Experiment
+    workdir: pathlib.Path
+    mesh: Mesh
+    program: step.Program
+    rows: pipeline.Rows
+    documents: pipeline.EvalDocuments
+    resume: Resume | None
+    provenance: dict[str, Any]
+
+
+def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -> Prepared | None:
+    """Checks and opens all that a run needs; None if the run in the workdir is finished.
+
+    Raises: ConfigError naming the key that is wrong, with nothing created or changed.
+    """
+    mesh = make_mesh(experiment.mesh)
+    experiment.check_mesh(mesh)
+    _check_writable(workdir)
+    resume = _find_resume(experiment, workdir, progress)
+    training, model = experiment.training, experiment.model
+    if resume and resume.step >= training.num_steps and not resume.evaluation_due:
+        progress.say(f"finished: all {training.num_steps} steps are done in {workdir}")
+        return None
+    rows = pipeline.open_rows(
+        experiment.data,
+        context_length=training.context_length,
+        seed=training.seed,
+        vocab_size=model.vocab_size,
+        progress=progress.tokenizing,
+    )
+    if resume:
+        _check_fingerprint(experiment, resume.record, rows.fingerprint)
+    documents = pipeline.eval_documents(experiment.data, vocab_size=model.vocab_size)
+    _check_documents(documents)
+    now = provenance.collect(rows.fingerprint)
+    warning = provenance.machine_warning(provenance.read_provenance(workdir), now)
+    if resume and warning:
+        progress.say(f"warning: {warning}")
+    program = step.build(model, training, experiment.optimizer, mesh)
+    return Prepared(experiment, workdir, mesh, program, rows, documents, resume, now)
+
+
+def _find_resume(
+    experiment: Experiment, workdir: pathlib.Path, progress: Progress
+) -> Resume | None:
+    there = checkpoint.steps(workdir)
+    if not there:
+        return None
+    before = provenance.read_config(workdir)
+    for warning in provenance.check_resume(before, experiment_lib.to_dict(experiment)):
+        progress.say(f"warning: {warning}")
+    last = there[-1]
+    record = checkpoint.read_record(workdir, last)
+    rows = read_rows(workdir / METRICS)
+    evaluated = any(row["step"] == last and "eval/loss" in row for row in rows)
+    return Resume(last, record, bool(record["evaluation_due"]) and not evaluated)
+
+
+def _check_writable(workdir: pathlib.Path) -> None:
+    there = workdir.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError("--workdir", "is not a folder", str(there))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError("--workdir", "cannot be written to", str(there))
+
+
+def _check_fingerprint(experiment: Experiment, record: dict[str, Any], fingerprint: str) -> None:
+    before = record["data_fingerprint"]
+    if before != fingerprint:
+        name = "data.source" if experiment.data.source == "stdlib" else "data.paths"
+        problem = "the text is another than that of the run in the workdir"
+        accepted = f"fingerprint {before}, or another workdir"
+        raise ConfigError(name, problem, f"fingerprint {fingerprint}", accepted)
+
+
+def _check_documents(documents: pipeline.EvalDocuments) -> None:
+    context_only = documents.bos == "never"
+    if not any(len(tokens) > context_only for tokens in documents.tokens):
+        problem = "holds out no text to evaluate on"
+        raise ConfigError("data.eval_fraction", problem, accepted="a larger part, or eval_paths")

@@ -1,0 +1,73 @@
+"""What a run says on standard error: one moving line on a terminal, plain lines elsewhere."""
+
+import shutil
+import sys
+from typing import TextIO
+
+from hybrid.training.metrics import Row
+
+SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_MOVES = 0.1
+
+
+class Progress:
+    """Writes lines, and the state of the run in between; knows the time only as it is told."""
+
+    def __init__(self, stream: TextIO | None = None):
+        self._stream = sys.stderr if stream is None else stream
+        self._moves = self._stream.isatty()
+        self._moving = False
+        self._last = float("-inf")
+        self._tenths = 0
+
+    def say(self, line: str) -> None:
+        """Writes a line of its own."""
+        self._end_moving()
+        print(line, file=self._stream, flush=True)
+
+    def tokenizing(self, done: int, total: int) -> None:
+        """Tells of bytes tokenized, in tenths of the whole."""
+        tenths = 10 * done // max(total, 1)
+        if tenths > self._tenths:
+            self._tenths = tenths
+            self._move(f"tokenizing: {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+
+    def step(self, now: float, num_steps: int, row: Row, seconds_left: float) -> None:
+        """Tells of a finished step, where it is time to; `now` and times in seconds."""
+        at_end = row["step"] in (1, num_steps)
+        pause = SECONDS_BETWEEN_MOVES if self._moves else SECONDS_BETWEEN_LINES
+        if now - self._last < pause and not at_end:
+            return
+        self._last = now
+        self._move(step_line(num_steps, row, seconds_left))
+
+    def _move(self, line: str) -> None:
+        if not self._moves:
+            self.say(line)
+            return
+        width = shutil.get_terminal_size().columns - 1
+        print("\r" + line[:width].ljust(width), end="", file=self._stream, flush=True)
+        self._moving = True
+
+    def _end_moving(self) -> None:
+        if self._moving:
+            print(file=self._stream)
+        self._moving = False
+
+
+def step_line(num_steps: int, row: Row, seconds_left: float) -> str:
+    """`step 20/400  loss 2.345  12,345 tokens/s  40 % MFU  1:30 left`."""
+    loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
+    parts = [f"step {row['step']}/{num_steps}", f"loss {loss}"]
+    parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+    if row["mfu"] is not None:
+        parts.append(f"{100 * row['mfu']:.0f} % MFU")
+    parts.append(f"{clock(seconds_left)} left")
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
