@@ -31,8 +31,11 @@ FLOORS = {
     "training": 8,
     "experiment": 9,
     "cli": 9,
+    "training.prepare": 10,
+    "training.provenance": 10,
     "training.loop": 10,
     "plan": 10,
+    "evaluation.command": 11,
     "evaluation.__main__": 11,
     "training.__main__": 11,
 }

@@ -1,5 +1,5 @@
 """Scoring a trained model: perplexity now, retrieval tasks beside it later.
 
 Read in order: `windows.py` (what is scored, pure planning), `perplexity.py` (the scores),
-`report.py` (the table), `__main__.py` (the command behind `eval.py`).
+`report.py` (the table), `command.py` (what `eval.py` runs).
 """
