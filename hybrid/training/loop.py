@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 
-from hybrid import experiment as experiment_lib
 from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.evaluation import perplexity
@@ -237,7 +236,7 @@ class Run:
         rows, now = self.prepared.rows, self.prepared.provenance
         num_params = sum(leaf.size for leaf in jax.tree.leaves(self.prepared.program.state.params))
         letters = model.layer_plan(self.prepared.experiment.model).letters
-        self.progress.say(f"data: {rows.description}, fingerprint {rows.fingerprint}")
+        self.progress.say(f"data: {rows.description}; rows {rows.fingerprint}")
         self.progress.say(f"model: {num_params:,} parameters, layers {letters}")
         self.progress.say(
             f"devices: {devices.size} × {now['device_kind']}, {now['thread_count']} threads"
@@ -267,9 +266,7 @@ class Run:
         per_token = cost.forward_flops_per_token(experiment.model, training.context_length)
         self.flops_per_step = 3 * per_token * tokens  # the backward costs two forwards
         self.checkpoints = Checkpoints(workdir, experiment.checkpoint)
-        provenance.write_config(workdir, experiment_lib.to_dict(experiment))
-        resumed_at = self.step if self.prepared.resume else None
-        provenance.write_provenance(workdir, self.prepared.provenance, resumed_at)
+        provenance.write(workdir, experiment, self.prepared.provenance)
         self.metrics = metrics_lib.MetricsFile(workdir / METRICS)
         self.metrics.cut(self.step)
         self.tensorboard = None

@@ -8,11 +8,11 @@ whole or not at all); `loop.py` does, afterwards.
 import dataclasses
 import os
 import pathlib
+import sys
 from typing import Any
 
 from jax.sharding import Mesh
 
-from hybrid import experiment as experiment_lib
 from hybrid.config import ConfigError
 from hybrid.data import pipeline
 from hybrid.experiment import Experiment
@@ -83,9 +83,8 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         _check_fingerprint(experiment, resume.record, rows.fingerprint)
     documents = pipeline.eval_documents(experiment.data, vocab_size=model.vocab_size)
     _check_documents(documents)
-    now = provenance.collect(rows.fingerprint)
-    warning = provenance.machine_warning(provenance.read_provenance(workdir), now)
-    if resume and warning:
+    now = provenance.describe(rows.fingerprint, sys.argv)
+    for warning in provenance.changed_machine(workdir, now) if resume else ():
         progress.say(f"warning: {warning}")
     program = step.build(model, training, experiment.optimizer, mesh)
     return Prepared(experiment, workdir, mesh, program, rows, documents, resume, now)
@@ -97,8 +96,7 @@ def _find_resume(
     there = checkpoint.steps(workdir)
     if not there:
         return None
-    before = provenance.read_config(workdir)
-    for warning in provenance.check_resume(before, experiment_lib.to_dict(experiment)):
+    for warning in provenance.check_resume(workdir, experiment):
         progress.say(f"warning: {warning}")
     last = there[-1]
     record = checkpoint.read_record(workdir, last)
