@@ -1,0 +1,15 @@
+"""Hybrid local/global attention in JAX: train, evaluate and ablate.
+
+Start with `pattern.py` (a pattern and a depth become a plan), then `model.py`; `docs/design.md`
+tells what was decided and why.
+"""
+
+from hybrid.model_config import ModelConfig
+from hybrid.ops.attention import attend
+from hybrid.ops.band import Band
+from hybrid.pattern import LayerPlan, LayerSpec, plan_layers
+
+# Bound last: the package `hybrid.plan` and this function share a name (the module is callable).
+from hybrid.plan import plan
+
+__all__ = ["Band", "LayerPlan", "LayerSpec", "ModelConfig", "attend", "plan", "plan_layers"]

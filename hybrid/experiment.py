@@ -62,13 +62,12 @@ class Experiment:
             accepted = "auto, " + ", ".join(sorted(known))
             raise ConfigError("attention", "is not an attention implementation", name, accepted)
         for spec in dict.fromkeys(plan_layers(self.model).layers()):
-            try:
-                attention.choose(request(spec, self.model, self.training.context_length), name)
-            except attention.Unsupported as refusal:
-                problem = f"does not serve the {spec.kind} layers ({refusal})"
-                raise ConfigError(
-                    "attention", problem, name, "auto chooses a kind at a time"
-                ) from None
+            asked = request(spec, self.model, self.training.context_length)
+            reasons = {row.implementation: row.reason for row in attention.explain(asked)}
+            reason = reasons.get(name, f"made for other layers than {spec.kind} ones")
+            if reason:
+                problem = f"does not serve the {spec.kind} layers ({reason})"
+                raise ConfigError("attention", problem, name, "auto chooses a kind at a time")
 
     def _check_batch(self) -> None:
         rows, parts = self.training.batch_size, self.training.num_microbatches
