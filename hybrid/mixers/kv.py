@@ -36,7 +36,8 @@ class Unified(NamedTuple):
 
     def keys_values(self, turn: rope.Rotation) -> tuple[Key, Value]:
         """Keys made from the values, rotated by `turn` (the angles of the values' positions)."""
-        return rope.apply(self.v * self.k_scale.astype(self.v.dtype), turn), self.v
+        scale = self.k_scale.astype(self.v.dtype)[None, None, None]
+        return rope.apply(self.v * scale, turn), self.v
 
 
 KV = Separate | Unified
