@@ -32,9 +32,8 @@ TINY = ModelConfig(
     logit_softcap=0.0,
 )
 PLANS = {
-    "a tail": {"last_layer": "any"},
-    "a tail forced global": {},
-    "one letter": {"pattern": "L", "num_layers": 3, "last_layer": "any"},
+    "a scanned segment and a tail forced global": {},
+    "one segment of one letter": {"pattern": "L", "num_layers": 3, "last_layer": "any"},
 }
 
 

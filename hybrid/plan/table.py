@@ -9,8 +9,8 @@ from typing import Any
 import jax
 
 from hybrid import model
-from hybrid.model_config import ModelConfig
-from hybrid.ops.attention import Request, Unsupported, choose, explain
+from hybrid.mixers.attention import request
+from hybrid.ops.attention import Request, choose, explain
 from hybrid.pattern import LayerPlan, LayerSpec, Segment
 from hybrid.plan import PlanReport, cost
 
@@ -34,8 +34,7 @@ def render(report: PlanReport, experiment: Any, title: str) -> str:
 def pattern_line(plan: LayerPlan) -> str:
     """The segments in a line.
 
-    >>> from hybrid.model_config import ModelConfig
-    >>> from hybrid.pattern import plan_layers
+    >>>     >>> from hybrid.pattern import plan_layers
     >>> pattern_line(plan_layers(ModelConfig(num_layers=14, last_layer="force_global")))
     'LLLLLG × 2 + LG × 1'
     """
@@ -56,7 +55,7 @@ def _describe(spec: LayerSpec) -> str:
     source = kept if spec.owns_kv else f"K and V of layer {spec.donor}"
     turns = f"rope {spec.rope.theta:,.0f}"
     turns += "" if spec.rope.fraction == 1 else f" on {spec.rope.fraction:.0%} of the pairs"
-    heads = f"{spec.num_heads} heads, {spec.num_kv_heads} KV heads, head_dim {spec.head_dim}"
+    heads = f"{spec.num_heads} heads over {spec.num_kv_heads} of keys, head_dim {spec.head_dim}"
     return f"{spec.kind:<6}  {sees}, {heads}, {source}, {turns}"
 
 
@@ -95,33 +94,13 @@ def _bytes(size: int) -> str:
 def _attention_lines(report: PlanReport, experiment: Any) -> Iterator[str]:
     """Which implementation each kind of layer gets in training, and why not the others."""
     for spec in dict.fromkeys(model.layer_plan(experiment.model).layers()):
-        request = training_request(spec, experiment.model, report.context)
-        yield f"{spec.kind:<18} {_choice(request, experiment.model.attention)}"
+        asked = request(spec, experiment.model, report.context)
+        yield f"{spec.kind:<18} {_choice(asked, experiment.model.attention)}"
 
 
-def _choice(request: Request, implementation: str) -> str:
-    try:
-        chosen = choose(request, implementation)
-    except Unsupported as refusal:
-        return f"none ({refusal})"
+def _choice(asked: Request, implementation: str) -> str:
+    chosen = choose(asked, implementation)
     if implementation != "auto":
         return f"{chosen} (forced by model.attention)"
-    refused = [f"{row.implementation}: {row.reason}" for row in explain(request) if row.reason]
+    refused = [f"{row.implementation}: {row.reason}" for row in explain(asked) if row.reason]
     return chosen + (f" (not {'; '.join(refused)})" if refused else "")
-
-
-def training_request(spec: LayerSpec, config: ModelConfig, context: int) -> Request:
-    """What a layer asks of the door for packed rows of `context` tokens on this backend."""
-    return Request(
-        kind=spec.kind,
-        backend=jax.default_backend(),
-        dtype=config.dtype,
-        head_dim=spec.head_dim,
-        query_length=context,
-        key_length=context,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        window_size=spec.window_size,
-        has_segments=True,
-        softcap=config.attention_softcap or None,
-    )
