@@ -137,7 +137,7 @@ def make_train_step(
             config, state.params, batch, training.num_microbatches, training.z_loss, param_shardings
         )
         count = jnp.maximum(sums.count, 1)
-        loss, grad_norm = sums.nll / count, optax.global_norm(gradient)
+        loss, grad_norm = sums.nll / count, optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = transform.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

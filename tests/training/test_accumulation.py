@@ -1,0 +1,162 @@
+"""The loss is a sum over all tokens divided once: micro-batches and devices change nothing.
+
+64 rows whose predicted tokens are very unequal in number, some without any, as 1×64, 8×8 and 64×1
+on one device and as 1×64 and 8×8 on eight; float64, to 1e-9.
+"""
+
+import json
+
+import pytest
+import simulated
+
+ROWS, TIME = 64, 8
+Z_LOSS = 1e-2
+SPLITS = {
+    "one device, 8×8": (1, 8),
+    "one device, 64×1": (1, 64),
+    "data=8, 1×64": (8, 1),
+    "data=8, 8×8": (8, 8),
+}
+
+
+@pytest.fixture(scope="module")
+def report():
+    return simulated.report(__file__)
+
+
+def test_rows_are_unequal_enough_to_tell_means_of_means_apart(report):
+    assert report["dtype"] == "float64"
+    assert report["mean of means"] > 1e-3
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_loss_and_every_gradient_equal_those_of_one_batch(report, split):
+    assert report[split]["loss"] < 1e-9
+    assert report[split]["num_leaves"] > 10
+    assert report[split]["gradient"] < 1e-9
+
+
+def test_a_whole_step_moves_parameters_alike(report):
+    assert report["params"] < 1e-9
+
+
+# --- The process with eight devices -----------------------------------------------------------
+
+
+def main():
+    """Prints the errors against one batch on one device."""
+    import jax
+    import numpy as np
+
+    from hybrid import model
+    from hybrid.model_config import ModelConfig
+    from hybrid.sharding import MeshConfig, make_mesh
+    from hybrid.training import step
+    from hybrid.training.optimizer import OptimizerConfig
+
+    config = ModelConfig(
+        pattern="LG",
+        num_layers=2,
+        window_size=3,
+        d_model=16,
+        num_heads=2,
+        head_dim=8,
+        ffn_dim=24,
+        vocab_size=32,
+        dtype="float64",
+    )
+    host_batch = _batch(config.vocab_size)
+
+    params = jax.tree.map(
+        lambda leaf: 0.3 * np.random.default_rng(leaf.size).standard_normal(leaf.shape),
+        model.abstract(config),
+    )
+
+    def build(num_devices, num_microbatches):
+        training = step.TrainingConfig(
+            batch_size=ROWS, context_length=TIME, num_microbatches=num_microbatches, z_loss=Z_LOSS
+        )
+        mesh = make_mesh(MeshConfig(), jax.devices()[:num_devices])
+        # A large eps, so that Adam's quotient doesn't blow up rounding where gradients vanish.
+        return mesh, step.build(config, training, OptimizerConfig(eps=1e-3), mesh)
+
+    def place(values, like):
+        return jax.device_put(values, jax.tree.map(lambda leaf: leaf.sharding, like))
+
+    def gradient(num_devices, num_microbatches, *batches):
+        mesh, program = build(num_devices, num_microbatches)
+        run = jax.jit(
+            lambda *inputs: step.loss_and_gradient(config, *inputs, num_microbatches, Z_LOSS)
+        )
+        results = []
+        with jax.set_mesh(mesh):
+            for batch in batches:
+                inputs = place((params, batch), (program.state.params, program.batch))
+                sums, gradients = jax.device_get(run(*inputs))
+                results.append((sums.nll / sums.count, gradients))
+        return results
+
+    def moved(num_devices, num_microbatches):
+        mesh, program = build(num_devices, num_microbatches)
+        with jax.set_mesh(mesh):
+            state, _ = program.step(
+                program.init(jax.random.key(0)), place(host_batch, program.batch)
+            )
+        return jax.device_get(state.params)
+
+    one, first, second = gradient(1, 1, host_batch, *_halves(host_batch))
+    result = {}
+    for name, split in SPLITS.items():
+        ((loss, gradients),) = gradient(*split, host_batch)
+        errors = jax.tree.leaves(jax.tree.map(_relative, one[1], gradients))
+        result[name] = {
+            "loss": abs(loss / one[0] - 1),
+            "gradient": max(errors),
+            "num_leaves": len(errors),
+        }
+    result["params"] = max(jax.tree.leaves(jax.tree.map(_relative, moved(1, 1), moved(8, 8))))
+    result["dtype"] = str(one[1]["embedder"]["embedding"].dtype)
+    result["mean of means"] = abs((first[0] + second[0]) / 2 / one[0] - 1)
+    print(json.dumps(result))
+
+
+def _relative(one, other):
+    import numpy as np
+
+    return float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-12))
+
+
+def _batch(vocab_size):
+    import numpy as np
+
+    from hybrid.data.batch import Batch
+
+    rng = np.random.default_rng(0)
+    # Rows without a token, rows of one, and a few full ones that repeat one token: unequal means.
+    keep = rng.random((ROWS, TIME)) < np.linspace(0, 1, ROWS)[:, None] ** 3
+    keep[:8], keep[-1] = False, True
+    tokens = rng.integers(0, vocab_size, (ROWS, TIME), np.int32)
+    targets = rng.integers(0, vocab_size, (ROWS, TIME), np.int32)
+    targets[ROWS // 2 :] = tokens[ROWS // 2 :]
+    return Batch(
+        tokens=tokens,
+        targets=targets,
+        segment_ids=np.ones((ROWS, TIME), np.int32),
+        positions=np.tile(np.arange(TIME, dtype=np.int32), (ROWS, 1)),
+        loss_mask=keep,
+    )
+
+
+def _halves(batch):
+    import dataclasses
+
+    import numpy as np
+
+    first = (np.arange(ROWS) < ROWS // 2)[:, None]
+    return [
+        dataclasses.replace(batch, loss_mask=batch.loss_mask & half) for half in (first, ~first)
+    ]
+
+
+if __name__ == "__main__":
+    main()

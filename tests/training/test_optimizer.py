@@ -1,0 +1,170 @@
+"""Optimizers see layers, not stacks; decay spares vectors; schedules fit any number of steps."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hybrid.training import optimizer
+from hybrid.training.optimizer import OptimizerConfig
+
+NUM_LAYERS, NUM_STEPS = 2, 4
+AXES = {
+    "embedder": {"embedding": ("vocab", "embed")},
+    "segments": {
+        0: {
+            "q_proj": ("layers", "embed", "heads", "head_dim"),
+            "o_proj": ("layers", "heads", "head_dim", "embed"),
+            "down_proj": ("layers", "ffn", "embed"),
+            "norm": ("layers", "embed"),
+            "layer_scalar": ("layers",),
+        }
+    },
+    "final_norm": {"scale": ("embed",)},
+}
+# down_proj has 128 in two axes, from where on adafactor factors the second moment.
+SIZES = {"vocab": 16, "embed": 132, "heads": 2, "head_dim": 6, "ffn": 128}
+
+
+def tree(seed, scale=1.0):
+    """A tree of normal numbers in the shapes of AXES; layers differ in size by ten."""
+    rng = np.random.default_rng(seed)
+    grow = 10.0 ** np.arange(NUM_LAYERS)
+
+    def draw(names):
+        stacked = names[0] == "layers"
+        shape = tuple(SIZES[name] for name in names[stacked:])
+        if not stacked:
+            return scale * rng.standard_normal(shape)
+        layers = rng.standard_normal((NUM_LAYERS, *shape))
+        return scale * layers * grow.reshape(-1, *[1] * len(shape))
+
+    return optimizer.map_axes(lambda names: jnp.asarray(draw(names)), AXES)
+
+
+def unstacked(values):
+    """The same tree with the stack as separate segments of one layer."""
+    return {
+        **values,
+        "segments": {
+            i: jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], values["segments"][0])
+            for i in range(NUM_LAYERS)
+        },
+    }
+
+
+def run(config, axes, take):
+    transform = optimizer.make_optimizer(config, NUM_STEPS, axes)
+    params = take(tree(0))
+    state = jax.jit(transform.init)(params)
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = transform.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for i in range(2):
+        params, state = step(params, state, take(tree(i + 1, 0.1)))
+    return params
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_a_stack_moves_as_its_layers_would_one_by_one(x64, name):
+    config = OptimizerConfig(name=name, learning_rate=0.1, warmup_fraction=0.0, clip_norm=1e9)
+    stacked = run(config, AXES, lambda values: values)
+    loop_axes = {**AXES, "segments": dict.fromkeys(range(NUM_LAYERS), AXES["segments"][0])}
+    single = run(config, loop_axes, unstacked)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9),
+        unstacked(stacked),
+        single,
+    )
+
+
+def test_adafactor_of_a_whole_stack_would_differ(x64):
+    """The planted mistake of the test above: statistics over the stack are others."""
+    config = OptimizerConfig(name="adafactor", learning_rate=0.1, warmup_fraction=0.0)
+    stacked = run(config, AXES, lambda values: values)
+    unnamed = jax.tree.map(
+        lambda names: (None, *names[1:]), AXES, is_leaf=lambda x: type(x) is tuple
+    )
+    mixed = run(config, unnamed, lambda values: values)
+    one, other = (t["segments"][0]["down_proj"] for t in (stacked, mixed))
+    assert np.abs(one - other).max() > 1e-3
+
+
+def test_muon_updates_have_orthogonal_layers_and_adams_size(x64):
+    config = OptimizerConfig(
+        name="muon", learning_rate=1.0, warmup_fraction=0.0, weight_decay=0.0, schedule="constant"
+    )
+    transform = optimizer.make_optimizer(config, NUM_STEPS, AXES)
+    params = tree(0)
+    updates, _ = jax.jit(transform.update)(tree(1), jax.jit(transform.init)(params), params)
+    down = np.asarray(updates["segments"][0]["down_proj"])
+    for layer in down:
+        singular = np.linalg.svd(layer, compute_uv=False)
+        assert singular.max() / singular.min() < 40  # of a normal matrix this square: over 100
+        assert 0.1 < np.sqrt(np.mean(layer**2)) < 0.3
+
+
+def test_muon_takes_only_the_kernels_of_the_stack():
+    dims = optimizer.muon_dimensions(AXES)
+    layer = dims["segments"][0]
+    assert dims["embedder"]["embedding"] is None
+    assert layer["norm"] is layer["layer_scalar"] is dims["final_norm"]["scale"] is None
+    assert layer["q_proj"] == ((1,), (2, 3))
+    assert layer["o_proj"] == ((1, 2), (3,))
+    assert layer["down_proj"] == ((1,), (2,))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_decay_pulls_on_matrices_and_spares_vectors(name):
+    config = OptimizerConfig(name=name, learning_rate=0.5, weight_decay=0.1, warmup_fraction=0.0)
+    transform = optimizer.make_optimizer(config, NUM_STEPS, AXES)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree(0))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(transform.update)(zeros, jax.jit(transform.init)(params), params)
+    ratio = jax.tree.map(lambda u, p: float(jnp.abs(u).max() / jnp.abs(p).max()), updates, params)
+    for name in ("q_proj", "o_proj", "down_proj"):
+        assert ratio["segments"][0][name] == pytest.approx(0.05, rel=1e-4)
+    assert ratio["embedder"]["embedding"] == pytest.approx(0.05, rel=1e-4)
+    for value in (
+        *map(ratio["segments"][0].get, ("norm", "layer_scalar")),
+        ratio["final_norm"]["scale"],
+    ):
+        assert value == 0
+
+
+def test_the_gradient_is_clipped_by_its_global_norm():
+    config = OptimizerConfig(clip_norm=1e-3)
+    transform = optimizer.make_optimizer(config, NUM_STEPS, AXES)
+    params = tree(0)
+    # Adam's first moment after one step is (1 - beta1) times what it was given.
+    _, state = jax.jit(transform.update)(tree(1), jax.jit(transform.init)(params), params)
+    mu = optax.tree.get(state, "mu")
+    assert float(optax.tree.norm(mu)) == pytest.approx(0.1 * 1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 100])
+def test_rates_rise_to_the_peak_and_end_at_the_final_share(schedule, num_steps):
+    config = OptimizerConfig(learning_rate=2.0, schedule=schedule, warmup_fraction=0.2)
+    rates = np.asarray(optimizer.make_schedule(config, num_steps)(jnp.arange(num_steps)))
+    assert (rates > 0).all()
+    assert (rates <= 2.0 + 1e-6).all()
+    if num_steps == 100:
+        np.testing.assert_allclose(rates[[0, 9, 19]], [0.1, 1.0, 2.0], rtol=1e-6)
+        final = {"cosine": 0.2, "wsd": 0.2, "constant": 2.0}[schedule]
+        assert rates[-1] == pytest.approx(final, rel=1e-5)
+    if schedule == "wsd" and num_steps == 100:
+        np.testing.assert_allclose(rates[20:79], 2.0, rtol=1e-6)
+        np.testing.assert_allclose(np.diff(rates[80:]), -1.8 / 20, rtol=1e-3)
+
+
+def test_every_key_of_the_section_changes_something():
+    names = {field.name for field in dataclasses.fields(OptimizerConfig)}
+    source = __import__("inspect").getsource(optimizer)
+    assert {name for name in names if f"config.{name}" not in source} == set()
