@@ -185,7 +185,15 @@ class Lines:
 
 
 def write_whole(path: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Lets `write` fill a file that appears under its name only when it is whole."""
+    """Lets `write` fill a file that appears under its name only when it is whole.
+
+    A link stays one, and what is no regular file (a pipe, `/dev/stdout`) is written to as it is.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            write(file)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
