@@ -132,9 +132,12 @@ def test_flops_equal_those_of_the_compiled_forward(change):
     config, time = dataclasses.replace(SMALL, **change), 64
     specs = list(model.layer_plan(config).layers())
     planned = cost.forward_flops_per_token(config, time)
-    visible = sum(cost.attention_flops_per_token(spec, time) for spec in specs)
-    dense = sum(4 * spec.num_heads * spec.head_dim * time for spec in specs)
-    assert forward_flops(config, time) == time * (planned - visible + dense)
+    visible = [cost.attention_flops_per_token(spec, time) for spec in specs]
+    keys = [cost.mean_visible_keys(spec.window_size, time) for spec in specs]
+    dense = sum(flops * time / count for flops, count in zip(visible, keys, strict=True))
+    assert forward_flops(config, time) == pytest.approx(
+        time * (planned - sum(visible) + dense), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("window", [1, 5, 24, None])
