@@ -6,6 +6,7 @@ Everything that can be wrong is refused before the model is read, and files appe
 at all. Signals stop it at once: there is nothing to save.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -84,6 +85,8 @@ def resolve(
         values = values | {"eval": config_lib.to_dict(of_page.eval)}
     overrides = config_lib.parse_overrides(Experiment, texts)
     _check_fixed(trained, overrides)
+    if overrides.get("data.source") == "stdlib":  # has no paths: the run's are of another source
+        values = config_lib.updated(values, {"data.paths": ()})
     config = experiment.from_config(config_lib.updated(values, overrides))
     _check_shapes(trained, config, overrides)
     return config, overrides
@@ -189,11 +192,12 @@ def write_whole(path: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
 
     A link stays one, and what is no regular file (a pipe, `/dev/stdout`) is written to as it is.
     """
-    path = path.resolve()
     if path.exists() and not path.is_file():
-        with open(path, "wb") as file:
-            write(file)
+        whole = io.BytesIO()  # np.save asks a file where it stands, which a pipe can't tell
+        write(whole)
+        path.write_bytes(whole.getvalue())
         return
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:

@@ -3,6 +3,7 @@
 The run really is trained, for two steps. `test_command.py` has the flags and their refusals.
 """
 
+import io
 import json
 import math
 import os
@@ -193,6 +194,12 @@ def test_another_source_is_scored_whole(evaluated, tmp_path):
     assert result["overrides"]["data.source"] == "jsonl"
 
 
+def test_the_standard_library_needs_no_word_about_the_runs_paths(evaluated):
+    result = evaluated("--config.data.source=stdlib", "--config.eval.max_tokens=50")
+    assert result["num_tokens"] == 50
+    assert result["overrides"]["data.source"] == "stdlib"
+
+
 def test_the_table_alone_is_on_standard_output(run, capsys):
     assert main([f"--workdir={run}"]) == 0
     shown, log = capsys.readouterr()
@@ -228,9 +235,9 @@ def test_a_result_written_to_a_link_or_a_pipe_leaves_it_one(tmp_path):
     assert link.is_symlink()
     assert target.read_text() == "new"
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    command.write_whole(pipe, lambda file: file.write(b"new"))
+    command.write_whole(pipe, lambda file: np.save(file, np.arange(3)))
     assert pipe.is_fifo()
-    assert os.read(reader, 10) == b"new"
+    assert np.load(io.BytesIO(os.read(reader, 1000))).tolist() == [0, 1, 2]
     os.close(reader)
 
 
