@@ -203,10 +203,10 @@ def compiled_token_nll(model_config: ModelConfig, mesh: Mesh | None = None) -> N
 
 def _file(scores: jax.Array, pieces, nll: np.ndarray, positions: np.ndarray) -> None:
     """Puts a batch's scores where their tokens stand in the input."""
-    scores = np.asarray(jax.device_get(scores))
+    host_scores = np.asarray(jax.device_get(scores))
     for window, row, column in pieces:
         where = slice(window.offset, window.offset + window.num_scored)
-        nll[where] = scores[row, column + window.first : column + window.length]
+        nll[where] = host_scores[row, column + window.first : column + window.length]
         positions[where] = np.arange(window.first, window.length)
 
 
