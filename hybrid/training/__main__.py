@@ -9,13 +9,13 @@ from hybrid.training import signals
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     # Signals are caught before jax is loaded, which takes seconds.
-    with signals.caught():
+    with signals.caught() as interrupts:
         try:
             from hybrid import cli
             from hybrid.experiment import Experiment
-        except signals.Preempted as stop:
+        except (signals.Preempted, KeyboardInterrupt) as stop:
             print(f"stopped: {stop}", file=sys.stderr)
-            return 143
+            return 128 + (interrupts.requested or signals.WATCHED[1])
         command = cli.Command("python train.py", DOC, _define, Experiment, _run)
         return cli.main(command, argv)
 

@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from hybrid.config import ConfigError, key
-from hybrid.training.metrics import read_rows
+from hybrid.training.metrics import METRICS, read_rows
 
 FOLDER = "checkpoints"
 _COUNTERS = ("step", "skipped", "bad_in_a_row")
@@ -69,7 +69,7 @@ def best_step(workdir: pathlib.Path) -> int | None:
     there = set(steps(workdir))
     losses = {
         row["step"]: row["eval/loss"]
-        for row in read_rows(workdir / "metrics.jsonl")
+        for row in read_rows(workdir / METRICS, "eval/loss")
         if row.get("eval/loss") is not None and row["step"] in there
     }
     return min(losses, key=lambda step: (losses[step], step)) if losses else None

@@ -30,7 +30,7 @@ from hybrid.training import metrics as metrics_lib
 from hybrid.training import provenance, signals
 from hybrid.training.checkpoint import Checkpoints, restore_state
 from hybrid.training.events import Event, at, every, run_due
-from hybrid.training.prepare import METRICS, Prepared, prepare
+from hybrid.training.prepare import Prepared, prepare
 from hybrid.training.progress import Progress
 
 
@@ -267,7 +267,7 @@ class Run:
         self.flops_per_step = 3 * per_token * tokens  # the backward costs two forwards
         self.checkpoints = Checkpoints(workdir, experiment.checkpoint)
         provenance.write(workdir, experiment, self.prepared.provenance)
-        self.metrics = metrics_lib.MetricsFile(workdir / METRICS)
+        self.metrics = metrics_lib.MetricsFile(workdir / metrics_lib.METRICS)
         self.metrics.cut(self.step)
         self.tensorboard = None
         if training.tensorboard:

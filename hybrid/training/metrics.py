@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+METRICS = "metrics.jsonl"
+
 # Peak dense bfloat16 FLOP/s of a chip, as the makers publish them.
 KNOWN_PEAKS = {
     "TPU v4": 275e12,
@@ -60,17 +62,17 @@ class MetricsFile:
         write_atomically(self.path, text)
 
 
-def read_rows(path: pathlib.Path) -> list[Row]:
-    """The rows of a metrics file; none if there is no file."""
+def read_rows(path: pathlib.Path, holding: str = "") -> list[Row]:
+    """The rows of a metrics file whose text holds `holding`; none if there is no file."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
-    return [json.loads(line) for line in lines if line]
+    return [json.loads(line) for line in lines if line and holding.encode() in line]
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.new")
     with open(beside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -18,10 +18,8 @@ from hybrid.data import pipeline
 from hybrid.experiment import Experiment
 from hybrid.sharding import make_mesh
 from hybrid.training import checkpoint, provenance, step
-from hybrid.training.metrics import read_rows
+from hybrid.training.metrics import METRICS, read_rows
 from hybrid.training.progress import Progress
-
-METRICS = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +98,8 @@ def _find_resume(
         progress.say(f"warning: {warning}")
     last = there[-1]
     record = checkpoint.read_record(workdir, last)
-    rows = read_rows(workdir / METRICS)
-    evaluated = any(row["step"] == last and "eval/loss" in row for row in rows)
+    rows = read_rows(workdir / METRICS, "eval/loss")
+    evaluated = any(row["step"] == last for row in rows)
     return Resume(last, record, bool(record["evaluation_due"]) and not evaluated)
 
 

@@ -54,7 +54,7 @@ class TrainingConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes.
+    """All that a step changes: arrays, or what describes them (shapes, shardings).
 
     Attributes:
       params: the model's parameters.
@@ -66,9 +66,9 @@ class TrainState:
 
     params: Any
     opt_state: Any
-    step: jax.Array
-    skipped: jax.Array
-    bad_in_a_row: jax.Array
+    step: Any
+    skipped: Any
+    bad_in_a_row: Any
 
 
 class Program(NamedTuple):
