@@ -15,11 +15,11 @@ from hybrid import config as config_lib
 from hybrid.config import ConfigError, errors_under, key, section
 from hybrid.data.config import DataConfig
 from hybrid.evaluation.config import EvalConfig
+from hybrid.inference_config import InferenceConfig
 from hybrid.mixers.attention import request
 from hybrid.model_config import ModelConfig
 from hybrid.ops import attention
 from hybrid.pattern import plan_layers
-from hybrid.plan.config import InferenceConfig
 from hybrid.sharding import MeshConfig, check_divisible
 from hybrid.training.checkpoint import CheckpointConfig
 from hybrid.training.optimizer import OptimizerConfig

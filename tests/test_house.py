@@ -14,6 +14,7 @@ FLOORS = {
     "axes": 0,
     "config": 0,
     "model_config": 0,
+    "inference_config": 0,
     "pattern": 0,
     "host": 0,
     "ops": 1,

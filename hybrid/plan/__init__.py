@@ -57,7 +57,7 @@ def plan(config: Any, context: int | None = None, batch: int = 1) -> PlanReport:
       batch: rows, which multiply the cache bytes.
     Raises: ConfigError naming the key that is wrong.
     """
-    # The experiment has a section for every reader, this package's among them.
+    # Late, so that `import hybrid` does not load optimizers and checkpoints.
     from hybrid import experiment
 
     load = experiment.load if isinstance(config, str) else experiment.from_config
