@@ -25,7 +25,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run
 
 docs: $(VENV)/.run
-	$(BIN)/python -m docs.generate
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -1,7 +1,7 @@
 """About 100 million parameters, for one accelerator or a small mesh.
 
-    python train.py --config=configs/small.py --workdir=runs/small
-    python train.py --config=configs/small.py:global --workdir=runs/small_global --config.mesh.fsdp=8
+python train.py --config=configs/small.py --workdir=runs/small --config.mesh.fsdp=8
+python train.py --config=configs/small.py:global --workdir=runs/small_global     (or :local)
 """
 
 from hybrid import experiment

@@ -1,7 +1,7 @@
 """The demo: 1.5 million parameters on the bytes of the standard library, a few CPU minutes.
 
-    python train.py --config=configs/tiny.py --workdir=runs/tiny
-    python train.py --config=configs/tiny.py:local --workdir=runs/tiny_local     (or :global)
+python train.py --config=configs/tiny.py --workdir=runs/tiny
+python train.py --config=configs/tiny.py:local --workdir=runs/tiny_local     (or :global)
 """
 
 from hybrid import experiment

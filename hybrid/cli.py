@@ -123,8 +123,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             continue
         name, equals, text = word.lstrip("-").removeprefix("config.").partition("=")
         if not equals:
-            text = next(remaining, None)
-            if text is None:
+            text = next(remaining, "")
+            if not text:
                 raise ConfigError(name, "has no value", accepted=f"--config.{name}=VALUE")
         overrides[name] = text
     return words, overrides

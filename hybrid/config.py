@@ -54,7 +54,12 @@ def key(
     choices: tuple[str, ...] = (),
 ) -> Any:
     """A config key: a dataclass field with its meaning, and the values it may take."""
-    limits = dict(at_least=at_least, more_than=more_than, at_most=at_most, choices=choices)
+    limits = {
+        "at_least": at_least,
+        "more_than": more_than,
+        "at_most": at_most,
+        "choices": choices,
+    }
     return dataclasses.field(default=default, metadata={"doc": doc, **limits})
 
 
@@ -79,7 +84,7 @@ def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
     for field in dataclasses.fields(cls):
         name, kind = prefix + field.name, hints[field.name]
         if dataclasses.is_dataclass(kind):
-            yield from walk(kind, name + ".")
+            yield from walk(typing.cast(type, kind), name + ".")
         else:
             yield KeyInfo(name, kind, field.default, field.metadata["doc"])
 

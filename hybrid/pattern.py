@@ -16,6 +16,7 @@ Read next: `stack.py`, which runs a plan.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from hybrid.config import ConfigError
@@ -240,7 +241,7 @@ def segmented(specs: tuple[LayerSpec, ...], period: int) -> LayerPlan:
     cuts = {*range(0, len(specs), period), *reusing[:1], len(specs)}
     bounds = sorted(cuts)
     segments: list[Segment] = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         piece = specs[start:end]
         if segments and segments[-1].specs == piece:
             last = segments[-1]

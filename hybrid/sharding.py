@@ -14,7 +14,7 @@ import dataclasses
 import math
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hybrid import axes
@@ -95,7 +95,7 @@ def check_divisible(model: ModelConfig, mesh: Mesh) -> None:
             raise ConfigError(f"model.{name}", problem, getattr(model, name))
 
 
-def spec_of(mesh: Mesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
+def spec_of(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
     """The partition of an array with logical `names`; an axis that doesn't divide is copied."""
 
     def mesh_axes(name, size):

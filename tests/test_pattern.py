@@ -38,7 +38,7 @@ def test_a_local_last_layer_is_refused_naming_depths_that_fit():
 
 @pytest.mark.parametrize("pattern", ["", "LLX", "l", "LMG"])
 def test_letters_without_a_mixer_are_refused(pattern):
-    with pytest.raises(ConfigError, match="^pattern: "):
+    with pytest.raises(ConfigError, match=r"^pattern: "):
         layer_letters(pattern, 6, "any")
 
 
@@ -68,7 +68,9 @@ def test_locate_is_a_bijection_that_finds_each_layers_spec(depth):
 
 def with_reuse(depth, period, first_reusing):
     """Specs of a stack whose layers from `first_reusing` reuse the last own layer of their kind."""
-    specs = list(plan(pattern="L" * (period - 1) + "G", num_layers=depth, last_layer="any").layers())
+    specs = list(
+        plan(pattern="L" * (period - 1) + "G", num_layers=depth, last_layer="any").layers()
+    )
     donors = {specs[layer].letter: layer for layer in range(first_reusing)}
     for layer in donors.values():
         specs[layer] = dataclasses.replace(specs[layer], donates=True)
@@ -108,8 +110,18 @@ def test_layers_of_a_kind_have_that_kinds_geometry():
         window_sizes=(8, 16, 32, 64, 128, 0),
     )
     local, *_, full = layers.layers()
-    assert (local.window_size, local.num_kv_heads, local.head_dim, local.unified_kv) == (8, 4, 32, False)
-    assert (full.window_size, full.num_kv_heads, full.head_dim, full.unified_kv) == (None, 2, 64, True)
+    assert (local.window_size, local.num_kv_heads, local.head_dim, local.unified_kv) == (
+        8,
+        4,
+        32,
+        False,
+    )
+    assert (full.window_size, full.num_kv_heads, full.head_dim, full.unified_kv) == (
+        None,
+        2,
+        64,
+        True,
+    )
     assert (local.rope.theta, local.rope.fraction) == (10_000, 1)
     assert (full.rope.theta, full.rope.fraction) == (1_000_000, 0.25)
     assert [spec.window_size for spec in layers.layers()] == [8, 16, 32, 64, 128, None]

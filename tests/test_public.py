@@ -17,7 +17,12 @@ def test_the_public_names_are_these():
 
 @pytest.mark.parametrize(
     "imports",
-    ["import hybrid", "import hybrid.plan", "import hybrid, hybrid.plan.__main__", "from hybrid import plan"],
+    [
+        "import hybrid",
+        "import hybrid.plan",
+        "import hybrid, hybrid.plan.__main__",
+        "from hybrid import plan",
+    ],
 )
 def test_plan_is_callable_after_any_import_of_its_package(imports):
     call = "plan" if imports.startswith("from") else "hybrid.plan"

@@ -144,7 +144,9 @@ def test_the_shell_sees_one_line_and_status_2(tmp_path):
     page = ["--config=configs/tiny.py", "--workdir=new", "--config.model.num_kv_heads=3"]
     done = shell(str(ROOT / "train.py"), *page, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: model.num_kv_heads: must divide model.num_heads (4), got 3")
+    assert done.stderr.startswith(
+        "error: model.num_kv_heads: must divide model.num_heads (4), got 3"
+    )
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
