@@ -81,7 +81,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def training_row(
-    step: int, metrics: Mapping[str, np.ndarray], tokens_seen: int, seconds: float, mfu: Any
+    step: int, metrics: Mapping[str, Any], tokens_seen: int, seconds: float, mfu: Any
 ) -> Row:
     """The row of one training step; numbers that are not finite become null."""
     row = {"step": step, "loss": number(metrics["loss"])}

@@ -1,8 +1,8 @@
 """What a run says on standard error: one moving line on a terminal, plain lines elsewhere."""
 
+import io
 import shutil
 import sys
-from typing import TextIO
 
 from hybrid.training.metrics import Row
 
@@ -13,7 +13,7 @@ SECONDS_BETWEEN_MOVES = 0.1
 class Progress:
     """Writes lines, and the state of the run in between; knows the time only as it is told."""
 
-    def __init__(self, stream: TextIO | None = None):
+    def __init__(self, stream: io.TextIOBase | None = None):
         self._stream = sys.stderr if stream is None else stream
         self._moves = self._stream.isatty()
         self._moving = False
