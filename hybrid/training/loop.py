@@ -259,9 +259,7 @@ class Run:
     def _open_files(self) -> None:
         """Creates or cleans up the workdir: the first thing that a start writes."""
         experiment, workdir = self.prepared.experiment, self.prepared.workdir
-        devices = list(self.prepared.mesh.devices.flat)
-        training = self.training
-        self.peak = metrics_lib.peak_flops(training.peak_flops, experiment.model.dtype, devices)
+        training, self.peak = self.training, self.prepared.peak_flops
         tokens = training.batch_size * training.context_length
         per_token = cost.forward_flops_per_token(experiment.model, training.context_length)
         self.flops_per_step = 3 * per_token * tokens  # the backward costs two forwards

@@ -214,10 +214,8 @@ def muon_dimensions(logical_axes: Any) -> Any:
         first, last = len(names) - len(kernel), len(names) - 1
         if not first or len(kernel) < 2:
             return None
-        if kernel[0] == EMBED:
-            reads, writes = (first,), tuple(range(first + 1, last + 1))
-        else:
-            reads, writes = tuple(range(first, last)), (last,)
+        cut = first + 1 if kernel[0] == EMBED else last
+        reads, writes = tuple(range(first, cut)), tuple(range(cut, last + 1))
         return optax.contrib.MuonDimensionNumbers(reads, writes)
 
     return map_axes(dimensions, logical_axes)

@@ -18,7 +18,7 @@ from hybrid.data import pipeline
 from hybrid.experiment import Experiment
 from hybrid.sharding import make_mesh
 from hybrid.training import checkpoint, provenance, step
-from hybrid.training.metrics import METRICS, read_rows
+from hybrid.training.metrics import METRICS, peak_flops, read_rows
 from hybrid.training.progress import Progress
 
 
@@ -45,6 +45,7 @@ class Prepared:
       rows: training rows.  documents: what is evaluated on.
       resume: where to go on, None for a new run.
       provenance: of this start.
+      peak_flops: of all devices together, None without MFU.
     """
 
     experiment: Experiment
@@ -55,6 +56,7 @@ class Prepared:
     documents: pipeline.EvalDocuments
     resume: Resume | None
     provenance: dict[str, Any]
+    peak_flops: float | None
 
 
 def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -> Prepared | None:
@@ -85,7 +87,9 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     for warning in provenance.changed_machine(workdir, now) if resume else ():
         progress.say(f"warning: {warning}")
     program = step.build(model, training, experiment.optimizer, mesh)
-    return Prepared(experiment, workdir, mesh, program, rows, documents, resume, now)
+    devices = list(mesh.devices.flat)
+    peak = peak_flops(training.peak_flops, model.dtype, devices)
+    return Prepared(experiment, workdir, mesh, program, rows, documents, resume, now, peak)
 
 
 def _find_resume(

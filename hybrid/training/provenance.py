@@ -106,7 +106,7 @@ def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
         old, new = before.get(name), now.get(name)
         if _plain(old) == _plain(new) or name.startswith(MAY_CHANGE):
             continue
-        if name == "training.num_steps" and new > old:
+        if name == "training.num_steps" and (new or 0) > (old or 0):
             continue
         accepted = f"this run has {old!r}" + (
             "; it may only grow" if name == "training.num_steps" else "; use another --workdir"

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 GRACE_SECONDS = 3.0
 WATCHED = (signal.SIGTERM, signal.SIGINT)
@@ -63,15 +64,36 @@ class Interrupts:
             raise self.stop("stopped at once")
 
     def _watch(self, stream: socket.socket) -> None:
-        """Ends the process when a signal that stops at once has not done so."""
+        """Ends the process when a signal that stops at once has not done so.
+
+        Where something swallowed the exception and the loop has begun since, the loop will stop.
+        """
         num_sigints = 0
         while number := stream.recv(1):
             num_sigints += number[0] == signal.SIGINT
-            at_once = number[0] in WATCHED and (not self._deferred or num_sigints > 1)
-            if at_once and not self._left.wait(GRACE_SECONDS):
+            if number[0] not in WATCHED or not self._is_at_once(num_sigints):
+                continue
+            if not self._left.wait(GRACE_SECONDS) and self._is_at_once(num_sigints):
                 print(f"{signal.Signals(number[0]).name}: stopped at once", file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(128 + number[0])
+
+    def _unraisable(self, found: Any) -> None:
+        """Sends the signal again where its exception met a `__del__` or a weakref's callback.
+
+        Python ends exceptions there, and would print a traceback.
+        """
+        if self and isinstance(found.exc_value, (Preempted, KeyboardInterrupt)):
+            threading.Timer(0.01, self._again).start()
+        else:
+            sys.__unraisablehook__(found)
+
+    def _again(self) -> None:
+        if self.requested and not self._deferred and not self._left.is_set():
+            os.kill(os.getpid(), self.requested)
+
+    def _is_at_once(self, num_sigints: int) -> bool:
+        return not self._deferred or num_sigints > 1
 
 
 _current: Interrupts | None = None
@@ -84,20 +106,25 @@ def caught() -> Iterator[Interrupts]:
     `jax.distributed.initialize` takes SIGTERM for itself: call it before.
     """
     global _current
-    if _current is not None or threading.current_thread() is not threading.main_thread():
-        yield _current or Interrupts()
+    if _current is not None:
+        yield _current
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield Interrupts()
         return
     _current = interrupts = Interrupts()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = {number: signal.signal(number, interrupts._handle) for number in WATCHED}
     before_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    before_hook, sys.unraisablehook = sys.unraisablehook, interrupts._unraisable
     watcher = threading.Thread(target=interrupts._watch, args=(ours,), daemon=True)
     watcher.start()
     try:
         yield interrupts
     finally:
         interrupts._left.set()
+        sys.unraisablehook = before_hook
         signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -81,8 +81,8 @@ class Program(NamedTuple):
         it ahead of time and to restore a checkpoint.
     """
 
-    init: Callable[[jax.Array], TrainState]
-    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    init: jax.stages.Wrapped
+    step: jax.stages.Wrapped
     state: TrainState
     batch: Batch
 

@@ -2,7 +2,10 @@
 
 import json
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -165,6 +168,35 @@ def test_more_steps_log_every_and_checkpoints_may_change(straight, tmp_path, cap
     assert [row["step"] for row in tiny_run.rows(workdir)] == [1, 2, 3, 4, 6, 8, 8]
     assert checkpoint.steps(workdir) == [8]
     assert json.loads((workdir / "config.json").read_text())["training"]["num_steps"] == 8
+
+
+FOUR_DEVICES = """
+import pathlib, sys
+import tiny_run
+from hybrid.training import loop
+folder = pathlib.Path(sys.argv[1])
+keys = dict(mesh__data=2, mesh__fsdp=2, training__num_steps=3, training__peak_flops=0.0)
+loop.run(tiny_run.experiment_of(folder, optimizer__schedule="constant", **keys), folder / "run")
+"""
+
+
+def test_a_run_on_four_devices_goes_on_with_one(tmp_path, capsys):
+    folders = [pathlib.Path(__file__).parents[2], pathlib.Path(__file__).parent]
+    environment = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+    }
+    command = [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)]
+    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=300)
+    keys = {"optimizer__schedule": "constant", "training__peak_flops": 0.0}
+    one = tiny_run.experiment_of(tmp_path, **keys)
+    loop.run(one, tmp_path / "run")
+    assert "device_count was 4, is 1" in capsys.readouterr().err
+    loop.run(one, tmp_path / "alone")
+    for mixed, alone in zip(
+        *map(tiny_run.rows, (tmp_path / "run", tmp_path / "alone")), strict=True
+    ):
+        assert mixed == pytest.approx(alone, rel=1e-3)
 
 
 def test_wrong_data_creates_nothing(straight, tmp_path):
