@@ -37,6 +37,7 @@ class Interrupts:
         self.requested: signal.Signals | None = None
         self._deferred = False
         self._left = threading.Event()
+        self._hook_before = sys.unraisablehook
 
     def __bool__(self) -> bool:
         return self.requested is not None
@@ -86,7 +87,7 @@ class Interrupts:
         if self and isinstance(found.exc_value, (Preempted, KeyboardInterrupt)):
             threading.Timer(0.01, self._again).start()
         else:
-            sys.__unraisablehook__(found)
+            self._hook_before(found)
 
     def _again(self) -> None:
         if self.requested and not self._deferred and not self._left.is_set():
@@ -117,14 +118,14 @@ def caught() -> Iterator[Interrupts]:
     theirs.setblocking(False)
     before = {number: signal.signal(number, interrupts._handle) for number in WATCHED}
     before_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    before_hook, sys.unraisablehook = sys.unraisablehook, interrupts._unraisable
+    sys.unraisablehook = interrupts._unraisable
     watcher = threading.Thread(target=interrupts._watch, args=(ours,), daemon=True)
     watcher.start()
     try:
         yield interrupts
     finally:
         interrupts._left.set()
-        sys.unraisablehook = before_hook
+        sys.unraisablehook = interrupts._hook_before
         signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
             signal.signal(number, handler)

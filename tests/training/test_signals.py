@@ -8,11 +8,11 @@ import textwrap
 
 import pytest
 import small_run
+import tiny_run
 
 from hybrid.training import loop, signals
 from hybrid.training.metrics import MetricsFile
 from hybrid.training.progress import Progress
-from training import tiny_run
 
 ENDS_BY = {signal.SIGTERM: signals.Preempted, signal.SIGINT: KeyboardInterrupt}
 
@@ -92,12 +92,28 @@ def test_a_signal_that_somebody_swallowed_is_left_to_the_loop():
             try:
                 signal.raise_signal(signal.SIGTERM)
             except signals.Preempted:
-                pass  # as a library with a broad except does
+                time.sleep(0.1)  # as a library with a broad except does
             with interrupts.deferred():
                 time.sleep(1)
                 print("saved" if interrupts else "missed")
     """)
     assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
+
+
+def test_a_signal_within_a_weakrefs_callback_is_not_lost():
+    done = run_snippet("""
+        import sys, weakref
+        class Thing: pass
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+        with signals.caught():
+            try:
+                del thing
+                time.sleep(1)
+            except signals.Preempted:
+                sys.exit(143)
+    """)
+    assert (done.returncode, done.stderr) == (143, "")
 
 
 # --- In a run ------------------------------------------------------------------------------------
