@@ -72,6 +72,9 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     if resume and resume.step >= training.num_steps and not resume.evaluation_due:
         progress.say(f"finished: all {training.num_steps} steps are done in {workdir}")
         return None
+    # First what is evaluated: it is only tokenized, while the rows leave a cache on disk.
+    documents = pipeline.eval_documents(experiment.data, vocab_size=model.vocab_size)
+    _check_documents(documents)
     rows = pipeline.open_rows(
         experiment.data,
         context_length=training.context_length,
@@ -81,8 +84,6 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     )
     if resume:
         _check_fingerprint(experiment, resume.record, rows.fingerprint)
-    documents = pipeline.eval_documents(experiment.data, vocab_size=model.vocab_size)
-    _check_documents(documents)
     now = provenance.describe(rows.fingerprint, sys.argv)
     for warning in provenance.changed_machine(workdir, now) if resume else ():
         progress.say(f"warning: {warning}")
