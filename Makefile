@@ -11,7 +11,7 @@ demo: $(VENV)/.run
 	$(BIN)/python eval.py --config=configs/tiny.py --workdir=$(RUN)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow" -n 2 -q
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile -q
 
 test-slow: $(VENV)/.slow
 	$(BIN)/python -m pytest -m slow -q

@@ -128,7 +128,13 @@ def test_training_refuses_a_wrong_config(key, overrides, data, tmp_path, capsys)
     assert_refused(train, page + words, key, capsys, unchanged=tmp_path)
 
 
-@pytest.mark.parametrize(("main", "words", "key"), FLAG_CASES, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("main", "words", "key"),
+    FLAG_CASES,
+    ids=[
+        f"{main.__module__.split('.')[1]} {' '.join(words)[:60]}" for main, words, _ in FLAG_CASES
+    ],
+)
 def test_commands_refuse_wrong_flags(main, words, key, data, tmp_path, capsys):
     words = [word.format(data=data, new=tmp_path / "new") for word in words]
     assert_refused(main, words, key, capsys, unchanged=tmp_path)
