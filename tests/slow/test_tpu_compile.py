@@ -45,8 +45,9 @@ def test_state_is_split_over_the_devices_and_donated(figures):
     params = model.abstract(experiment.load("configs/small.py").model)
     size = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     for row in figures.values():
-        # Parameters and two moments, an eighth each; little is copied.
-        assert row["arguments"] == pytest.approx(3 * size / 8, rel=0.05)
+        # Parameters and two moments, an eighth each. A TPU pads the 96 columns of a part to its
+        # tiles of 128 where it keeps them last, which adds 5 % here; next to nothing is copied.
+        assert 3 * size / 8 <= row["arguments"] < 1.06 * 3 * size / 8
         assert row["donated"] > 0.95 * row["arguments"]
 
 
