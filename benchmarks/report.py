@@ -1,0 +1,61 @@
+"""Writes docs/benchmarks.md from the results that are there.
+
+python -m benchmarks.report
+"""
+
+import json
+from pathlib import Path
+
+from benchmarks import attention_cost, machine, parts, train_step
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+HEAD = """# Benchmarks
+
+Written by `python -m benchmarks.report` from `benchmarks/results/*.json`; `benchmarks/README.md`
+says how each was measured and how to run it again. The model of all tables: vocabulary 1024,
+d_model 256, `LLLLLG`, 4 heads, 1 KV head, head_dim 64 local and 128 global, unified keys and
+values on the global layer, ffn 1024, window 128 unless said otherwise, float32, 6,102,144 trained
+parameters.
+"""
+SECTIONS = {
+    "train_step": (
+        "Against transformers",
+        "python -m benchmarks.train_step",
+        "Both sides start from the same weights; losses of the first steps agree before timing.",
+        train_step.markdown,
+    ),
+    "parts": (
+        "Parts of the train step",
+        "python -m benchmarks.parts",
+        "Each part is timed by itself, forward and backward, and multiplied by how often a step "
+        "runs it; FLOPs are matrix products of the compiled program.",
+        parts.markdown,
+    ),
+    "attention_cost": (
+        "Cost against length",
+        "python -m benchmarks.attention_cost",
+        "A local layer costs twice as much for twice the tokens; dense attention four times.",
+        attention_cost.markdown,
+    ),
+}
+
+
+def main() -> None:
+    """Reads the results, writes the page."""
+    PAGE.write_text(page())
+    print("written:", PAGE)
+
+
+def page() -> str:
+    """The page's text; a benchmark without a result is left out."""
+    text = [HEAD]
+    for name, (title, command, claim, markdown) in SECTIONS.items():
+        path = machine.RESULTS / f"{name}.json"
+        if path.exists():
+            table = markdown(json.loads(path.read_text()))
+            text.append(f"## {title}\n\n`{command}`\n\n{claim}\n\n{table}\n")
+    return "\n".join(text)
+
+
+if __name__ == "__main__":
+    main()
