@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from hybrid.axes import Hidden, Mask, Scalar, Tokens
+from hybrid.ops.dense import over_tokens
 
 LOGIT_BYTES = 64 * 2**20
 
@@ -129,10 +130,7 @@ def _backward(softcap, chunk, kept, cotangents):
             dlogits = dlogits * (1 - jnp.square(logits / softcap))  # (4)
         dlogits = jnp.where(keep, dlogits, 0).astype(x.dtype)
         dx = jnp.einsum("bcv,vd->bcd", dlogits, embedding.astype(x.dtype))  # (5)
-        # x transposed as an array of its own: left to itself XLA's CPU product transposes dlogits.
-        x_t = jax.lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
-        step = jnp.einsum("dbc,bcv->dv", x_t, dlogits, preferred_element_type=dembedding.dtype)
-        return dembedding + step.T, dx
+        return dembedding + over_tokens(dlogits, x), dx
 
     zero = jnp.zeros(embedding.shape, s.dtype)
     inputs = (*_chunks(chunk, hidden, targets, mask), s)

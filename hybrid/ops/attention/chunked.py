@@ -53,13 +53,27 @@ class Blocks:
     backward: tuple[int, int]
 
 
-def default_blocks(window_size: int | None, query_length: int, key_length: int) -> Blocks:
-    """Tile sizes that were fastest on a 2-core CPU (docs/benchmarks.md)."""
+def default_blocks(
+    window_size: int | None, query_length: int, key_length: int, backend: str = "cpu"
+) -> Blocks:
+    """Tile sizes by backend: on a CPU those measured fastest, elsewhere larger ones.
+
+    A 2-core CPU prefers, with a window, query blocks of 128 against one tile of keys (smaller
+    blocks waste fewer scores but multiply slower), without one 256, forward 512 on long rows.
+    Accelerators want fewer, larger steps; theirs are not tuned, since kernels come before this
+    path there.
+    """
+    on_cpu = backend == "cpu"
     if window_size is not None and window_size <= 512:
-        queries = max(64, min(128, window_size))
+        queries = max(64, min(128, window_size)) if on_cpu else 256
         keys = queries * -(-(queries + window_size - 1) // queries)
         return Blocks((queries, keys), (queries, keys))
-    return Blocks((min(512, query_length), min(512, key_length)), (256, 256))
+    forward = 256 if on_cpu and query_length <= 1024 else 512
+    backward = 256 if on_cpu else 512
+    return Blocks(
+        (min(forward, query_length), min(forward, key_length)),
+        (min(backward, query_length), min(backward, key_length)),
+    )
 
 
 def attend(
@@ -75,7 +89,9 @@ def attend(
     """Attention in tiles; arguments and result as `hybrid.ops.attention.attend`."""
     if band.is_self and band.window_size is not None and band.window_size >= k.shape[1]:
         band = dataclasses.replace(band, window_size=None)
-    blocks = blocks or default_blocks(band.window_size, q.shape[1], k.shape[1])
+    if blocks is None:
+        backend = jax.default_backend()
+        blocks = default_blocks(band.window_size, q.shape[1], k.shape[1], backend)
     # Only arrays go in as arguments: differentiation fills their places with what is no Band.
     arrays, structure = jax.tree.flatten(band)
     return _attend(q, k, v, arrays, structure, scale, softcap, blocks)
