@@ -83,6 +83,8 @@ def check_phase(workdir, phase: str) -> None:
     names = {path.name for path in (workdir / "checkpoints").iterdir()}
     lines = (workdir / "metrics.jsonl").read_text().split("\n")
     expected = phase.split()[0]
+    for step in small_run.checkpoint_steps(workdir):
+        assert small_run.state_bytes(workdir, step), "a folder named by a step can be read"
     writing = {name for name in names if ".orbax-checkpoint-tmp" in name}
     deleting = {name for name in names if name.startswith("deleting-")}
     assert bool(writing - deleting) == (expected == "write")
