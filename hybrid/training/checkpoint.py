@@ -19,7 +19,6 @@ import shutil
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from hybrid.config import ConfigError, key
 from hybrid.training.metrics import METRICS, read_rows
@@ -133,6 +132,8 @@ def _items(state: Any) -> dict[str, Any]:
 
 
 def _restore(workdir: pathlib.Path, step: int, items: dict[str, Any]) -> dict[str, Any]:
+    import orbax.checkpoint as ocp  # here and below: --help does without it, sooner
+
     targets = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         path = (workdir / FOLDER / str(step)).resolve()
@@ -150,6 +151,9 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+        import orbax.checkpoint as ocp
+
+        self._args = ocp.args
         self._workdir, self._config = workdir, config
         self._folder = (workdir / FOLDER).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -161,9 +165,10 @@ class Checkpoints:
         self.finish()
         path = self._folder / str(step)
         remove(path)  # a damaged one, from which nobody could resume
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        run = ocp.args.JsonSave({"step": step, **record})
-        self._writer.save(path, args=ocp.args.Composite(run=run, **items))
+        args = self._args
+        items = {name: args.StandardSave(tree) for name, tree in _items(state).items()}
+        run = args.JsonSave({"step": step, **record})
+        self._writer.save(path, args=args.Composite(run=run, **items))
         if not self._config.asynchronous:
             self.finish()
 
