@@ -28,7 +28,7 @@ def get_config(variant: str = "hybrid"):
     config.data.source = "stdlib"
     config.data.tokenizer = "byte"
 
-    config.training.num_steps = 400
+    config.training.num_steps = 320
     config.training.batch_size = 16
     config.training.context_length = 256
     config.training.log_every = 10
@@ -36,7 +36,7 @@ def get_config(variant: str = "hybrid"):
     config.optimizer.learning_rate = 1e-2
     config.optimizer.weight_decay = 0.1
 
-    config.eval.every_steps = 200
+    config.eval.every_steps = 160
     config.eval.max_tokens = 65_536
-    config.checkpoint.every_steps = 200
+    config.checkpoint.every_steps = 160
     return config
