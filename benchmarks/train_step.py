@@ -46,6 +46,7 @@ TARGETS = {"16x512": 1.6, "4x2048": 2.2, "1x8192": 3.5, "forward-16384": 1.6}
 SAME_LOSS = 1e-4  # before the first step
 SAME_TRAINING = 1e-3  # after updates, where rounding grows
 BUSY = 0.1
+READINGS = 2  # a turn: after the other sides' turns a side's first step can be slower
 SETTLE = 0.5  # seconds in which a finished side's threads go to sleep
 
 
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--name", default="train_step", help="the result's file name")
     arguments = parser.parse_args(argv)
-    rounds, warmup = (2, 2) if arguments.quick else (5, 3)
+    rounds, warmup = (2, 2) if arguments.quick else (4, 3)
     with tempfile.TemporaryDirectory() as folder:
         result = run(arguments.only, rounds, warmup, Path(folder) / "weights.npz")
     print(markdown(result))
@@ -114,7 +115,7 @@ def run_task(task: str, workers: dict[str, Worker], rounds: int, warmup: int) ->
     _check_losses(rows)
     for _ in range(rounds):
         for name, row in rows.items():
-            row["readings"] += workers[name].ask(f"time_{kind}", count=1)
+            row["readings"] += workers[name].ask(f"time_{kind}", count=READINGS)
             time.sleep(SETTLE)
     flops = workers[OURS].ask("flops", shape=list(shape)) * (3 if kind == "train" else 1)
     for name in names:

@@ -83,13 +83,15 @@ class Reading:
 
 
 def _busy() -> float:
-    """Seconds of CPU time that the whole machine has spent, 0 where /proc is missing."""
+    """Seconds of CPU time spent by the whole machine or stolen from it; 0 without /proc."""
     try:
         with open("/proc/stat") as stat:
-            user, nice, system, _, _, irq, softirq, *_ = map(int, stat.readline().split()[1:])
+            user, nice, system, _, _, irq, softirq, stolen, *_ = map(
+                int, stat.readline().split()[1:]
+            )
     except OSError:
         return 0.0
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def readings(function: Any, count: int) -> list[tuple[float, float]]:
