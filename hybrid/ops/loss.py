@@ -41,7 +41,7 @@ class LossSums(NamedTuple):
 
     nll: Scalar
     z: Scalar
-    count: Scalar
+    count: Scalar  # type: ignore[assignment]  # tuple has a method of that name
 
 
 def cross_entropy(

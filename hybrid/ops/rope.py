@@ -47,8 +47,8 @@ def rotation(
     """
     pairs = np.arange(num_rotated_pairs(head_dim, fraction))
     frequencies = theta ** (-2.0 * pairs / head_dim) / factor
-    frequencies = jnp.asarray(frequencies, dtype)[None, None, None, :]
-    angles = positions.astype(dtype)[:, :, None, None] * frequencies
+    per_pair = jnp.asarray(frequencies, dtype)[None, None, None, :]
+    angles = positions.astype(dtype)[:, :, None, None] * per_pair
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 

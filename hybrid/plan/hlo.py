@@ -37,14 +37,14 @@ class Instruction:
     """One line of HLO.
 
     Attributes:
-      shape: of the result, None for a tuple.
+      shape: of the result, () for a tuple.
       operands: names of the operands, in order.
       rest: the attributes after the operands, as text.
     """
 
     name: str
     opcode: str
-    shape: tuple[int, ...] | None
+    shape: tuple[int, ...]
     operands: tuple[str, ...]
     rest: str
 
@@ -106,7 +106,8 @@ def _dot(instruction: Instruction, neighbours: dict[str, Instruction]) -> int:
 
 def _convolution(instruction: Instruction, neighbours: dict[str, Instruction]) -> int:
     kernel = neighbours[instruction.operands[1]].shape
-    labels = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest).group(1)
+    found = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest)
+    labels = found.group(1) if found else ""
     met = math.prod(size for size, label in zip(kernel, labels, strict=True) if label != "o")
     return 2 * math.prod(instruction.shape) * met
 
@@ -127,7 +128,9 @@ _RULES = {"dot": _dot, "convolution": _convolution, "custom-call": _custom_call}
 
 def parse(text: str) -> tuple[str, dict[str, dict[str, Instruction]]]:
     """The entry computation's name, and the instructions of each computation by name."""
-    entry, computations, current = "", {}, {}
+    entry = ""
+    computations: dict[str, dict[str, Instruction]] = {}
+    current: dict[str, Instruction] = {}
     for line in text.splitlines():
         header, found = _HEADER.match(line), _INSTRUCTION.match(line)
         if header:
@@ -149,7 +152,7 @@ def _instruction(name: str, text: str) -> Instruction:
     shape = _SHAPE.match(text)
     inside = text[start + 1 : end]
     operands = re.findall(r"%([\w.\-]+)", inside) or [inside]
-    dims = _integers(shape.group(1)) if shape else None
+    dims = _integers(shape.group(1)) if shape else ()
     return Instruction(name, opcode, dims, tuple(operands), text[end + 1 :])
 
 
@@ -163,9 +166,9 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"unbalanced parentheses in HLO: {text[:80]}")
 
 
-def _called(instruction: Instruction, attribute: str) -> str | None:
+def _called(instruction: Instruction, attribute: str) -> str:
     found = re.search(rf"\b(?:{attribute})=%?([\w.\-]+)", instruction.rest)
-    return found.group(1) if found else None
+    return found.group(1) if found else ""
 
 
 def _branches(instruction: Instruction) -> list[str]:

@@ -66,7 +66,11 @@ def _shares(parts: Any) -> list[str]:
 
 def _flops(report: PlanReport, experiment: Any) -> list[str]:
     config, specs = experiment.model, list(model.layer_plan(experiment.model).layers())
-    parts = {"head": cost.head_flops_per_token(config), "projections": 0, "feed-forward": 0}
+    parts: dict[str, float] = {
+        "head": cost.head_flops_per_token(config),
+        "projections": 0,
+        "feed-forward": 0,
+    }
     for spec in specs:
         parts["projections"] += cost.projection_flops_per_token(config, spec)
         parts["feed-forward"] += cost.feed_forward_flops_per_token(config, spec)
@@ -83,7 +87,7 @@ def _kv(report: PlanReport) -> list[str]:
     return [*lines, f"{'ratio':<18} {report.kv_cache_ratio:>15.2f}×"]
 
 
-def _bytes(size: int) -> str:
+def _bytes(size: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024 or unit == "TiB":
             return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.2f} {unit}"

@@ -43,7 +43,7 @@ def attend(
     Returns: [b, t, n, h] in q's dtype; scores and softmax in at least float32.
     """
     batch, length = q.shape[:2]
-    window = min(band.window_size, length)
+    window = length if band.window_size is None else min(band.window_size, length)
     block = min(block_size or max(16, window // 4), length)
     reach = -(-(window - 1) // block)  # blocks before its own that a query can see
     num_blocks = -(-length // block)
