@@ -29,7 +29,7 @@ pytestmark = [
 def figures(tmp_path_factory):
     """What the compiler says of remat none and full on v5e:2x4 with fsdp=8."""
     found = importlib.util.find_spec("libtpu")
-    assert found, "libtpu is not installed: pip install 'hybrid-attention[test]'"
+    assert found, "libtpu is not installed: pip install 'hybrid-attention[slow]'"
     output = tmp_path_factory.mktemp("tpu") / "figures.json"
     script = ROOT / "benchmarks" / "tpu_compile.py"
     subprocess.run(
