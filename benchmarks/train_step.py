@@ -257,8 +257,8 @@ def _ceiling_line(result: dict[str, Any]) -> str:
     return (
         f"Ceiling, GFLOP/s of float32 products of 4096²: {readings}. Shares are of the highest, "
         f"with the model's FLOPs (visible pairs only, backward twice the forward).\n\n"
-        f"{machine.line(result['machine'])}; {result['rounds']} interleaved rounds; both sides "
-        "keep freed memory (mallopt)."
+        f"{machine.line(result['machine'])}; {result['rounds']} interleaved rounds"
+        f"{result.get('note', '')}; both sides keep freed memory (mallopt)."
     )
 
 

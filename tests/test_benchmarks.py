@@ -1,0 +1,74 @@
+"""The parts of the benchmarks that decide whether a comparison is fair; nothing is timed here."""
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import machine, train_step
+from benchmarks.model import MODEL, NUM_PARAMS, Shape, peer_weights, shaken, tokens
+from hybrid import model
+
+
+@pytest.fixture(scope="module")
+def params():
+    return shaken(jax.jit(lambda: model.init(MODEL, jax.random.key(0)))())
+
+
+def test_peer_gets_every_parameter_once(params):
+    weights = peer_weights(params)
+    trained = {name: w for name, w in weights.items() if not name.endswith("layer_scalar")}
+    assert sum(w.size for w in trained.values()) == NUM_PARAMS
+    ours = np.sort(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)]))
+    theirs = np.sort(np.concatenate([np.ravel(w) for w in weights.values()]))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_global_layer_has_no_value_projection(params):
+    names = peer_weights(params)
+    assert "model.layers.4.self_attn.v_proj.weight" in names
+    assert "model.layers.5.self_attn.v_proj.weight" not in names
+    assert names["model.layers.5.self_attn.q_proj.weight"].shape == (4 * 128, 256)
+    assert names["model.layers.0.self_attn.o_proj.weight"].shape == (256, 4 * 64)
+
+
+def test_no_norm_or_scalar_keeps_its_start(params):
+    weights = peer_weights(params)
+    assert not np.any(weights["model.norm.weight"] == 1)
+    scalars = [w for name, w in weights.items() if name.endswith("layer_scalar")]
+    assert len(np.unique(scalars)) == MODEL.num_layers
+
+
+def test_tokens_avoid_the_padding_id_and_repeat_exactly():
+    first = tokens(Shape(2, 64))
+    assert first.min() >= 1
+    assert first.max() < MODEL.vocab_size
+    np.testing.assert_array_equal(first, tokens(Shape(2, 64)))
+
+
+@pytest.mark.parametrize("losses", [[9.0002, 7.0], [9.0, 7.01]])
+def test_different_losses_stop_the_comparison(losses):
+    rows = {train_step.OURS: {"losses": [9.0, 7.0]}, "peer": {"losses": losses}}
+    with pytest.raises(AssertionError, match="losses differ"):
+        train_step._check_losses(rows)
+
+
+def test_disturbed_readings_count_only_where_no_quiet_one_exists():
+    shape = Shape(1, 100)
+    row = {"readings": [(0.5, 0.4), (1.0, 0.01), (2.0, 0.0)]}
+    summary = train_step._summary(row, shape, flops=1e9)
+    assert summary["tokens_per_second"] == 100
+    assert summary["quiet"] == 2
+    assert train_step._summary({"readings": [(0.5, 0.4)]}, shape, 1e9)["tokens_per_second"] == 200
+
+
+def test_ratio_is_to_the_fastest_peer():
+    speeds = {train_step.OURS: 300, train_step.SDPA: 100, train_step.COMPILED: 150}
+    rows = [
+        {"task": "16x512", "side": side, "tokens_per_second": speed}
+        for side, speed in speeds.items()
+    ]
+    assert train_step.ratios({"rows": rows}) == {"16x512": 2.0}
+
+
+def test_table_is_markdown():
+    assert machine.table(("a", "b"), [(1, 2)]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
