@@ -18,7 +18,7 @@ from hybrid.config import ConfigError
 from hybrid.host import keep_freed_memory
 from hybrid.training.signals import Preempted
 
-OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143
+OK, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 2, 130, 143  # any other failure: 1, by Python
 
 
 @dataclasses.dataclass(frozen=True)

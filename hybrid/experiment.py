@@ -20,7 +20,7 @@ from hybrid.mixers.attention import request
 from hybrid.model_config import ModelConfig
 from hybrid.ops import attention
 from hybrid.pattern import plan_layers
-from hybrid.sharding import MeshConfig, check_divisible
+from hybrid.sharding import MeshConfig, check_divisible, num_batch_parts
 from hybrid.training.checkpoint import CheckpointConfig
 from hybrid.training.optimizer import OptimizerConfig
 from hybrid.training.step import TrainingConfig
@@ -79,7 +79,7 @@ class Experiment:
         """Raises: ConfigError if the mesh does not divide the batch or the model."""
         check_divisible(self.model, mesh)
         rows = self.training.batch_size // self.training.num_microbatches
-        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        parts = num_batch_parts(mesh)
         if rows % parts:
             problem = (
                 f"a micro-batch has {rows} rows, which the mesh's data × fsdp ({parts}) must divide"

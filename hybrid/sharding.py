@@ -114,6 +114,20 @@ def shardings(mesh: Mesh, logical_axes, shapes):
     )
 
 
+def placed(shapes, where):
+    """A tree of shapes as ShapeDtypeStructs that lie where the tree of shardings `where` says."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        where,
+    )
+
+
+def num_batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in RULES[axes.BATCH])
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of [b, t] arrays: rows over data and fsdp."""
     return NamedSharding(mesh, P(RULES[axes.BATCH]))

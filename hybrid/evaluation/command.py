@@ -25,7 +25,7 @@ from hybrid.config import ConfigError
 from hybrid.data import pipeline
 from hybrid.evaluation import perplexity, report
 from hybrid.experiment import Experiment
-from hybrid.sharding import batch_sharding, make_mesh, shardings
+from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts, placed, shardings
 from hybrid.training import checkpoint, provenance
 
 TEXT_KEYS = ("data.source", "data.paths")
@@ -155,7 +155,7 @@ def score(
             config.eval,
             context_length=config.training.context_length,
             put=lambda batch: jax.device_put(batch, batch_sharding(mesh)),
-            batch_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
+            batch_multiple=num_batch_parts(mesh),
             progress=Lines("evaluating"),
         )
     assert result is not None, "nobody asked it to stop"
@@ -166,12 +166,7 @@ def read_params(config: Experiment, workdir: pathlib.Path, step: int, mesh: jax.
     """The parameters of a checkpoint, each where the mesh has it."""
     shapes = model.abstract(config.model)
     places = shardings(mesh, model.logical_axes(config.model), shapes)
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        places,
-    )
-    return checkpoint.restore_params(workdir, str(step), abstract)[0]
+    return checkpoint.restore_params(workdir, str(step), placed(shapes, places))[0]
 
 
 class Lines:

@@ -25,7 +25,7 @@ from hybrid.data.batch import Batch
 from hybrid.evaluation import perplexity
 from hybrid.experiment import Experiment
 from hybrid.plan import cost
-from hybrid.sharding import batch_sharding
+from hybrid.sharding import batch_sharding, num_batch_parts
 from hybrid.training import metrics as metrics_lib
 from hybrid.training import provenance, signals
 from hybrid.training.checkpoint import Checkpoints, restore_state
@@ -184,7 +184,6 @@ class Run:
         self.hand_over(None)
         self.metrics.sync()
         experiment = self.prepared.experiment
-        parts = self.prepared.mesh.shape["data"] * self.prepared.mesh.shape["fsdp"]
         result = perplexity.evaluate(
             experiment.model,
             self.state.params,
@@ -192,7 +191,7 @@ class Run:
             experiment.eval.first_length_only(),
             context_length=self.training.context_length,
             put=self.put,
-            batch_multiple=parts,
+            batch_multiple=num_batch_parts(self.prepared.mesh),
             should_stop=lambda: bool(self.interrupts),
         )
         self.evaluation_due = result is None

@@ -27,7 +27,7 @@ from hybrid.config import key
 from hybrid.data.batch import Batch
 from hybrid.model_config import ModelConfig
 from hybrid.ops.loss import LossSums
-from hybrid.sharding import batch_sharding, constrain, replicated, shardings
+from hybrid.sharding import batch_sharding, constrain, placed, replicated, shardings
 from hybrid.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 
 
@@ -102,7 +102,7 @@ def build(
 
     param_shardings = shardings(mesh, logical_axes, model.abstract(config))
     shapes = jax.eval_shape(init, jax.random.key(0))
-    state = _placed(shapes, _state_shardings(shapes, param_shardings, mesh))
+    state = placed(shapes, _state_shardings(shapes, param_shardings, mesh))
     batch = abstract_batch(training.batch_size, training.context_length, batch_sharding(mesh))
     step = make_train_step(config, training, transform, schedule, param_shardings)
     where = jax.tree.map(lambda leaf: leaf.sharding, (state, batch))
@@ -232,14 +232,6 @@ def abstract_batch(batch_size: int, context_length: int, sharding: Any = None) -
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
-
-
-def _placed(shapes: Any, where: Any) -> Any:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        where,
-    )
 
 
 def _state_shardings(shapes: TrainState, param_shardings: Any, mesh: Mesh) -> TrainState:
