@@ -153,11 +153,9 @@ def _checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
 
 
 def _as_type(name: str, kind: Any, value: Any) -> Any:
-    """`value` as type `kind`; a tuple also accepts a single item, a float an int."""
+    """`value` as type `kind`; a list also accepts a single item, a float an int."""
     if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        single = not isinstance(value, list | tuple)
-        return tuple(_as_type(name, item, x) for x in ([value] if single else value))
+        return _as_tuple(name, kind, value)
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
@@ -167,9 +165,24 @@ def _as_type(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
+def _as_tuple(name: str, kind: Any, value: Any) -> tuple:
+    """A list of any length (`tuple[int, ...]`), or one value of each type (`tuple[float, int]`)."""
+    items = typing.get_args(kind)
+    if items[-1] is Ellipsis:
+        single = not isinstance(value, list | tuple)
+        return tuple(_as_type(name, items[0], x) for x in ([value] if single else value))
+    if not isinstance(value, list | tuple) or len(value) != len(items):
+        raise ConfigError(name, f"must hold {_type_name(kind)}", value)
+    return tuple(_as_type(name, item, x) for item, x in zip(items, value, strict=True))
+
+
 def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
-        return f"a list of {typing.get_args(kind)[0].__name__}"
+        items = typing.get_args(kind)
+        if items[-1] is Ellipsis:
+            nested = typing.get_origin(items[0]) is tuple
+            return f"a list of {_type_name(items[0]) if nested else items[0].__name__}"
+        return "(" + ", ".join(item.__name__ for item in items) + ")"
     return {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
 
 
@@ -207,6 +220,8 @@ def _parse(name: str, kind: Any, text: str) -> Any:
         return text
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
+        if typing.get_origin(item) is tuple:
+            return _as_type(name, kind, _literal(name, kind, text))
         inner = text.strip()
         if inner[:1] in ("(", "[") and inner[-1:] in (")", "]"):
             inner = inner[1:-1]
@@ -215,11 +230,14 @@ def _parse(name: str, kind: Any, text: str) -> Any:
         return tuple(_parse(name, item, part) for part in parts)
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
+    return _as_type(name, kind, _literal(name, kind, text))
+
+
+def _literal(name: str, kind: Any, text: str) -> Any:
     try:
-        value = ast.literal_eval(text.strip())
+        return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
         raise ConfigError(name, f"must be {_type_name(kind)}", text) from None
-    return _as_type(name, kind, value)
 
 
 def updated(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ FLOORS = {
     "training.loop": 10,
     "plan": 10,
     "evaluation.command": 11,
+    "ablate": 12,
     "evaluation.__main__": 11,
     "training.__main__": 11,
 }

@@ -120,7 +120,8 @@ def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """Tuples as the lists that JSON makes of them."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def changed_machine(workdir: pathlib.Path, found: dict[str, Any]) -> list[str]:

@@ -14,8 +14,9 @@ Read first: `optimizer.py`.  Read next: `loop.py`, which calls the step.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,8 @@ class TrainState:
     bad_in_a_row: Any
 
 
-class Program(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Program:
     """The jitted functions of a run and the shapes they take.
 
     Attributes:
@@ -86,11 +88,31 @@ class Program(NamedTuple):
     state: TrainState
     batch: Batch
 
+    @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        """The step, compiled when it is first asked for."""
+        return self.step.lower(self.state, self.batch).compile()
+
+
+# What a compiled step depends on; runs that differ in other keys of the section share it.
+STEP_KEYS = ("num_steps", "batch_size", "context_length", "num_microbatches", "z_loss")
+
 
 def build(
     config: ModelConfig, training: TrainingConfig, optimizer: OptimizerConfig, mesh: Mesh
 ) -> Program:
-    """The program of a run on `mesh`.  Trace, compile and call it under `jax.set_mesh(mesh)`."""
+    """The program of a run on `mesh`.  Trace, compile and call it under `jax.set_mesh(mesh)`.
+
+    Runs of one shape get the same Program, so that many in one process compile it once.
+    """
+    kept = {name: getattr(training, name) for name in STEP_KEYS}
+    return _build(config, TrainingConfig(**kept), optimizer, mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _build(
+    config: ModelConfig, training: TrainingConfig, optimizer: OptimizerConfig, mesh: Mesh
+) -> Program:
     logical_axes = model.logical_axes(config)
     transform = make_optimizer(optimizer, training.num_steps, logical_axes)
     schedule = make_schedule(optimizer, training.num_steps)

@@ -1,0 +1,107 @@
+"""A schedule of windows trains stage by stage and ends at the model's own window."""
+
+import jax
+import numpy as np
+import pytest
+
+from hybrid import experiment, model
+from hybrid.config import ConfigError
+from hybrid.model_config import ModelConfig
+from hybrid.training import checkpoint, loop, metrics
+from hybrid.training.window_schedule import stage_at, stages
+from training.tiny_run import experiment_of
+
+SCHEDULE = ((0.5, 2), (0.5, 8))
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "expected"),
+    [(8, [(0, 2), (4, 8)]), (2, [(0, 2), (1, 8)]), (1, [(0, 8)])],
+)
+def test_stages_share_the_steps_and_the_last_window_is_always_trained(num_steps, expected):
+    found = stages(ModelConfig(window_schedule=SCHEDULE), num_steps)
+    assert [(stage.first_step, stage.model.window_size) for stage in found] == expected
+
+
+def test_a_step_belongs_to_the_stage_that_began_last():
+    schedule = stages(ModelConfig(window_schedule=SCHEDULE), 8)
+    windows = [stage_at(schedule, step).model.window_size for step in range(8)]
+    assert windows == [2] * 4 + [8] * 4
+
+
+def test_the_last_window_is_the_models():
+    assert ModelConfig(window_size=64, window_schedule=SCHEDULE).window_size == 8
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [((0.5, 2), (0.6, 8)), ((0.5, 0), (0.5, 8)), ((0.0, 2), (1.0, 8)), ((0.5, 2, 3),), (2,)],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(schedule):
+    with pytest.raises(ConfigError) as error:
+        experiment.from_config({"model": {"window_schedule": schedule}})
+    assert error.value.key == "model.window_schedule"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("schedule")
+    config = experiment_of(folder, model__window_schedule=SCHEDULE, training__num_steps=6)
+    loop.run(config, folder / "run")
+    return config, folder / "run"
+
+
+def parameters(config, workdir, step):
+    return checkpoint.restore_params(workdir, str(step), model.abstract(config.model))[0]
+
+
+def test_each_stage_trains_under_its_own_window(trained, tmp_path):
+    """The first stage alone, as runs of a fixed window, gives other rows after the change."""
+    config, workdir = trained
+    rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if "loss" in row]
+    losses = {}
+    for window in (2, 8):
+        fixed = experiment_of(tmp_path / str(window), model__window_size=window)
+        loop.run(fixed, tmp_path / str(window) / "run")
+        found = metrics.read_rows(tmp_path / str(window) / "run" / "metrics.jsonl")
+        losses[window] = [row["loss"] for row in found if "loss" in row]
+    scheduled = [row["loss"] for row in rows]
+    assert scheduled[:3] == losses[2][:3]
+    assert scheduled[3] != losses[2][3]
+    assert scheduled[0] != losses[8][0]
+
+
+def test_evaluation_is_at_the_final_window(trained):
+    config, workdir = trained
+    params = parameters(config, workdir, 6)
+    tokens = jax.numpy.arange(1, 33, dtype=jax.numpy.int32)[None]
+
+    def logits(window):
+        fixed = ModelConfig(**{**vars(config.model), "window_size": window, "window_schedule": ()})
+        return jax.jit(lambda p: model.logits(fixed, p, tokens))(params)
+
+    scheduled = jax.jit(lambda p: model.logits(config.model, p, tokens))(params)
+    np.testing.assert_array_equal(scheduled, logits(8))
+    assert np.abs(scheduled - logits(2)).max() > 1e-4
+
+
+def test_a_resumed_run_enters_the_stage_it_was_in(trained, tmp_path):
+    config, workdir = trained
+    short = experiment_of(tmp_path, model__window_schedule=SCHEDULE, training__num_steps=6)
+    stopped = loop.Run.hand_over
+
+    class Killed(Exception):
+        pass
+
+    def hand_over(self, newest):
+        if self.step == 5:
+            raise Killed
+        stopped(self, newest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Run, "hand_over", hand_over)
+        with pytest.raises(Killed):
+            loop.run(short, tmp_path / "run")
+    loop.run(short, tmp_path / "run")
+    whole, resumed = (parameters(config, folder, 6) for folder in (workdir, tmp_path / "run"))
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
