@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from hybrid import config as config_lib
 from hybrid.config import ConfigError, errors_under, key, section
+from hybrid.data import tasks
 from hybrid.data.config import DataConfig
 from hybrid.evaluation.config import EvalConfig
 from hybrid.inference_config import InferenceConfig
@@ -50,7 +51,11 @@ class Experiment:
         if self.init_from:
             raise ConfigError("init_from", "is not built yet", self.init_from, "leave it empty")
         self._check_batch()
-        self.eval.lengths(self.training.context_length)
+        lengths = self.eval.lengths(self.training.context_length)
+        if self.data.is_task:
+            trained = (self.training.context_length,)
+            by_key = {"training.context_length": trained, "eval.context_length": lengths}
+            tasks.check(self.data.source, self.data.task, self.model.vocab_size, by_key)
 
     def _check_attention(self) -> None:
         """A forced implementation must serve every layer; nothing falls back later."""

@@ -19,7 +19,7 @@ from hybrid.data.batch import Batch
 from hybrid.mixers.placement import Placement
 from hybrid.model_config import ModelConfig
 from hybrid.modules import Embedder, RMSNorm
-from hybrid.ops.loss import LossSums, cross_entropy
+from hybrid.ops.loss import LossSums, cross_entropy, default_chunk_size
 from hybrid.ops.loss import token_nll as chunked_token_nll
 from hybrid.pattern import LayerPlan, plan_layers
 from hybrid.sharding import constrain
@@ -92,9 +92,14 @@ def logits(
 ) -> Logits:
     """Next-token logits, [b, t, v] in at least float32, softcapped."""
     x = hidden_states(config, params, tokens, positions, segment_ids)
+    return _head(config, params, x)
+
+
+def _head(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
+    """[..., d] -> logits [..., v]."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     embedding = params["embedder"]["embedding"].astype(x.dtype)
-    out = jnp.einsum("btd,vd->btv", x, embedding, preferred_element_type=wide)
+    out = jnp.einsum("...d,vd->...v", x, embedding, preferred_element_type=wide)
     cap = config.logit_softcap
     return cap * jnp.tanh(out / cap) if cap else out
 
@@ -112,6 +117,28 @@ def token_nll(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
     embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
     nll = chunked_token_nll(x, embedding, batch.targets, softcap=cap)
     return jnp.where(batch.loss_mask, nll, 0)
+
+
+def token_scores(config: ModelConfig, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """-log p of each predicted token, and whether its logit is the largest (the first of equals).
+
+    Logits exist for a chunk of time at once, as in the loss.
+    Returns: [b, t] in at least float32 and bool [b, t]; 0 and False where nothing is predicted.
+    """
+    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    ids = jnp.arange(config.vocab_size)[None, :]
+
+    def one(inputs):
+        out, targets = _head(config, params, inputs[0]), inputs[1]
+        hit = ids == targets[:, None]
+        nll = jax.nn.logsumexp(out, axis=-1) - jnp.sum(jnp.where(hit, out, 0), axis=-1)
+        return nll, jnp.argmax(out, axis=-1) == targets
+
+    chunk = default_chunk_size(*batch.targets.shape, config.vocab_size)
+    over_time = (x.swapaxes(0, 1), batch.targets.swapaxes(0, 1))
+    nll, is_top = jax.lax.map(one, over_time, batch_size=chunk)
+    nll = jnp.where(batch.loss_mask, nll.swapaxes(0, 1), 0)
+    return nll, is_top.swapaxes(0, 1) & batch.loss_mask
 
 
 def _final_norm(config: ModelConfig) -> RMSNorm:

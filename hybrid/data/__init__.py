@@ -1,4 +1,4 @@
 """Text to batches.
 
-Reading order: batch, config, sources, tokenizers, cache, packing, order, pipeline.
+Reading order: batch, config, sources, tokenizers, cache, packing, order, tasks, pipeline.
 """

@@ -12,14 +12,15 @@ Leaf = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows of packed documents; `t` is the number of predicted positions.
+    """Rows of packed documents or of a task's examples; `t` is how many inputs a row holds.
 
     Attributes:
       tokens: inputs, int32 [b, t].
-      targets: the token that follows each input, int32 [b, t].
+      targets: the token that follows each input (in a task: that answers it), int32 [b, t].
       segment_ids: which document of the row a token belongs to, int32 [b, t]; 0 is padding.
       positions: place within the segment, from 0, int32 [b, t].
-      loss_mask: whether a target is predicted (not BOS, not padding), bool [b, t].
+      loss_mask: whether a target is predicted (not BOS, not padding, not what
+        a task doesn't ask), bool [b, t].
     """
 
     tokens: Leaf

@@ -1,10 +1,15 @@
-"""The `data.` section: which text, cut into which tokens.  Read next: `sources.py`."""
+"""The `data.` section: which text, cut into which tokens, or which made-up task.
+
+Read next: `sources.py`, and `tasks/` for the tasks.
+"""
 
 import dataclasses
 
-from hybrid.config import ConfigError, key
+from hybrid.config import ConfigError, key, section
+from hybrid.data.tasks import TASKS, MqarConfig, NeedleConfig
 
-SOURCES = ("stdlib", "text", "jsonl")
+SOURCES = ("stdlib", "text", "jsonl", *TASKS)
+WITHOUT_PATHS = ("stdlib", *TASKS)
 BOS_POLICIES = ("auto", "document", "window", "never")
 
 
@@ -15,7 +20,7 @@ class DataConfig:
     source: str = key(
         "stdlib",
         "stdlib: the running Python's own library sources; text: a file is a document; "
-        "jsonl: a line is a document",
+        "jsonl: a line is a document; mqar, needle: examples made by rule, which need no tokenizer",
         choices=SOURCES,
     )
     paths: tuple[str, ...] = key(
@@ -44,11 +49,26 @@ class DataConfig:
     cache_dir: str = key(
         "", "folder of the token cache; empty: $XDG_CACHE_HOME/hybrid, else ~/.cache/hybrid"
     )
+    mqar: MqarConfig = section(MqarConfig)
+    needle: NeedleConfig = section(NeedleConfig)
 
     def __post_init__(self) -> None:
-        if self.source == "stdlib" and self.paths:
-            problem = "is set although data.source is stdlib"
+        if self.source in WITHOUT_PATHS and self.paths:
+            problem = f"is set although data.source is {self.source}"
             raise ConfigError("paths", problem, self.paths, "set data.source to text or jsonl")
-        if self.source != "stdlib" and not self.paths:
+        if self.is_task and self.eval_paths:
+            problem = f"is set although data.source is {self.source}"
+            raise ConfigError("eval_paths", problem, self.eval_paths, "leave it empty")
+        if self.source not in WITHOUT_PATHS and not self.paths:
             problem = f"is empty although data.source is {self.source}"
             raise ConfigError("paths", problem, accepted="files or globs, separated by commas")
+
+    @property
+    def is_task(self) -> bool:
+        """Whether the source is a task, not text."""
+        return self.source in TASKS
+
+    @property
+    def task(self) -> MqarConfig | NeedleConfig:
+        """The task's section of keys.  Only where the source is one."""
+        return getattr(self, self.source)

@@ -1,10 +1,13 @@
-"""From the `data.` section to rows for training and documents for evaluation.
+"""From the `data.` section to rows for training and what is held out for evaluation.
 
-`open_rows` gives an endless run of packed rows. Row r is a pure function of (fingerprint, seed,
-r): a permutation of the packed rows for each epoch (`order.py`) over a cached stream. So the
-state of the data in a checkpoint is one integer, the next row, and any number of processes cuts
-the same global batches from it. Grain maps, batches and reads ahead in threads, but owns no
-order. `eval_documents` gives whole documents, which the evaluation cuts into windows itself.
+`open_rows` gives an endless run of rows. Row r is a pure function of (fingerprint, seed, r): a
+permutation for each epoch (`order.py`) of a source's rows, which are cut from a cached stream of
+text (`packing.py`) or made by a task (`tasks/`). So the state of the data in a checkpoint is one
+integer, the next row, and any number of processes cuts the same global batches from it. Grain
+maps, batches and reads ahead in threads, but owns no order.
+
+`open_held_out` gives whole documents, which the evaluation cuts into windows itself, or a task's
+examples.
 """
 
 import dataclasses
@@ -18,24 +21,29 @@ from hybrid.config import ConfigError
 from hybrid.data import cache, order, packing, sources, tokenizers
 from hybrid.data.batch import Batch
 from hybrid.data.config import DataConfig
+from hybrid.data.tasks import Examples
 
 _READ_THREADS, _READ_AHEAD = 2, 8  # batches ahead of the consumer
 _ENDLESS = 1 << 40  # batches
 
 
+# The rows of one epoch, unshuffled: num_rows, num_predicted and row(index).
+RowSource = packing.Packing | Examples
+
+
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """An endless, shuffled run of packed rows.
+    """An endless, shuffled run of rows.
 
     Attributes:
-      packing: the rows of one epoch, unshuffled.
+      source: the rows of one epoch, unshuffled.
       seed: of the shuffles.
       fingerprint: of everything that decides the rows of an epoch: text, tokenizer, BOS policy,
-        context length and packing.
-      description: one line about the text, for a log.
+        context length and packing, or a task's keys.
+      description: one line about the source, for a log.
     """
 
-    packing: packing.Packing
+    source: RowSource
     seed: int
     fingerprint: str
     description: str
@@ -43,16 +51,16 @@ class Rows:
     @property
     def num_rows(self) -> int:
         """Rows an epoch."""
-        return self.packing.num_rows
+        return self.source.num_rows
 
     @property
     def tokens_per_epoch(self) -> int:
         """Predicted tokens an epoch."""
-        return self.packing.num_predicted
+        return self.source.num_predicted
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Row `index` >= 0 of the run, over epochs; fields of `Batch`, each [context_length]."""
-        return self.packing.row(order.row_at(index, self.num_rows, self.seed))
+        return self.source.row(order.row_at(index, self.num_rows, self.seed))
 
     def batches(
         self, first_row: int, batch_size: int, process_index: int = 0, process_count: int = 1
@@ -111,12 +119,29 @@ def open_rows(
     split: str = "train",
     progress: cache.Progress | None = None,
 ) -> Rows:
-    """The packed rows of a split, tokenized into the cache where they are not there yet.
+    """The rows of a split; text is tokenized into the cache where it is not there yet.
 
     `progress(done, total)` hears of tokenized bytes and may raise to stop.
     Raises: ConfigError for wrong files (those of the evaluation too), tokenizers and
       vocabularies; nothing was written then.
     """
+    if config.is_task:
+        examples = Examples(config.source, config.task, split, context_length, vocab_size)
+        return Rows(examples, seed, examples.fingerprint, examples.description)
+    packed, fingerprint, description = _packed_text(
+        config, context_length, vocab_size, split, progress
+    )
+    return Rows(packed, seed, fingerprint, description)
+
+
+def _packed_text(
+    config: DataConfig,
+    context_length: int,
+    vocab_size: int,
+    split: str,
+    progress: cache.Progress | None,
+) -> tuple[packing.Packing, str, str]:
+    """The packed rows, their fingerprint and a description."""
     tokenizer = tokenizers.load(config)
     bos = tokenizers.resolve_bos(config.bos, tokenizer)
     if bos == "window" and context_length < 2:
@@ -145,7 +170,7 @@ def open_rows(
         raise ConfigError("data.paths", "the text has no token to predict", list(config.paths))
     text = (documents.fingerprint, tokenizer.fingerprint, bos, tokenizer.bos_id, tokenizer.eos_id)
     fingerprint = _fingerprint(cache.FORMAT, *text, context_length, config.cross_document)
-    return Rows(packed, seed, fingerprint, documents.description)
+    return packed, fingerprint, documents.description
 
 
 def _pad_id(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> int:
@@ -158,6 +183,24 @@ def _fingerprint(*parts) -> str:
 
 
 # --- Evaluation ------------------------------------------------------------------------------
+
+
+def open_held_out(
+    config: DataConfig,
+    *,
+    vocab_size: int,
+    context_length: int,
+    split: str = "eval",
+    progress: cache.Progress | None = None,
+) -> "EvalDocuments | Examples":
+    """What an evaluation scores: documents, or a task's examples at `context_length`.
+
+    `split` is `eval` or, of documents, `all`.  Examples can be made again at another length.
+    Raises: ConfigError for wrong files, tokenizers, lengths and vocabularies.
+    """
+    if config.is_task:
+        return Examples(config.source, config.task, "eval", context_length, vocab_size)
+    return eval_documents(config, vocab_size=vocab_size, split=split, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)

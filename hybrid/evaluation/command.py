@@ -23,7 +23,9 @@ from hybrid import cli, experiment, model
 from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.data import pipeline
-from hybrid.evaluation import perplexity, report
+from hybrid.data.config import WITHOUT_PATHS
+from hybrid.evaluation import held_out, report
+from hybrid.evaluation.result import Result
 from hybrid.experiment import Experiment
 from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts, placed, shardings
 from hybrid.training import checkpoint, provenance
@@ -85,8 +87,10 @@ def resolve(
         values = values | {"eval": config_lib.to_dict(of_page.eval)}
     overrides = config_lib.parse_overrides(Experiment, texts)
     _check_fixed(trained, overrides)
-    if overrides.get("data.source") == "stdlib":  # has no paths: the run's are of another source
-        values = config_lib.updated(values, {"data.paths": ()})
+    if "model.window_size" in overrides:  # the schedule's windows are those of the training
+        values = config_lib.updated(values, {"model.window_schedule": ()})
+    if overrides.get("data.source") in WITHOUT_PATHS:  # the run's paths are of another source
+        values = config_lib.updated(values, {"data.paths": (), "data.eval_paths": ()})
     config = experiment.from_config(config_lib.updated(values, overrides))
     _check_shapes(trained, config, overrides)
     return config, overrides
@@ -138,20 +142,24 @@ def _output(arguments: cli.Arguments, name: str) -> pathlib.Path | None:
 
 def score(
     config: Experiment, overrides: dict[str, Any], workdir: pathlib.Path, step: int
-) -> perplexity.Result:
-    """Scores the checkpoint of `step` on the text of `config`, on all devices."""
+) -> Result:
+    """Scores the checkpoint of `step` on the text or task of `config`, on all devices."""
     # Text named on the command line is scored whole; the run's own has a held-out part.
     split = "all" if any(name in overrides for name in TEXT_KEYS) else "eval"
     mesh = make_mesh(config.mesh)
-    documents = pipeline.eval_documents(
-        config.data, vocab_size=config.model.vocab_size, split=split, progress=Lines("tokenizing")
+    scored = pipeline.open_held_out(
+        config.data,
+        vocab_size=config.model.vocab_size,
+        context_length=max(config.eval.lengths(config.training.context_length)),
+        split=split,
+        progress=Lines("tokenizing"),
     )
-    print(f"text: {documents.description}", file=sys.stderr)
+    print(f"{'task' if config.data.is_task else 'text'}: {scored.description}", file=sys.stderr)
     with jax.set_mesh(mesh):
-        result = perplexity.evaluate(
+        result = held_out.evaluate(
             config.model,
             read_params(config, workdir, step, mesh),
-            documents,
+            scored,
             config.eval,
             context_length=config.training.context_length,
             put=lambda batch: jax.device_put(batch, batch_sharding(mesh)),
@@ -206,7 +214,7 @@ def write_whole(path: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
 
 COMMAND = cli.Command(
     name="python eval.py",
-    doc="Evaluates a trained run: loss, perplexity and bits a byte, by position and context.",
+    doc="Evaluates a trained run: loss, perplexity, bits a byte or accuracy in detail.",
     define=_define,
     config_class=Experiment,
     run=_run,

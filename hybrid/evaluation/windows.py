@@ -112,7 +112,7 @@ def plan(
     row_length = min(context_length, _power_of_two(longest))
     rows = pack(windows, row_length)
     num_tokens = sum(window.num_scored for window in windows)
-    size = _batch_size(len(rows), row_length, batch_size, batch_multiple)
+    size = rows_a_batch(len(rows), row_length, batch_size, batch_multiple)
     return Plan(bos, num_tokens, row_length, size, rows)
 
 
@@ -162,7 +162,7 @@ def pack(windows: Sequence[Window], row_length: int) -> tuple[tuple[Window, ...]
     return tuple(map(tuple, rows))
 
 
-def _batch_size(num_rows: int, row_length: int, batch_size: int, multiple: int) -> int:
+def rows_a_batch(num_rows: int, row_length: int, batch_size: int, multiple: int) -> int:
     """Rows a batch; by default so many that the last batch is about as full as the others."""
     if not batch_size:
         most = max(1, TOKENS_A_BATCH // row_length, multiple)

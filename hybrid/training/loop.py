@@ -22,7 +22,7 @@ import jax
 
 from hybrid import model
 from hybrid.data.batch import Batch
-from hybrid.evaluation import perplexity
+from hybrid.evaluation import held_out
 from hybrid.experiment import Experiment
 from hybrid.plan import cost
 from hybrid.sharding import batch_sharding, num_batch_parts
@@ -184,10 +184,10 @@ class Run:
         self.hand_over(None)
         self.metrics.sync()
         experiment = self.prepared.experiment
-        result = perplexity.evaluate(
+        result = held_out.evaluate(
             experiment.model,
             self.state.params,
-            self.prepared.documents,
+            self.prepared.held_out,
             experiment.eval.first_length_only(),
             context_length=self.training.context_length,
             put=self.put,

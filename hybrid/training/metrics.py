@@ -98,7 +98,8 @@ def training_row(
 
 
 def evaluation_row(step: int, result: Any) -> Row:
-    """The row of one evaluation."""
+    """The row of one evaluation; `eval/accuracy` only where a task was evaluated."""
+    accuracy = {} if result.accuracy is None else {"eval/accuracy": number(result.accuracy)}
     return {
         "step": step,
         "eval/loss": number(result.loss),
@@ -106,7 +107,7 @@ def evaluation_row(step: int, result: Any) -> Row:
         "eval/bits_per_byte": None
         if result.bits_per_byte is None
         else number(result.bits_per_byte),
-    }
+    } | accuracy
 
 
 def number(value: Any) -> float | None:

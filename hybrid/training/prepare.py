@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from hybrid.config import ConfigError
 from hybrid.data import pipeline
+from hybrid.data.tasks import Examples
 from hybrid.experiment import Experiment
 from hybrid.sharding import make_mesh
 from hybrid.training import checkpoint, provenance, step
@@ -42,7 +43,7 @@ class Prepared:
     """A run that can start.
 
     Attributes:
-      rows: training rows.  documents: what is evaluated on.
+      rows: training rows.  held_out: what is evaluated on.
       resume: where to go on, None for a new run.
       provenance: of this start.
       peak_flops: of all devices together, None without MFU.
@@ -53,7 +54,7 @@ class Prepared:
     mesh: Mesh
     program: step.Program
     rows: pipeline.Rows
-    documents: pipeline.EvalDocuments
+    held_out: pipeline.EvalDocuments | Examples
     resume: Resume | None
     provenance: dict[str, Any]
     peak_flops: float | None
@@ -73,8 +74,12 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         progress.say(f"finished: all {training.num_steps} steps are done in {workdir}")
         return None
     # First what is evaluated: it is only tokenized, while the rows leave a cache on disk.
-    documents = pipeline.eval_documents(experiment.data, vocab_size=model.vocab_size)
-    _check_documents(documents)
+    held_out = pipeline.open_held_out(
+        experiment.data,
+        vocab_size=model.vocab_size,
+        context_length=experiment.eval.lengths(training.context_length)[0],
+    )
+    _check_held_out(held_out)
     rows = pipeline.open_rows(
         experiment.data,
         context_length=training.context_length,
@@ -90,7 +95,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     program = step.build(model, training, experiment.optimizer, mesh)
     devices = list(mesh.devices.flat)
     peak = peak_flops(training.peak_flops, model.dtype, devices)
-    return Prepared(experiment, workdir, mesh, program, rows, documents, resume, now, peak)
+    return Prepared(experiment, workdir, mesh, program, rows, held_out, resume, now, peak)
 
 
 def _find_resume(
@@ -121,13 +126,15 @@ def _check_writable(workdir: pathlib.Path) -> None:
 def _check_fingerprint(experiment: Experiment, record: dict[str, Any], fingerprint: str) -> None:
     before = record["data_fingerprint"]
     if before != fingerprint:
-        name = "data.source" if experiment.data.source == "stdlib" else "data.paths"
+        name = "data.paths" if experiment.data.paths else "data.source"
         problem = "the text is another than that of the run in the workdir"
         accepted = f"fingerprint {before}, or another workdir"
         raise ConfigError(name, problem, f"fingerprint {fingerprint}", accepted)
 
 
-def _check_documents(documents: pipeline.EvalDocuments) -> None:
+def _check_held_out(documents: pipeline.EvalDocuments | Examples) -> None:
+    if isinstance(documents, Examples):
+        return
     context_only = documents.bos == "never"
     if not any(len(tokens) > context_only for tokens in documents.tokens):
         problem = "holds out no text to evaluate on"

@@ -86,7 +86,7 @@ def test_a_fingerprint_and_a_seed_decide_the_rows(config, tmp_path):
         open_rows(DataConfig(**{**vars(config), "cross_document": True})),
     ]
     assert len({other.fingerprint for other in [rows, *others]}) == 5
-    assert rows.description.startswith(f"text (train): {len(rows.packing.stream.starts)} documents")
+    assert rows.description.startswith(f"text (train): {len(rows.source.stream.starts)} documents")
 
 
 def test_train_and_eval_hold_all_text(config):

@@ -11,9 +11,10 @@ import pytest
 from hybrid import model
 from hybrid.config import ConfigError
 from hybrid.data.pipeline import EvalDocuments
-from hybrid.evaluation import perplexity, report
+from hybrid.evaluation import report
 from hybrid.evaluation.config import EvalConfig
-from hybrid.evaluation.perplexity import evaluate
+from hybrid.evaluation.held_out import evaluate
+from hybrid.evaluation.result import doubling_buckets
 from hybrid.model_config import ModelConfig
 
 CONTEXT = 16
@@ -118,7 +119,7 @@ DEFAULTS = EvalConfig()
 
 
 def run(documents, config=DEFAULTS, **arguments):
-    arguments = {"context_length": CONTEXT, "nll_fn": table_nll} | arguments
+    arguments = {"context_length": CONTEXT, "score_fn": table_nll} | arguments
     return evaluate(MODEL, None, documents, config, **arguments)
 
 
@@ -166,7 +167,7 @@ def test_max_tokens_stops_after_exactly_that_many(bos, max_tokens):
 
 
 def test_position_buckets_double():
-    buckets = perplexity.position_buckets(np.arange(6.0), np.array([0, 1, 2, 3, 4, 9], np.int32))
+    buckets = doubling_buckets(np.arange(6.0), np.array([0, 1, 2, 3, 4, 9], np.int32))
     assert [(b.start, b.end, b.num_tokens) for b in buckets] == [
         (0, 1, 1),
         (1, 2, 1),
@@ -182,13 +183,13 @@ def test_several_context_lengths_give_the_largest_and_all_in_the_order_given():
         return batch.positions.astype(jnp.float32)
 
     config = EvalConfig(context_length=(8, 0, 4))
-    result = run(text(), config, nll_fn=nll_of_position)
+    result = run(text(), config, score_fn=nll_of_position)
     assert [one.context_length for one in result.by_context] == [8, CONTEXT, 4]
     assert [one.stride for one in result.by_context] == [8, CONTEXT, 4]
     assert result.context_length == CONTEXT
     assert result.loss == result.by_context[1].loss
     assert result.per_token.max() == CONTEXT - 1
-    alone = run(text(), EvalConfig(context_length=(4,)), nll_fn=nll_of_position)
+    alone = run(text(), EvalConfig(context_length=(4,)), score_fn=nll_of_position)
     assert alone.to_dict() == result.by_context[2].to_dict()
     assert "by_context" not in alone.to_dict()
     assert result.to_dict(step=3)["by_context"][0]["step"] == 3
@@ -199,16 +200,16 @@ def test_the_result_has_the_documented_keys():
     values = run(text()).to_dict(**about)
     assert set(values) == {
         "loss", "perplexity", "bits_per_byte", "num_tokens", "num_bytes", "by_position",
-        "step", "context_length", "stride", "bos", "config", "overrides",
+        "step", "context_length", "stride", "bos", "config", "overrides", "repeats",
     }  # fmt: skip
     assert set(values["by_position"][0]) == {"start", "end", "loss", "num_tokens"}
 
 
 def test_numbers_that_json_cannot_write_are_null():
-    values = run(text(), nll_fn=lambda params, batch: jnp.full(batch.tokens.shape, jnp.nan))
+    values = run(text(), score_fn=lambda params, batch: jnp.full(batch.tokens.shape, jnp.nan))
     assert values.to_dict()["loss"] is None
     assert values.to_dict()["by_position"][0]["loss"] is None
-    huge = run(text(), nll_fn=lambda params, batch: jnp.full(batch.tokens.shape, 1e4))
+    huge = run(text(), score_fn=lambda params, batch: jnp.full(batch.tokens.shape, 1e4))
     assert huge.loss == 1e4
     assert huge.to_dict()["perplexity"] is None
 
@@ -219,14 +220,14 @@ def test_loss_is_summed_in_float64():
     def tenth(params, batch):
         return jnp.full(batch.tokens.shape, 0.1, jnp.float32)
 
-    result = run(documents, nll_fn=tenth, context_length=4096)
+    result = run(documents, score_fn=tenth, context_length=4096)
     assert result.loss == pytest.approx(float(np.float32(0.1)), rel=1e-14)
 
 
 def test_a_stop_is_asked_for_before_each_batch_and_ends_without_a_result():
     asked, scored = [], []
 
-    def nll_fn(params, batch):
+    def score_fn(params, batch):
         scored.append(batch)
         return table_nll(params, batch)
 
@@ -235,7 +236,7 @@ def test_a_stop_is_asked_for_before_each_batch_and_ends_without_a_result():
         return len(asked) == 3
 
     config = EvalConfig(batch_size=1)
-    assert run(text(), config, nll_fn=nll_fn, should_stop=should_stop) is None
+    assert run(text(), config, score_fn=score_fn, should_stop=should_stop) is None
     assert len(scored) == 2
 
 

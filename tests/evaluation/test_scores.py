@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hybrid import model
 from hybrid.data.pipeline import EvalDocuments
-from hybrid.evaluation import perplexity, windows
+from hybrid.evaluation import held_out, perplexity, windows
 from hybrid.evaluation.config import EvalConfig
 from hybrid.model_config import ModelConfig
 
@@ -77,15 +77,15 @@ def scores(params, monkeypatch):
     """Runs `evaluate` and gives what it sums: nats in float64 and positions, in input order."""
     summed, summarize = [], perplexity.summarize
 
-    def recorded(nll, positions, *rest):
-        summed.append((nll, positions))
-        return summarize(nll, positions, *rest)
+    def recorded(found, *rest):
+        summed.append((found.nll, found.position))
+        return summarize(found, *rest)
 
     monkeypatch.setattr(perplexity, "summarize", recorded)
 
     def run(documents, **keys):
         config = EvalConfig(**keys)
-        perplexity.evaluate(MODEL, params, documents, config, context_length=CONTEXT)
+        held_out.evaluate(MODEL, params, documents, config, context_length=CONTEXT)
         return summed[-1]
 
     return run

@@ -27,7 +27,7 @@ import time
 
 from orbax.checkpoint._src.path import atomicity
 
-from hybrid.evaluation import perplexity
+from hybrid.evaluation import held_out
 from hybrid.training import metrics
 from hybrid.training.__main__ import main
 
@@ -73,7 +73,7 @@ def break_evaluate(killer: Killer) -> None:
 
         return original(*args, should_stop=asked, **kwargs)
 
-    original, perplexity.evaluate = perplexity.evaluate, evaluate
+    original, held_out.evaluate = held_out.evaluate, evaluate
 
 
 def break_write(killer: Killer) -> None:
