@@ -18,7 +18,7 @@ from hybrid.config import ConfigError
 from hybrid.host import keep_freed_memory
 from hybrid.training.signals import Preempted
 
-OK, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 2, 130, 143  # any other failure: 1, by Python
+OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143  # tracebacks: 1, by Python
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Command:
       doc: what it does, for `--help`.
       define: adds the command's flags to a FlagValues.
       config_class: the dataclass behind `--config.KEY`.
-      run: does the work, given the parsed `Arguments`.
+      run: does the work, given the parsed `Arguments`; may return an exit status.
     """
 
     name: str
     doc: str
     define: Callable[[flags.FlagValues], None]
     config_class: type
-    run: Callable[["Arguments"], None]
+    run: Callable[["Arguments"], int | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,7 @@ def main(command: Command, argv: Sequence[str] | None = None) -> int:
         arguments = parse(command, argv)
         _log_to_stderr()
         keep_freed_memory()
-        command.run(arguments)
-        return OK
+        return command.run(arguments) or OK
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT

@@ -153,7 +153,9 @@ def _checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
 
 
 def _as_type(name: str, kind: Any, value: Any) -> Any:
-    """`value` as type `kind`; a list also accepts a single item, a float an int."""
+    """`value` as type `kind`; a list also accepts a single item, a float an int, Any anything."""
+    if kind is Any:
+        return value
     if typing.get_origin(kind) is tuple:
         return _as_tuple(name, kind, value)
     if kind is float and type(value) is int:

@@ -127,6 +127,15 @@ class LayerPlan:
         """The letter of each layer, in order of depth."""
         return "".join(spec.letter for spec in self.layers())
 
+    @property
+    def reach(self) -> int | None:
+        """Tokens back, itself counted, that the whole stack can see; None with a global layer.
+
+        Each local layer carries what it sees its window further: m layers reach m·(w - 1) + 1.
+        """
+        windows = [spec.window_size for spec in self.layers()]
+        return None if None in windows else sum(window - 1 for window in windows) + 1
+
     def locate(self, layer: int) -> Location:
         """The bijection from depth to parameters, used by everything that names layers."""
         for index, segment in enumerate(self.segments):

@@ -1,4 +1,4 @@
-"""Runs grouped into cells: which learning rate a cell stands with, and whom it is paired with.
+"""Runs grouped into cells, and which learning rate a cell stands with.
 
 Runs that differ only in seed and learning rate form a `Cell`; its runs at one rate are a `Rate`.
 Only finished runs with a finite loss count. Read `results.py` (a Run) first.
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybrid.ablate import statistics
+from hybrid.ablate.pairing import frozen
 from hybrid.ablate.results import Run
 
 
@@ -54,7 +55,7 @@ def group(runs: Sequence[Run]) -> list[Cell]:
     grouped: dict[Any, dict[float | None, list[Run]]] = {}
     first: dict[Any, Run] = {}
     for run in runs:
-        key = _frozen(run.overrides)
+        key = frozen(run.overrides)
         first.setdefault(key, run)
         rates = grouped.setdefault(key, {})
         rates.setdefault(run.learning_rate, []).append(run)
@@ -70,25 +71,6 @@ def group(runs: Sequence[Run]) -> list[Cell]:
 
 def _finished(runs: Sequence[Run]) -> tuple[Run, ...]:
     return tuple(sorted((r for r in runs if r.loss is not None), key=lambda run: run.seed))
-
-
-def _frozen(value: Any) -> Any:
-    """A hashable that is equal for overrides that mean the same, lists and tuples alike."""
-    if isinstance(value, Mapping):
-        return frozenset((key, _frozen(entry)) for key, entry in value.items())
-    if isinstance(value, (list, tuple)):
-        return tuple(_frozen(entry) for entry in value)
-    return value
-
-
-def find_partner(
-    cells: Sequence[Cell], cell: Cell, baseline: Mapping[str, Any] | None
-) -> Cell | None:
-    """Whom `cell` is paired with, itself if it is a baseline; None if the arm has no such cell."""
-    wanted = cells[0].overrides if baseline is None else baseline
-    known = {_frozen(other.overrides): other for other in cells}
-    everyones = known.get(_frozen(wanted))
-    return everyones or known.get(_frozen({**cell.overrides, **wanted}))
 
 
 def mean_curve(runs: Sequence[Run]) -> tuple[list[float], list[float]]:

@@ -24,6 +24,7 @@ import numpy as np
 
 from hybrid.ablate import groups, statistics, token_scores
 from hybrid.ablate.groups import Cell, Rate
+from hybrid.ablate.pairing import find_partner
 from hybrid.ablate.results import Run
 from hybrid.ablate.statistics import Estimate
 from hybrid.ablate.token_scores import SeedScores
@@ -61,7 +62,7 @@ def summarize(
 def _arm(
     name: str, cells: Sequence[Cell], scores_of: ScoresOf, baseline: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    partners = [groups.find_partner(cells, cell, baseline) for cell in cells]
+    partners = [find_partner(cells, cell, baseline) for cell in cells]
     indices = {id(cell): index for index, cell in enumerate(cells)}
 
     # Two cells are kept: the one being summarised and its partner, often everyone's.

@@ -12,7 +12,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import jax
@@ -58,7 +58,9 @@ def _run(arguments: cli.Arguments) -> None:
         raise ConfigError("--per_token", "is the file of --output too", str(per_token))
 
     name = page or str(workdir / provenance.CONFIG)
-    result = score(config, overrides, workdir, step)
+    # Text named on the command line is scored whole; the run's own has a held-out part.
+    split = "all" if any(key in overrides for key in TEXT_KEYS) else "eval"
+    result = score(config, workdir, step, split, Lines)
     values = result.to_dict(step=step, config=name) | {"overrides": overrides}
     if per_token is not None:
         write_whole(per_token, lambda file: np.save(file, result.per_token))
@@ -86,17 +88,18 @@ def resolve(
         of_page = experiment.from_config(config_lib.load_page(page))
         values = values | {"eval": config_lib.to_dict(of_page.eval)}
     overrides = config_lib.parse_overrides(Experiment, texts)
-    _check_fixed(trained, overrides)
+    check_fixed(trained, overrides)
     if "model.window_size" in overrides:  # the schedule's windows are those of the training
         values = config_lib.updated(values, {"model.window_schedule": ()})
     if overrides.get("data.source") in WITHOUT_PATHS:  # the run's paths are of another source
         values = config_lib.updated(values, {"data.paths": (), "data.eval_paths": ()})
     config = experiment.from_config(config_lib.updated(values, overrides))
-    _check_shapes(trained, config, overrides)
+    check_shapes(trained, config, overrides)
     return config, overrides
 
 
-def _check_fixed(trained: Experiment, overrides: dict[str, Any]) -> None:
+def check_fixed(trained: Experiment, overrides: Mapping[str, Any]) -> None:
+    """Raises: ConfigError for an override of what makes a layer the layer it was trained as."""
     for name in FIXED_KEYS:
         has = getattr(trained.model, name.removeprefix("model."))
         if overrides.get(name, has) != has:
@@ -104,7 +107,7 @@ def _check_fixed(trained: Experiment, overrides: dict[str, Any]) -> None:
             raise ConfigError(name, "can't change in a trained model", overrides[name], accepted)
 
 
-def _check_shapes(trained: Experiment, config: Experiment, overrides: dict[str, Any]) -> None:
+def check_shapes(trained: Experiment, config: Experiment, overrides: Mapping[str, Any]) -> None:
     """Raises: ConfigError naming the override under which the parameters would not fit."""
     if _shapes(trained) == _shapes(config):
         return
@@ -141,20 +144,28 @@ def _output(arguments: cli.Arguments, name: str) -> pathlib.Path | None:
 
 
 def score(
-    config: Experiment, overrides: dict[str, Any], workdir: pathlib.Path, step: int
+    config: Experiment,
+    workdir: pathlib.Path,
+    step: int,
+    split: str = "eval",
+    lines: Callable[[str], Callable[[int, int], None]] | None = None,
 ) -> Result:
-    """Scores the checkpoint of `step` on the text or task of `config`, on all devices."""
-    # Text named on the command line is scored whole; the run's own has a held-out part.
-    split = "all" if any(name in overrides for name in TEXT_KEYS) else "eval"
+    """Scores the checkpoint of `step` on the text or task of `config`, on all devices.
+
+    `lines(what)` makes what hears of (done, total) of each part; None: nobody does.
+    """
+    progress = lines or (lambda what: None)
     mesh = make_mesh(config.mesh)
     scored = pipeline.open_held_out(
         config.data,
         vocab_size=config.model.vocab_size,
         context_length=max(config.eval.lengths(config.training.context_length)),
         split=split,
-        progress=Lines("tokenizing"),
+        progress=progress("tokenizing"),
     )
-    print(f"{'task' if config.data.is_task else 'text'}: {scored.description}", file=sys.stderr)
+    if lines:
+        what = "task" if config.data.is_task else "text"
+        print(f"{what}: {scored.description}", file=sys.stderr)
     with jax.set_mesh(mesh):
         result = held_out.evaluate(
             config.model,
@@ -164,7 +175,7 @@ def score(
             context_length=config.training.context_length,
             put=lambda batch: jax.device_put(batch, batch_sharding(mesh)),
             batch_multiple=num_batch_parts(mesh),
-            progress=Lines("evaluating"),
+            progress=progress("evaluating"),
         )
     assert result is not None, "nobody asked it to stop"
     return result

@@ -32,21 +32,26 @@ from hybrid.training.checkpoint import Checkpoints, restore_state
 from hybrid.training.events import Event, at, every, run_due
 from hybrid.training.prepare import Prepared, prepare
 from hybrid.training.progress import Progress
+from hybrid.training.step import build
+from hybrid.training.window_schedule import Stage, stage_at, stages
 
 
 class NotFinite(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
-def run(experiment: Experiment, workdir: pathlib.Path) -> None:
+def run(
+    experiment: Experiment, workdir: pathlib.Path, progress: Progress | None = None
+) -> None:
     """Trains until `training.num_steps`, from the newest checkpoint of `workdir` if it has one.
 
+    `progress` hears of it; by default standard error does.
     Raises:
       ConfigError: for what is wrong with config, data or workdir; nothing was changed then.
       Preempted, KeyboardInterrupt: after SIGTERM and SIGINT; a checkpoint was saved.
       NotFinite: after `training.max_bad_steps` non-finite steps in a row.
     """
-    progress = Progress()
+    progress = progress or Progress()
     with signals.caught() as interrupts:
         prepared = prepare(experiment, pathlib.Path(workdir), progress)
         if prepared is None:
@@ -73,7 +78,8 @@ class Run:
         self.tracing = False
         self._introduce()
         self.state = self._first_state()
-        self.compiled = self._compile()
+        self.stages = stages(prepared.experiment.model, self.num_steps)
+        self._begin(stage_at(self.stages, self.step))
         self._open_files()
         self.batches = prepared.rows.batches(
             self.step * self.training.batch_size,
@@ -91,6 +97,7 @@ class Run:
         with self.interrupts.deferred():
             self._catch_up()
             while self.step < self.num_steps:
+                self._enter_stage()
                 batch = self.put(next(self.batches))
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = self.compiled(self.state, batch)
@@ -121,6 +128,16 @@ class Run:
             self.stop(self.step)
         if self.training.profile_start == self.step + 1:
             self.start_trace(self.step)
+        self.clock = time.perf_counter()
+
+    def _enter_stage(self) -> None:
+        """Compiles the step of another window where the schedule has one begin here."""
+        stage = stage_at(self.stages, self.step)
+        if stage == self.stage:
+            return
+        self.hand_over(None)
+        self.progress.say(f"step {self.step}: the window is {stage.model.window_size} from here")
+        self._begin(stage)
         self.clock = time.perf_counter()
 
     def put(self, batch: Batch) -> Batch:
@@ -248,26 +265,26 @@ class Run:
         self.progress.say(f"resuming after step {resume.step}")
         return restore_state(self.prepared.workdir, resume.step, program.state)
 
-    def _compile(self) -> Any:
-        start = time.perf_counter()
-        program = self.prepared.program
-        compiled = program.step.lower(program.state, program.batch).compile()
+    def _begin(self, stage: Stage) -> None:
+        """Compiles the step of a stage; a run of the same shape in this process has it ready."""
+        start, experiment, training = time.perf_counter(), self.prepared.experiment, self.training
+        program = build(stage.model, training, experiment.optimizer, self.prepared.mesh)
+        self.stage, self.compiled = stage, program.compiled
+        tokens = training.batch_size * training.context_length
+        per_token = cost.forward_flops_per_token(stage.model, training.context_length)
+        self.flops_per_step = 3 * per_token * tokens  # the backward costs two forwards
         self.progress.say(f"compiling took {time.perf_counter() - start:.1f} s")
-        return compiled
 
     def _open_files(self) -> None:
         """Creates or cleans up the workdir: the first thing that a start writes."""
         experiment, workdir = self.prepared.experiment, self.prepared.workdir
-        training, self.peak = self.training, self.prepared.peak_flops
-        tokens = training.batch_size * training.context_length
-        per_token = cost.forward_flops_per_token(experiment.model, training.context_length)
-        self.flops_per_step = 3 * per_token * tokens  # the backward costs two forwards
+        self.peak = self.prepared.peak_flops
         self.checkpoints = Checkpoints(workdir, experiment.checkpoint)
         provenance.write(workdir, experiment, self.prepared.provenance)
         self.metrics = metrics_lib.MetricsFile(workdir / metrics_lib.METRICS)
         self.metrics.cut(self.step)
         self.tensorboard = None
-        if training.tensorboard:
+        if self.training.tensorboard:
             self.tensorboard = metrics_lib.TensorBoard(workdir / "tensorboard", self.step + 1)
 
     def close(self) -> None:

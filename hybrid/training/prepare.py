@@ -67,7 +67,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     """
     mesh = make_mesh(experiment.mesh)
     experiment.check_mesh(mesh)
-    _check_writable(workdir)
+    check_writable(workdir)
     resume = _find_resume(experiment, workdir, progress)
     training, model = experiment.training, experiment.model
     if resume and resume.step >= training.num_steps and not resume.evaluation_due:
@@ -113,7 +113,8 @@ def _find_resume(
     return Resume(last, record, bool(record["evaluation_due"]) and not evaluated)
 
 
-def _check_writable(workdir: pathlib.Path) -> None:
+def check_writable(workdir: pathlib.Path) -> None:
+    """Raises: ConfigError unless the folder is there or can be made, and can be written to."""
     there = workdir.absolute()
     while not there.exists():
         there = there.parent

@@ -1,0 +1,159 @@
+"""A sweep's config: a base run, what is varied, over which seeds, held against what.
+
+A page starts from `defaults()` and fills in `base` (a run's config) and `axes` or `cells`:
+
+    axes   [("model.window_size", (8, 16, 64)), ("model.unified_kv", (False, True))]    6 cells
+    cells  [{"model.pattern": "L"}, {"model.pattern": "LLLLLG", "name": "5:1"}]         2 cells
+    arms   [("text", {}), ("needle", {"data.source": "needle"})]        every cell in each arm
+
+Overrides are a dict by dotted key. A ConfigDict takes one inside a list only, not as a value of
+its own, so `baseline` may also be pairs, [("model.window_size", 64)], or a nested dict.
+
+Read next: `cells.py`, which turns it into runs.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from hybrid import config as config_lib
+from hybrid.config import ConfigError, key, section
+from hybrid.experiment import Experiment
+
+MATCHES = ("tokens", "flops", "params")
+NAME = "name"  # the one entry of a cell's dict that is no key of the base
+Overrides = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """Keys of a sweep; raises ConfigError for lists that make no sweep.
+
+    `axes`, `cells`, `arms` and `baseline` are put into one form: pairs, and dicts by dotted key.
+    """
+
+    base: Experiment = section(Experiment)
+    axes: Any = key(None, "pairs (key of base, values), crossed into cells")
+    cells: Any = key(None, "dicts of overrides in place of axes; `name` in one names the cell")
+    arms: Any = key(None, "pairs (name, overrides): every cell is run in each arm; empty: one arm")
+    baseline: Any = key(
+        None, "the overrides that other cells are paired with; empty: those of the first cell"
+    )
+    seeds: tuple[int, ...] = key((0, 1, 2), "training seeds of every cell", at_least=0)
+    learning_rates: tuple[float, ...] = key(
+        (), "every cell is trained at each and the best is used; empty: the base's", more_than=0
+    )
+    match: str = key(
+        "tokens",
+        "held equal to the baseline: tokens; flops (by training.num_steps); params (by "
+        "model.ffn_dim)",
+        choices=MATCHES,
+    )
+    cache_context: int = key(
+        0, "context of the KV-cache figures; 0: training.context_length", at_least=0
+    )
+    trained: str = key("", "a run's workdir to evaluate under the cells, in place of training")
+
+    def __post_init__(self):
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("axes", _axes(self.axes))
+        put("cells", tuple(_overrides("cells", cell, {NAME}) for cell in _list("cells", self.cells)))
+        put("arms", _arms(self.arms))
+        put("baseline", _overrides("baseline", self.baseline))
+        if bool(self.axes) == bool(self.cells):
+            problem = "are both given" if self.axes else "or cells must be given"
+            accepted = "axes for a grid, cells for a list"
+            raise ConfigError("axes", problem, accepted=accepted)
+        for name in ("seeds", "learning_rates"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ConfigError(name, "names one twice", values)
+        if not self.seeds:
+            raise ConfigError("seeds", "is empty", (), "at least one; three for intervals")
+        if self.trained:
+            self._check_trained()
+
+    def _check_trained(self) -> None:
+        for name, value in {"learning_rates": self.learning_rates, "arms": self.arms}.items():
+            if value:
+                raise ConfigError(name, "has no use where nothing is trained", value)
+        if self.match != "tokens":
+            raise ConfigError("match", "has no use where nothing is trained", self.match)
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """A sweep's page with the base's keys at their defaults and nothing varied yet."""
+    values = {field.name: field.default for field in dataclasses.fields(SweepConfig)}
+    base = config_lib.to_dict(Experiment())
+    return ml_collections.ConfigDict({**values, "base": base})
+
+
+# --- One form for what pages may write -------------------------------------------------------
+
+
+def _axes(value: Any) -> tuple[tuple[str, tuple], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else _list("axes", value)
+    axes = []
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise ConfigError("axes", "must hold pairs (key, values)", pair)
+        name, values = pair
+        _check_key("axes", name)
+        if not isinstance(values, list | tuple) or not values:
+            raise ConfigError("axes", f"has no values for {name}", values, "a list of values")
+        axes.append((name, tuple(values)))
+    names = [name for name, _ in axes]
+    if len(set(names)) < len(names):
+        raise ConfigError("axes", "name a key twice", names)
+    return tuple(axes)
+
+
+def _arms(value: Any) -> tuple[tuple[str, Overrides], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else _list("arms", value)
+    arms = []
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise ConfigError("arms", "must hold pairs (name, overrides)", pair)
+        arms.append((pair[0], _overrides("arms", pair[1])))
+    names = [name for name, _ in arms]
+    if len(set(names)) < len(names):
+        raise ConfigError("arms", "name one twice", names)
+    return tuple(arms)
+
+
+def _overrides(where: str, value: Any, besides: set[str] = frozenset()) -> Overrides:
+    """Overrides by dotted key, from a dict (dotted or nested) or a list of pairs."""
+    if value is None:
+        return {}
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, list | tuple):
+        pairs = all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
+        if not pairs:
+            raise ConfigError(where, "must hold overrides", value, "a dict of dotted keys")
+        value = dict(value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(where, "must hold overrides", value, "a dict of dotted keys")
+    flat = config_lib.flatten(value)
+    for name in flat.keys() - besides:
+        _check_key(where, name)
+    return flat
+
+
+def _check_key(where: str, name: Any) -> None:
+    known = [info.name for info in config_lib.walk(Experiment)]
+    if name not in known:
+        wrong = config_lib.unknown_key(str(name), known)
+        raise ConfigError(where, f"unknown key {name}", accepted=wrong.accepted)
+    if name in ("training.seed",):
+        raise ConfigError(where, "can't vary it", name, "seeds lists the seeds")
+
+
+def _list(name: str, value: Any) -> list | tuple:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise ConfigError(name, "must be a list", value)
+    return value

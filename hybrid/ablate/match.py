@@ -1,0 +1,56 @@
+"""What cells have in common, so that a comparison compares one thing.
+
+    tokens   steps, batch and context are the base's: nothing is changed
+    flops    training.num_steps such that the whole training costs what the baseline's does
+    params   model.ffn_dim such that the cell has as many parameters as the baseline
+
+FLOPs are the matrix products of forward and backward (`plan/cost.py`), each step under its own
+window of the schedule.
+"""
+
+import dataclasses
+
+from hybrid.experiment import Experiment
+from hybrid.plan import cost
+from hybrid.training.window_schedule import stages
+
+
+def matched(
+    experiment: Experiment, baseline: Experiment, match: str
+) -> tuple[Experiment, dict[str, tuple]]:
+    """The experiment fitted to the baseline, and what was changed: {key: (from, to)}."""
+    if match == "flops":
+        steps = experiment.training.num_steps
+        fitted = max(1, round(steps * train_flops(baseline) / train_flops(experiment)))
+        training = dataclasses.replace(experiment.training, num_steps=fitted)
+        changed = {"training.num_steps": (steps, fitted)}
+        experiment = dataclasses.replace(experiment, training=training)
+    elif match == "params":
+        width, fitted = experiment.model.ffn_dim, _fitting_width(experiment, baseline)
+        model = dataclasses.replace(experiment.model, ffn_dim=fitted)
+        changed = {"model.ffn_dim": (width, fitted)}
+        experiment = dataclasses.replace(experiment, model=model)
+    else:
+        changed = {}
+    return experiment, {key: (old, new) for key, (old, new) in changed.items() if old != new}
+
+
+def train_flops(experiment: Experiment, num_steps: int | None = None) -> float:
+    """FLOPs of the first `num_steps` steps (default: all), three forwards each."""
+    training = experiment.training
+    last = training.num_steps if num_steps is None else num_steps
+    schedule = stages(experiment.model, training.num_steps)
+    ends = [stage.first_step for stage in schedule[1:]] + [training.num_steps]
+    total = 0.0
+    for stage, end in zip(schedule, ends, strict=True):
+        forward = cost.forward_flops_per_token(stage.model, training.context_length)
+        total += 3 * forward * max(0, min(end, last) - stage.first_step)
+    return total * training.batch_size * training.context_length
+
+
+def _fitting_width(experiment: Experiment, baseline: Experiment) -> int:
+    """Parameters are a straight line in ffn_dim, so one step of it tells the width."""
+    model = experiment.model
+    here = cost.num_params(model)
+    slope = cost.num_params(dataclasses.replace(model, ffn_dim=model.ffn_dim + 1)) - here
+    return max(1, round(model.ffn_dim + (cost.num_params(baseline.model) - here) / slope))

@@ -1,0 +1,74 @@
+"""What a sweep says on standard error: runs done, time left, and the run under way.
+
+A run's own lines are kept quiet but for warnings; on a terminal its moving line stays, with the
+sweep's state before it. The time left is estimated by FLOPs: runs differ in cost.
+"""
+
+import io
+import time
+
+from hybrid.training.metrics import Row
+from hybrid.training.progress import Progress, clock
+
+
+class SweepProgress(Progress):
+    """The progress of a whole sweep, and the `Progress` of each of its runs."""
+
+    def __init__(self, stream: io.TextIOBase | None = None):
+        super().__init__(stream)
+        self._costs: list[float] = []
+        self._num_runs = self._index = self._num_failed = 0
+        self._start = self._run_start = time.monotonic()
+
+    def begin(self, costs: list[float], num_runs: int) -> None:
+        """Starts with the costs of the runs that are left, of `num_runs` in all."""
+        self._costs, self._num_runs = costs, num_runs
+        done = num_runs - len(costs)
+        self._announce(f"{num_runs} runs" + (f", {done} finished before" if done else ""))
+
+    def next_run(self, label: str) -> None:
+        """Names the run that begins."""
+        self._label, self._run_start = label, time.monotonic()
+        self._index += 1
+
+    def finished(self, loss: float) -> None:
+        """Tells of the run that has just finished."""
+        self._ended(f"loss {loss:.4f}")
+
+    def failed(self, reason: str) -> None:
+        """Tells of the run that has just failed."""
+        self._num_failed += 1
+        self._ended("failed: " + " ".join(reason.split())[:200])
+
+    def say(self, line: str) -> None:
+        """A run's own line: only warnings are worth a sweep's reader."""
+        if line.startswith("warning"):
+            self._announce(f"{self._label}: {line}")
+
+    def tokenizing(self, done: int, total: int) -> None:
+        """Not told: it takes a moment, once."""
+
+    def step(self, now: float, num_steps: int, row: Row, seconds_left: float) -> None:
+        """The moving line, on a terminal only."""
+        if self._moves:
+            super().step(now, num_steps, row, seconds_left)
+
+    def _move(self, line: str) -> None:
+        super()._move(f"[{self._place()}] {self._label}: {line}")
+
+    def _announce(self, line: str) -> None:
+        super().say(line)
+
+    def _ended(self, outcome: str) -> None:
+        now = time.monotonic()
+        done, left = sum(self._costs[: self._index]), sum(self._costs[self._index :])
+        parts = [f"[{self._place()}] {self._label}: {outcome} in {clock(now - self._run_start)}"]
+        if left and done:
+            parts.append(f"about {clock((now - self._start) / done * left)} left")
+        if self._num_failed:
+            parts.append(f"{self._num_failed} failed")
+        self._announce("; ".join(parts))
+
+    def _place(self) -> str:
+        before = self._num_runs - len(self._costs)
+        return f"{before + self._index}/{self._num_runs}"

@@ -1,0 +1,200 @@
+"""Runs a sweep: every run that is not finished yet, one after the other, then the report.
+
+A run is an ordinary workdir. It is trained (or goes on where it was stopped), its last checkpoint
+is scored, and its raw rows are written last:
+
+    runs/CELL/seed=0/   what train.py leaves, then scores.npz and evaluation.json
+
+so a run with `evaluation.json` is finished and is never touched again. A run that fails leaves
+`error.txt`, is reported, and is tried again by the next start; the others go on. Everything that
+can be wrong with a sweep is refused before anything is written.
+
+Read first: `cells.py`.  Read next: `gather.py`, which reads the workdirs back.
+"""
+
+import dataclasses
+import json
+import pathlib
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from hybrid import config as config_lib
+from hybrid import experiment as experiment_lib
+from hybrid.ablate import cells as cells_lib
+from hybrid.ablate.cells import Planned
+from hybrid.ablate.config import SweepConfig
+from hybrid.ablate.match import train_flops
+from hybrid.ablate.progress import SweepProgress
+from hybrid.config import ConfigError
+from hybrid.data import pipeline
+from hybrid.evaluation import command as evaluation
+from hybrid.evaluation.held_out import all_scores
+from hybrid.evaluation.scores import save_scores
+from hybrid.sharding import make_mesh
+from hybrid.training import checkpoint, loop, provenance, signals
+from hybrid.training.metrics import write_atomically
+from hybrid.training.prepare import check_writable
+
+SWEEP = "sweep.json"
+EVALUATION, SCORES, ERROR = "evaluation.json", "scores.npz", "error.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep that can run: its config, its name, its folder and all its runs."""
+
+    config: SweepConfig
+    name: str
+    folder: pathlib.Path
+    runs: tuple[Planned, ...]
+
+    def is_finished(self, run: Planned) -> bool:
+        """Whether a run's raw rows are on the disk."""
+        return (self.folder / run.folder / EVALUATION).is_file()
+
+
+def prepare(config: SweepConfig, name: str, folder: pathlib.Path) -> Sweep:
+    """Checks all cells, their data and the folder; writes nothing.
+
+    Raises: ConfigError for whatever would stop a cell, or a folder that holds something else.
+    """
+    config = _of_trained(config)
+    sweep = Sweep(config, name, folder, cells_lib.runs(config))
+    _check_folder(sweep)
+    for cell in {run.cell.name: run.cell for run in sweep.runs}.values():
+        cell.experiment.check_mesh(make_mesh(cell.experiment.mesh))
+    _check_data(sweep)
+    return sweep
+
+
+def run(sweep: Sweep, progress: SweepProgress) -> None:
+    """Does what is left of a sweep.  Raises: Preempted or KeyboardInterrupt after a signal."""
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    _write_json(sweep.folder / SWEEP, to_dict(sweep))
+    left = [run for run in sweep.runs if not sweep.is_finished(run)]
+    progress.begin([train_flops(run.experiment) for run in left], len(sweep.runs))
+    for planned in left:
+        progress.next_run(planned.label)
+        try:
+            loss = _run_one(sweep, planned, progress)
+        except signals.Preempted:
+            raise
+        except Exception as error:  # the others go on
+            _write_error(sweep.folder / planned.folder, error)
+            progress.failed(f"{type(error).__name__}: {error}")
+        else:
+            progress.finished(loss)
+
+
+def _run_one(sweep: Sweep, planned: Planned, progress: SweepProgress) -> float:
+    """Trains and scores one run; returns its loss."""
+    folder = sweep.folder / planned.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).unlink(missing_ok=True)
+    trained = pathlib.Path(sweep.config.trained) if sweep.config.trained else folder
+    if not sweep.config.trained:
+        loop.run(planned.experiment, folder, progress)
+    step = checkpoint.find_step(trained)
+    result = evaluation.score(planned.experiment, trained, step)
+    save_scores(folder / SCORES, all_scores(result))
+    _write_json(folder / EVALUATION, result.to_dict(step=step, config=sweep.name))
+    return result.loss
+
+
+# --- sweep.json: which sweep a folder holds --------------------------------------------------
+
+
+def to_dict(sweep: Sweep) -> dict[str, Any]:
+    """What `sweep.json` holds: enough to plan the sweep again."""
+    values = config_lib.to_dict(sweep.config) | {"axes": _lists(sweep.config.axes)}
+    return {"name": sweep.name, "config": json.loads(json.dumps(values))}
+
+
+def read(folder: pathlib.Path) -> tuple[SweepConfig, str]:
+    """Config and name of the sweep in a folder.  Raises: ConfigError where there is none."""
+    if not folder.is_dir():
+        raise ConfigError("--workdir", "no such folder", str(folder), "the folder of a sweep")
+    held = provenance.read_json(folder / SWEEP)
+    if held is None:
+        raise ConfigError("--workdir", f"holds no {SWEEP}", str(folder), "the folder of a sweep")
+    return config_lib.build(SweepConfig, held["config"]), held["name"]
+
+
+def _check_folder(sweep: Sweep) -> None:
+    """Raises: ConfigError unless the folder is new, empty, or this sweep's (seeds may be added)."""
+    check_writable(sweep.folder)
+    if not sweep.folder.is_dir() or not any(sweep.folder.iterdir()):
+        return
+    held = provenance.read_json(sweep.folder / SWEEP)
+    if held is None:
+        accepted = "a new folder, or that of this sweep"
+        raise ConfigError("--workdir", "holds something else", str(sweep.folder), accepted)
+    before = config_lib.flatten(held["config"])
+    now = config_lib.flatten(to_dict(sweep)["config"])
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        grown = name == "seeds" and set(old or ()) <= set(new or ())
+        if old != new and not grown:
+            problem = "differs from the sweep in --workdir"
+            accepted = f"it has {old!r}; use another --workdir"
+            raise ConfigError(name, problem, new, accepted)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+# --- Checks ----------------------------------------------------------------------------------
+
+
+def _of_trained(config: SweepConfig) -> SweepConfig:
+    """With `trained`, the base is that run's config, under the page's `eval.*`, and its seed.
+
+    Raises: ConfigError for a folder that is no run, or a cell that its parameters don't fit.
+    """
+    if not config.trained:
+        return config
+    folder = pathlib.Path(config.trained)
+    try:
+        held = provenance.read_config(folder) | {"mesh": {}}
+        checkpoint.find_step(folder)
+    except ConfigError as error:
+        raise ConfigError("trained", error.problem, error.got, error.accepted) from None
+    schedule = {"model.window_schedule": ()}  # was for training
+    base = experiment_lib.from_config(config_lib.updated(held, schedule))
+    scored = dataclasses.replace(base, eval=config.base.eval)
+    found = dataclasses.replace(config, base=scored, seeds=(base.training.seed,))
+    for cell in cells_lib.cells(found):
+        evaluation.check_fixed(base, cell.overrides)
+        evaluation.check_shapes(base, cell.experiment, cell.overrides)
+    return found
+
+
+def _check_data(sweep: Sweep) -> None:
+    """Raises: ConfigError for text or a task that a run could not use."""
+    asked = {
+        (
+            run.experiment.data,
+            run.experiment.model.vocab_size,
+            max(run.experiment.eval.lengths(run.experiment.training.context_length)),
+        ): run
+        for run in sweep.runs
+    }
+    for data, vocab_size, length in asked:
+        pipeline.open_held_out(data, vocab_size=vocab_size, context_length=length)
+
+
+# --- Files -----------------------------------------------------------------------------------
+
+
+def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def _write_error(folder: pathlib.Path, error: Exception) -> None:
+    """The reason on the first line, then the traceback."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    trace = "".join(traceback.format_exception(error))
+    write_atomically(folder / ERROR, f"{reason}\n\n{trace}")
