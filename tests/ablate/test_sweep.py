@@ -1,0 +1,251 @@
+"""A sweep runs what is left of it, survives stops and failures, and never mixes with another."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from hybrid import config as config_lib
+from hybrid.ablate.__main__ import main
+from hybrid.ablate.sweep import EVALUATION
+from hybrid.evaluation.scores import load_scores
+from hybrid.training import loop, signals
+from training.tiny_run import experiment_of
+
+PAGE = """
+import json, pathlib
+
+def get_config(path):
+    return json.loads(pathlib.Path(path).read_text())
+"""
+TIMES = ("second", "time")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sweep")
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    """Writes a sweep's page; keys are put over a sweep of two windows and two seeds."""
+    base = config_lib.to_dict(experiment_of(folder, training__num_steps=4, eval__every_steps=2))
+
+    def write(name="page", **keys):
+        values = {
+            "base": base,
+            "axes": [["model.window_size", [2, 32]]],
+            "baseline": {"model.window_size": 32},
+            "seeds": [0, 1],
+            **keys,
+        }
+        (folder / f"{name}.json").write_text(json.dumps(values))
+        (folder / f"{name}.py").write_text(PAGE)
+        return f"--config={folder / name}.py:{folder / name}.json"
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def whole(folder, page):
+    """The folder of a sweep that ran undisturbed."""
+    assert main([page(), f"--workdir={folder / 'whole'}"]) == 0
+    return folder / "whole"
+
+
+def results(sweep):
+    return json.loads((sweep / "results.json").read_text())
+
+
+def without_times(results):
+    """What must not depend on when and how fast a sweep ran."""
+    text = json.dumps(results)
+    found = json.loads(text, object_hook=_drop_times)
+    return found
+
+
+def _drop_times(entry):
+    return {key: value for key, value in entry.items() if not any(t in key for t in TIMES)}
+
+
+def test_every_run_is_a_workdir_with_its_raw_rows(whole):
+    found = results(whole)["cells"]
+    assert [(cell["name"], cell["seed"]) for cell in found] == [
+        ("window_size=2", 0),
+        ("window_size=2", 1),
+        ("window_size=32", 0),
+        ("window_size=32", 1),
+    ]
+    for cell in found:
+        run = whole / cell["workdir"]
+        assert cell["status"] == "finished"
+        assert (run / "config.json").is_file()
+        assert (run / "checkpoints" / "4").is_dir()
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert cell["metrics"] == rows[-1]
+        scores = load_scores(run / "scores.npz")[32]
+        assert len(scores.nll) == 200
+        assert np.mean(scores.nll) == pytest.approx(cell["metrics"]["eval/loss"], rel=1e-6)
+        assert cell["tokens"] == rows[-2]["tokens_seen"]
+        assert [point[0] for point in cell["curve"]] == [2, 4]
+
+
+def test_a_cells_numbers_are_those_of_train_py_alone(whole, folder):
+    alone = experiment_of(
+        folder, training__num_steps=4, eval__every_steps=2, model__window_size=2, training__seed=1
+    )
+    loop.run(alone, folder / "alone")
+    rows = [json.loads(row) for row in (folder / "alone/metrics.jsonl").read_text().splitlines()]
+    cell = results(whole)["cells"][1]
+    assert cell["metrics"] == rows[-1]
+
+
+def test_seeds_share_the_order_of_rows_across_cells(whole):
+    """As far as counts tell: rows hold unequal numbers of predicted tokens."""
+    first = {}
+    for cell in results(whole)["cells"]:
+        text = (whole / cell["workdir"] / "metrics.jsonl").read_text()
+        first[cell["name"], cell["seed"]] = json.loads(text.splitlines()[0])["tokens_seen"]
+    assert first["window_size=2", 0] == first["window_size=32", 0]
+    assert first["window_size=2", 1] == first["window_size=32", 1]
+
+
+def test_a_finished_sweep_runs_nothing_again(whole, page, monkeypatch):
+    before = results(whole)
+    times = {path: path.stat().st_mtime_ns for path in whole.rglob(EVALUATION)}
+    monkeypatch.setattr(loop, "run", lambda *_: pytest.fail("a finished run was trained again"))
+    assert main([page(), f"--workdir={whole}"]) == 0
+    assert results(whole) == before
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob(EVALUATION)} == times
+
+
+def test_a_stopped_sweep_ends_with_the_same_results(whole, folder, page, monkeypatch):
+    stopped = folder / "stopped"
+    train, num = loop.Run.hand_over, iter(range(1000))
+
+    def hand_over(self, newest):
+        if next(num) in (7, 16):  # in the second run, and later again
+            raise signals.Preempted("SIGTERM: in a test")
+        train(self, newest)
+
+    monkeypatch.setattr(loop.Run, "hand_over", hand_over)
+    assert main([page(), f"--workdir={stopped}"]) == 143
+    assert not (stopped / "report.html").exists()
+    assert main([page(), f"--workdir={stopped}"]) == 143
+    assert main([page(), f"--workdir={stopped}"]) == 0
+    assert without_times(results(stopped)) == without_times(results(whole))
+
+
+def test_a_failed_cell_is_reported_and_tried_again(whole, folder, page, monkeypatch, capsys):
+    broken = folder / "broken"
+    train = loop.run
+
+    def fail(experiment, workdir, progress):
+        if experiment.model.window_size == 2 and experiment.training.seed == 1:
+            raise RuntimeError("out of luck\nand memory")
+        train(experiment, workdir, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run", fail)
+        assert main([page(), f"--workdir={broken}"]) == 1
+    found = results(broken)
+    assert [cell["status"] for cell in found["cells"]] == ["finished", "failed", *["finished"] * 2]
+    assert found["cells"][1]["error"] == "RuntimeError: out of luck and memory"
+    assert found["cells"][1]["metrics"] is None
+    assert "out of luck" in (broken / "report.html").read_text()
+    assert "failed: window_size=2, seed 1" in capsys.readouterr().err
+    assert main([page(), f"--workdir={broken}"]) == 0
+    assert without_times(results(broken)) == without_times(results(whole))
+
+
+def test_seeds_may_be_added(whole, folder, page):
+    grown = folder / "grown"
+    shutil.copytree(whole, grown)
+    assert main([page("grown_page", seeds=[0, 1, 2]), f"--workdir={grown}"]) == 0
+    assert len(results(grown)["cells"]) == 6
+
+
+def test_report_only_draws_what_is_there(whole, folder, page, monkeypatch):
+    partial = folder / "partial"
+    shutil.copytree(whole, partial)
+    shutil.rmtree(partial / "runs" / "window_size=32" / "seed=1")
+    (partial / "report.html").unlink()
+    monkeypatch.setattr(loop, "run", lambda *_: pytest.fail("trained in a report"))
+    assert main(["--report_only", f"--workdir={partial}"]) == 0
+    assert (partial / "report.html").is_file()
+    found = results(partial)["cells"]
+    assert [cell["status"] for cell in found] == [*["finished"] * 3, "pending"]
+
+
+def test_dry_run_prints_the_cells_and_creates_nothing(folder, page, capsys):
+    assert main([page(), "--dry_run", f"--workdir={folder / 'dry'}"]) == 0
+    table = capsys.readouterr().out
+    assert "2 cells × 2 seeds = 4 runs" in table
+    assert "window_size=32" in table
+    assert not (folder / "dry").exists()
+
+
+def test_a_trained_run_is_evaluated_under_other_windows(whole, folder, page):
+    run = whole / "runs" / "window_size=32" / "seed=1"
+    words = page("trained_page", trained=str(run), axes=[["model.window_size", [1, 32]]])
+    assert main([words, f"--workdir={folder / 'trained'}"]) == 0
+    narrow, same = results(folder / "trained")["cells"]
+    assert same["seed"] == 1
+    own = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert same["metrics"]["eval/loss"] == own["eval/loss"]
+    assert narrow["metrics"]["eval/loss"] > own["eval/loss"]
+    assert not list((folder / "trained").rglob("checkpoints"))
+
+
+REFUSALS = [
+    ("base.training.num_stps", ["--config.base.training.num_stps=3"]),
+    ("base.training.num_steps", ["--config.base.training.num_steps=0"]),
+    ("seeds", ["--config.seeds=1,1"]),
+    ("match", ["--config.match=time"]),
+    ("trained", ["--config.trained=nowhere"]),
+]
+
+
+@pytest.mark.parametrize(("key", "words"), REFUSALS)
+def test_a_bad_sweep_is_refused_before_anything_is_made(folder, page, capsys, key, words):
+    new = folder / "refused"
+    assert main([page(), f"--workdir={new}", *words]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {key}: ")
+    assert line.count("\n") == 1
+    assert not new.exists()
+
+
+CELLS = [
+    ("data.source", {"axes": [["data.source", ["text", "web"]]]}),
+    ("data.paths", {"axes": [["data.paths", [["nowhere/*.txt"]]]]}),
+    ("model.vocab_size", {"axes": [["model.vocab_size", [264, 100]]]}),
+    ("training.batch_size", {"axes": [["mesh.data", [1]], ["training.batch_size", [4, 0]]]}),
+    ("mesh", {"axes": [["mesh.data", [1, 3]]]}),
+]
+
+
+@pytest.mark.parametrize(("key", "keys"), CELLS)
+def test_a_cell_that_cannot_be_built_stops_the_sweep_at_once(folder, page, capsys, key, keys):
+    new = folder / "refused"
+    words = page("refused_page", baseline=None, **keys)
+    assert main([words, f"--workdir={new}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {key}: ")
+    assert not new.exists()
+
+
+def test_the_folder_of_another_sweep_is_refused(whole, page, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    other = page("other_page", axes=[["model.window_size", [4, 32]]])
+    assert main([other, f"--workdir={whole}"]) == 2
+    assert capsys.readouterr().err.startswith("error: axes: differs from the sweep in --workdir")
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_the_folder_of_something_else_is_refused(whole, page, capsys):
+    run = whole / "runs" / "window_size=32" / "seed=0"
+    assert main([page(), f"--workdir={run}"]) == 2
+    assert capsys.readouterr().err.startswith("error: --workdir: holds something else")
+    assert main(["--report_only", f"--workdir={run}"]) == 2
+    assert capsys.readouterr().err.startswith("error: --workdir: holds no sweep.json")
