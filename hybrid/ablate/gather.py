@@ -116,10 +116,11 @@ def _status(sweep: Sweep, planned: Planned) -> tuple[str, str | None]:
 
 
 def _evaluation(folder: pathlib.Path, status: str) -> dict[str, Any] | None:
-    """The evaluation row of a run that was not trained here."""
+    """The evaluation row of a run that was not trained here: as training's, of the first length."""
     if status != results.FINISHED:
         return None
-    found = config_lib.flatten(provenance.read_json(folder / "evaluation.json") or {})
+    held = provenance.read_json(folder / "evaluation.json") or {}
+    found = config_lib.flatten(held.get("by_context", [held])[0])
     names = ("loss", "perplexity", "bits_per_byte", "accuracy")
     return {"step": found["step"]} | {
         f"eval/{name}": found[name] for name in names if name in found

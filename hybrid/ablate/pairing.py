@@ -6,9 +6,10 @@ axes window × unified_kv and the baseline unified_kv=False, each window has a p
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 
+@runtime_checkable
 class HasOverrides(Protocol):
     """A cell, planned or run."""
 

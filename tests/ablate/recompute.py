@@ -4,8 +4,9 @@
 
 Independent of what it checks: nothing of `hybrid` is imported. It reads each run's metrics.jsonl,
 config.json and scores.npz, and of results.json the `cells` for what each run is and costs; sums
-are plain loops and dictionaries, quantiles and intervals scipy.stats'. A run without metrics.jsonl
-(evaluated, not trained) stands with the metrics in `cells`.
+are plain loops and dictionaries, quantiles and intervals scipy.stats'. A run that was evaluated
+but not trained has no metrics.jsonl and no config.json: it stands with the metrics in `cells` and
+the context lengths of its evaluation.json.
 """
 
 import collections
@@ -34,12 +35,15 @@ class Raw:
     def __init__(self, folder, cell):
         self.cell, self.problems = cell, []
         self.folder = folder / cell["workdir"]
-        self.config = json.loads((self.folder / "config.json").read_text())
         self.seed, self.rate = cell["seed"], cell["learning_rate"]
-        self._check("seed", self.config["training"]["seed"], self.seed)
-        if self.rate is not None:
-            self._check("learning_rate", self.config["optimizer"]["learning_rate"], self.rate)
-        self._check_overrides()
+        self.config = self._config()
+        if self.config is not None:
+            self._check("seed", self.config["training"]["seed"], self.seed)
+            if self.rate is not None:
+                self._check("learning_rate", self.config["optimizer"]["learning_rate"], self.rate)
+            self._check_overrides()
+        self.lengths = self._lengths()
+        self.first, self.longest = self.lengths[0], max(self.lengths)
         self.metrics, self.curve = self._metrics()
         self.loss = self.metrics.get("eval/loss")
         self.scores = self._scores()
@@ -51,6 +55,10 @@ class Raw:
     def _check(self, what, found, told, tolerance=TOLERANCE):
         if not same(found, told, tolerance):
             self.problems.append(f"{self.folder}: {what} is {found!r}, results.json says {told!r}")
+
+    def _config(self):
+        path = self.folder / "config.json"
+        return json.loads(path.read_text()) if path.exists() else None
 
     def _check_overrides(self):
         for key, value in self.cell["overrides"].items():
@@ -74,12 +82,17 @@ class Raw:
             self._check(f"curve at step {row['step']}", row["eval/loss"], point[2])
         return rows[-1], [(row["step"], flops[row["step"]], row["eval/loss"]) for row in rows]
 
+    def _lengths(self):
+        """The evaluated context lengths in the order asked for."""
+        if self.config is None:
+            found = json.loads((self.folder / "evaluation.json").read_text())
+            asked, trained = [one["context_length"] for one in found.get("by_context", [found])], 0
+        else:
+            asked = self.config["eval"]["context_length"]
+            trained = self.config["training"]["context_length"]
+        return list(dict.fromkeys(length or trained for length in asked))
+
     def _scores(self):
-        asked = self.config["eval"]["context_length"]
-        asked = asked if isinstance(asked, list) else [asked]
-        trained = self.config["training"]["context_length"]
-        self.lengths = list(dict.fromkeys(length or trained for length in asked))
-        self.first, self.longest = self.lengths[0], max(self.lengths)
         path = self.folder / "scores.npz"
         if not path.exists():
             return {}

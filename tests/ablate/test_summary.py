@@ -182,6 +182,17 @@ def test_a_cell_with_just_the_baselines_overrides_is_everyones_partner():
     assert {cell["partner"] for cell in cells.values()} == {arm["baseline"]}
 
 
+def test_a_named_baseline_that_is_a_cell_needs_no_other_of_its_kind():
+    """In a list of cells the others may set keys that the baseline doesn't."""
+    runs = [
+        dataclasses.replace(run(8), overrides={"model.pattern": "G"}, name="global"),
+        dataclasses.replace(run(8), overrides={"model.pattern": "L", "model.window_size": 8}),
+    ]
+    arm, cells = summarized(runs, {"model.pattern": "G"})
+    assert arm["baseline"] == "global"
+    assert cells["window_size=8"]["difference"]["mean"] == 0
+
+
 def test_without_a_finished_baseline_there_are_no_differences():
     failed = run(64, status="failed", metrics=None, error="no memory")
     _, cells = summarized([failed, run(8)], {"model.window_size": 64})
@@ -216,9 +227,10 @@ def test_the_mean_curve_keeps_the_steps_that_all_seeds_have():
 
 def test_the_front_holds_cells_that_none_beats_in_both():
     runs = [run(8, loss=3.0), run(16, loss=3.5), run(32, loss=2.0), run(64, loss=2.0)]
+    runs.append(run(31, loss=2.5, kv_cache_bytes=32))
     cells = summarized(runs)[1]
     on_front = [name for name, cell in cells.items() if cell["on_front"]]
-    assert on_front == ["window_size=8", "window_size=32", "window_size=64"]
+    assert on_front == ["window_size=8", "window_size=32", "window_size=64", "window_size=31"]
 
 
 def test_speed_is_the_median_over_seeds():
