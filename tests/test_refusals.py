@@ -71,6 +71,20 @@ CONFIG_CASES = [
     ("data.paths", ["data.source=text", "data.paths={data}/empty.txt"]),
     ("data.text_field", ["data.source=jsonl", "data.paths={data}/other_field.jsonl"]),
     ("data.eval_paths", ["data.eval_paths={data}/missing.txt"]),
+    ("data.paths", ["data.source=needle", "data.paths={data}/empty.txt"]),
+    ("data.eval_paths", ["data.source=mqar", "data.eval_paths={data}/empty.txt"]),
+    ("data.mqar.num_pairs", ["data.source=mqar", "data.mqar.num_pairs=4,0"]),
+    ("data.mqar.power", ["data.source=mqar", "data.mqar.power=0"]),
+    ("training.context_length", ["data.source=mqar", "data.mqar.num_pairs=80"]),
+    ("training.context_length", ["data.source=mqar", "training.context_length=33"]),
+    ("eval.context_length", ["data.source=mqar", "eval.context_length=0,15"]),
+    ("model.vocab_size", ["data.source=mqar", "model.vocab_size=256"]),
+    ("data.needle.distances", ["data.source=needle", "data.needle.distances="]),
+    ("data.needle.distances", ["data.source=needle", "data.needle.distances=far"]),
+    ("data.needle.distance", ["data.source=needle", "data.needle.distance=3"]),
+    ("training.context_length", ["data.source=needle", "data.needle.distances=8,255"]),
+    ("eval.context_length", ["data.source=needle", "eval.context_length=2"]),
+    ("model.vocab_size", ["data.source=needle", "data.needle.num_values=300"]),
 ]
 
 FLAG_CASES = [

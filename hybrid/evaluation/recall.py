@@ -39,9 +39,9 @@ def score(scorer: Scorer, examples: Examples, config: EvalConfig, length: int) -
 
 def num_examples(examples: Examples, max_tokens: int) -> int:
     """Examples to score for `max_tokens` predicted tokens; all for 0."""
-    asked = np.cumsum([examples.num_asked(index) for index in range(examples.num_rows)])
     if not max_tokens:
         return examples.num_rows
+    asked = np.cumsum([examples.num_asked(index) for index in range(examples.num_rows)])
     return min(examples.num_rows, int(np.searchsorted(asked, max_tokens)) + 1)
 
 
