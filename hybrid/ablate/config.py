@@ -59,7 +59,9 @@ class SweepConfig:
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("axes", _axes(self.axes))
-        put("cells", tuple(_overrides("cells", cell, {NAME}) for cell in _list("cells", self.cells)))
+        put(
+            "cells", tuple(_overrides("cells", cell, {NAME}) for cell in _list("cells", self.cells))
+        )
         put("arms", _arms(self.arms))
         put("baseline", _overrides("baseline", self.baseline))
         if bool(self.axes) == bool(self.cells):
@@ -83,10 +85,10 @@ class SweepConfig:
             raise ConfigError("match", "has no use where nothing is trained", self.match)
 
 
-def defaults() -> ml_collections.ConfigDict:
-    """A sweep's page with the base's keys at their defaults and nothing varied yet."""
+def defaults(page: str | None = None) -> ml_collections.ConfigDict:
+    """A sweep's page whose base is a run's page, or all defaults; nothing is varied yet."""
     values = {field.name: field.default for field in dataclasses.fields(SweepConfig)}
-    base = config_lib.to_dict(Experiment())
+    base = config_lib.load_page(page) if page else config_lib.to_dict(Experiment())
     return ml_collections.ConfigDict({**values, "base": base})
 
 
