@@ -118,13 +118,13 @@ def loss_by_cache(arm: Arm) -> Figure | None:
         linestyle=(0, (1, 1.5)),
         zorder=1,
     )
-    below = _crowded(sized)
+    labels = []
     for cell in sized:
         hollow = {} if cell["on_front"] else {"markerfacecolor": "white"}
         x, colour = cell["kv_cache_bytes"], colours[cell["name"]]
         drawing.error_bar(axes, x, cell["loss"], color=colour, **hollow)
-        text, down = drawing.clipped(arm.label(cell)), cell["name"] in below
-        _beside(axes, x, cell["loss"]["mean"], text, colour, down)
+        label = drawing.clipped(arm.label(cell))
+        labels.append((cell["on_front"], x, cell["loss"], label, colour))
     sizes = [cell["kv_cache_bytes"] for cell in sized]
     drawing.log2(axes, [min(sizes) / 1.5, max(sizes) * 1.5])
     axes.xaxis.set_major_formatter(lambda x, _: notation.binary(x))
@@ -133,29 +133,10 @@ def loss_by_cache(arm: Arm) -> Figure | None:
     at = f" at {min(contexts)} tokens" if len(contexts) == 1 else ""
     axes.set_xlabel(f"KV cache{at} (bytes a sequence)")
     axes.set_ylabel("loss (nats a token)")
+    axes.margins(y=0.13)
+    labels.sort(key=lambda label: not label[0])  # those of the front find a place first
+    drawing.label_points(figure, axes, [label[1:] for label in labels])
     return figure
-
-
-def _crowded(cells: Sequence[Cell]) -> set[str]:
-    """Every second name of cells nearly as large as the one before; they go below their point."""
-    order, below = sorted(cells, key=lambda cell: cell["kv_cache_bytes"]), set()
-    for before, cell in itertools.pairwise(order):
-        near = cell["kv_cache_bytes"] < 1.35 * before["kv_cache_bytes"]
-        if near and before["name"] not in below:
-            below.add(cell["name"])
-    return below
-
-
-def _beside(axes, x: float, y: float, text: str, colour: str, below: bool) -> None:
-    axes.annotate(
-        text,
-        (x, y),
-        xytext=(7, -13 if below else 6),
-        textcoords="offset points",
-        color=drawing.legible(colour),
-        fontsize=9,
-        fontweight="bold",
-    )
 
 
 def tokens_per_second(arm: Arm) -> Figure | None:

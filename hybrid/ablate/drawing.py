@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 from hybrid.ablate import notation, view
 from hybrid.ablate.view import Arm
@@ -145,7 +146,9 @@ def log2(axes: Axes, values: Sequence[float], zero: float | None = None) -> None
 def error_bar(axes: Axes, x: float, interval: Mapping[str, Any], **options: Any) -> None:
     """A point with its interval as a bar, or without a bar where none is known."""
     mean, known = interval["mean"], notation.has_interval(interval)
-    ends = [[mean - interval["low"]], [interval["high"] - mean]] if known else None
+    # Rounding may leave an end of equal values on the wrong side of their mean.
+    spans = [mean - interval["low"], interval["high"] - mean] if known else []
+    ends = [[max(0.0, span)] for span in spans] or None
     settings = {"fmt": "o", "capsize": 3, "elinewidth": 1.4, "markersize": 6, **options}
     axes.errorbar([x], [mean], yerr=ends, **settings)
 
@@ -181,6 +184,43 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
             fontweight="bold",
             annotation_clip=False,
         )
+
+
+Named = tuple[float, Mapping[str, Any], str, str]  # x, interval, name, colour
+
+
+def label_points(figure: Figure, axes: Axes, points: Sequence[Named]) -> None:
+    """Names points of `error_bar` where there is room; a name without any is left out."""
+    figure.draw_without_rendering()  # settles the layout, so extents hold
+    taken = [_bar_extent(axes, x, interval) for x, interval, _, _ in points]
+    for x, interval, text, colour in points:
+        for y, offset, align in _spots(interval):
+            label = axes.annotate(text, (x, y), offset, textcoords="offset points", ha=align)
+            label.set(color=legible(colour), fontsize=9, fontweight="bold")
+            extent = label.get_window_extent()
+            inside = axes.bbox.containsx(extent.x0) and axes.bbox.containsx(extent.x1)
+            inside &= axes.bbox.containsy(extent.y0) and axes.bbox.containsy(extent.y1)
+            if inside and not any(extent.overlaps(other) for other in taken):
+                taken.append(extent)
+                break
+            label.remove()
+
+
+def _spots(interval: Mapping[str, Any]) -> Iterator[tuple[float, tuple[int, int], str]]:
+    """Where a name may stand, the best first: (y, offset in points, alignment)."""
+    mean, known = interval["mean"], notation.has_interval(interval)
+    yield from [(mean, (7, 6), "left"), (mean, (7, -13), "left")]
+    yield from [(mean, (-7, -13), "right"), (mean, (-7, 6), "right")]
+    yield interval["high"] if known else mean, (0, 6), "center"
+    yield interval["low"] if known else mean, (0, -14), "center"
+
+
+def _bar_extent(axes: Axes, x: float, interval: Mapping[str, Any]) -> Bbox:
+    """The pixels that a point and its bar take."""
+    known = notation.has_interval(interval)
+    ends = [interval["low"], interval["high"]] if known else [interval["mean"]] * 2
+    corners = axes.transData.transform([(x, end) for end in ends])
+    return Bbox(corners).padded(3)
 
 
 def spread(places: Sequence[float], least: float) -> list[float]:

@@ -144,7 +144,7 @@ def _verdicts(arm: Arm, differences: Mapping[str, Any]) -> str:
         return f"{arm.label(cell)} ({_difference(differences[cell['name']], short=True)})"
 
     parts = [
-        f"{_axis(arm)}{listed([tell(cell) for cell in found[kind]])} "
+        f"{_axis(arm)}{listed([tell(cell) for cell in found[kind]], most=4)} "
         f"{_is(found[kind])} {kind} beyond {_its(found[kind])} 95 % interval"
         for kind in (_WORSE, _BETTER)
         if found[kind]
@@ -182,7 +182,7 @@ def _far_repeats(arm: Arm) -> str | None:
     if not told:
         return None
     return (
-        f"On repeats of a bigram last seen {place} tokens back, {_axis(arm)}{listed(told)} "
+        f"On repeats of a bigram last seen {place} tokens back, {_axis(arm)}{listed(told, most=4)} "
         f"{'loses' if len(told) == 1 else 'lose'} beyond the interval over documents."
     )
 

@@ -364,6 +364,30 @@ def test_labels_are_moved_apart_and_stay_inside():
     assert abs(np.mean(places[:3]) - 0.503) < 0.01
 
 
+def test_names_of_crowded_points_do_not_overlap():
+    results = example_results.ratio()
+    for index, cell in enumerate(results["summary"]["arms"][0]["cells"]):
+        cell["kv_cache_bytes"] = 100_000 + 3000 * index
+        cell["loss"] |= {"mean": 1.92, "low": 1.91, "high": 1.93}
+    with drawing.style():
+        figure = along_axis.loss_by_cache(view.arms(results)[0])
+        figure.draw_without_rendering()
+    names = [text for text in figure.axes[0].texts if text.get_text()]
+    boxes = [text.get_window_extent() for text in names]
+    assert len(names) >= 2
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_each_cell_may_have_a_baseline_of_its_own():
+    results = example_results.window()
+    arm = results["summary"]["arms"][0]
+    arm["cells"][0] |= {"is_baseline": True, "difference": None}
+    told = words.answer(results)["text"]
+    assert told[0].startswith("Against the baseline of each, window_size 16 (")
+    rows = read_table(report.render(results, figures.draw(results)), 0)
+    assert ["baseline" in row[0] for row in rows[1:]] == [True, False, False, False, True]
+
+
 def test_labels_can_be_read_on_white():
     for colours in (drawing._RAMPS, {"all": tuple(drawing.FAMILIES.values())}):
         for colour in [each for pair in colours.values() for each in pair]:
