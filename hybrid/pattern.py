@@ -133,8 +133,12 @@ class LayerPlan:
 
         Each local layer carries what it sees its window further: m layers reach m·(w - 1) + 1.
         """
-        windows = [spec.window_size for spec in self.layers()]
-        return None if None in windows else sum(window - 1 for window in windows) + 1
+        reach = 1
+        for spec in self.layers():
+            if spec.window_size is None:
+                return None
+            reach += spec.window_size - 1
+        return reach
 
     def locate(self, layer: int) -> Location:
         """The bijection from depth to parameters, used by everything that names layers."""

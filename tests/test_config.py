@@ -9,10 +9,14 @@ from ml_collections import ConfigDict
 
 from hybrid import config as config_lib
 from hybrid import experiment
+from hybrid.ablate.cells import cells
+from hybrid.ablate.config import SweepConfig
 from hybrid.config import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = sorted(page.stem for page in (ROOT / "configs").glob("[!_]*.py"))
+ALL_PAGES = sorted(page.stem for page in (ROOT / "configs").glob("[!_]*.py"))
+PAGES = [page for page in ALL_PAGES if not page.startswith("ablate_")]
+SWEEPS = [page for page in ALL_PAGES if page.startswith("ablate_")]
 
 
 def loaded(page="configs/tiny.py", **overrides):
@@ -24,6 +28,13 @@ def loaded(page="configs/tiny.py", **overrides):
 def test_every_page_and_variant_loads(page, variant):
     letters = {":local": "L", ":global": "G"}.get(variant, "LLLLLG")
     assert loaded(f"configs/{page}.py{variant}").model.pattern == letters
+
+
+@pytest.mark.parametrize("page", [page for page in SWEEPS if page != "ablate_window_eval"])
+def test_every_sweep_can_be_planned(page):
+    sweep = config_lib.build(SweepConfig, config_lib.load_page(f"configs/{page}.py"))
+    assert len(sweep.seeds) >= 3
+    assert len(cells(sweep)) >= 2
 
 
 def test_pages_are_found_from_any_directory(tmp_path, monkeypatch):

@@ -65,7 +65,8 @@ def cells(config: SweepConfig) -> tuple[Cell, ...]:
     Raises: ConfigError for a cell that can't be built, twins, or a baseline that isn't there.
     """
     found = []
-    for arm, of_arm in config.arms or (("", {}),):
+    arms: tuple[tuple[str, Overrides], ...] = config.arms or (("", {}),)
+    for arm, of_arm in arms:
         built = [
             Cell(name, arm, overrides, _build(config.base, {**of_arm, **overrides}, name), {})
             for name, overrides in _named(config)

@@ -12,7 +12,6 @@ from hybrid.ablate import gather, notation, results, sweep
 from hybrid.ablate.cells import Planned, runs
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.progress import SweepProgress
-from hybrid.config import ConfigError
 
 
 def _define(values: flags.FlagValues) -> None:

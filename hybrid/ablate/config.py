@@ -13,7 +13,7 @@ Read next: `cells.py`, which turns it into runs.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import ml_collections
@@ -125,7 +125,7 @@ def _arms(value: Any) -> tuple[tuple[str, Overrides], ...]:
     return tuple(arms)
 
 
-def _overrides(where: str, value: Any, besides: set[str] = frozenset()) -> Overrides:
+def _overrides(where: str, value: Any, besides: Set[str] = frozenset()) -> Overrides:
     """Overrides by dotted key, from a dict (dotted or nested) or a list of pairs."""
     if value is None:
         return {}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.training.metrics import write_atomically
+from hybrid.files import write_whole
 
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
 FINISHED, FAILED, PENDING = "finished", "failed", "pending"
@@ -96,8 +96,8 @@ def write(
     """
     results = for_json({**about, "cells": [run.to_dict() for run in runs], "summary": summary})
     text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(folder / RESULTS_JSON, text)
-    write_atomically(folder / RESULTS_CSV, to_csv(runs))
+    write_whole(folder / RESULTS_JSON, text)
+    write_whole(folder / RESULTS_CSV, to_csv(runs))
     return results
 
 

@@ -31,9 +31,9 @@ from hybrid.data import pipeline
 from hybrid.evaluation import command as evaluation
 from hybrid.evaluation.held_out import all_scores
 from hybrid.evaluation.scores import save_scores
+from hybrid.files import write_whole
 from hybrid.sharding import make_mesh
 from hybrid.training import checkpoint, loop, provenance, signals
-from hybrid.training.metrics import write_atomically
 from hybrid.training.prepare import check_writable
 
 SWEEP = "sweep.json"
@@ -189,7 +189,7 @@ def _check_data(sweep: Sweep) -> None:
 
 
 def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
 def _write_error(folder: pathlib.Path, error: Exception) -> None:
@@ -197,4 +197,4 @@ def _write_error(folder: pathlib.Path, error: Exception) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     trace = "".join(traceback.format_exception(error))
-    write_atomically(folder / ERROR, f"{reason}\n\n{trace}")
+    write_whole(folder / ERROR, f"{reason}\n\n{trace}")

@@ -6,14 +6,13 @@ Everything that can be wrong is refused before the model is read, and files appe
 at all. Signals stop it at once: there is nothing to save.
 """
 
-import io
 import json
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,11 +21,12 @@ from absl import flags
 from hybrid import cli, experiment, model
 from hybrid import config as config_lib
 from hybrid.config import ConfigError
-from hybrid.data import pipeline
+from hybrid.data import cache, pipeline
 from hybrid.data.config import WITHOUT_PATHS
 from hybrid.evaluation import held_out, report
 from hybrid.evaluation.result import Result
 from hybrid.experiment import Experiment
+from hybrid.files import write_whole
 from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts, placed, shardings
 from hybrid.training import checkpoint, provenance
 
@@ -66,7 +66,7 @@ def _run(arguments: cli.Arguments) -> None:
         write_whole(per_token, lambda file: np.save(file, result.per_token))
     if output is not None:
         text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-        write_whole(output, lambda file: file.write(text.encode()))
+        write_whole(output, text)
     print(report.table(result, step=step, config=name))
 
 
@@ -148,20 +148,22 @@ def score(
     workdir: pathlib.Path,
     step: int,
     split: str = "eval",
-    lines: Callable[[str], Callable[[int, int], None]] | None = None,
+    lines: Callable[[str], cache.Progress] | None = None,
 ) -> Result:
     """Scores the checkpoint of `step` on the text or task of `config`, on all devices.
 
     `lines(what)` makes what hears of (done, total) of each part; None: nobody does.
     """
-    progress = lines or (lambda what: None)
+    tokenizing, evaluating = (
+        lines(what) if lines else None for what in ("tokenizing", "evaluating")
+    )
     mesh = make_mesh(config.mesh)
     scored = pipeline.open_held_out(
         config.data,
         vocab_size=config.model.vocab_size,
         context_length=max(config.eval.lengths(config.training.context_length)),
         split=split,
-        progress=progress("tokenizing"),
+        progress=tokenizing,
     )
     if lines:
         what = "task" if config.data.is_task else "text"
@@ -175,7 +177,7 @@ def score(
             context_length=config.training.context_length,
             put=lambda batch: jax.device_put(batch, batch_sharding(mesh)),
             batch_multiple=num_batch_parts(mesh),
-            progress=progress("evaluating"),
+            progress=evaluating,
         )
     assert result is not None, "nobody asked it to stop"
     return result
@@ -199,28 +201,6 @@ class Lines:
         if now - self._last >= SECONDS_BETWEEN_LINES:
             self._last = now
             print(f"{self._what}: {100 * done // total} %", file=sys.stderr, flush=True)
-
-
-def write_whole(path: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Lets `write` fill a file that appears under its name only when it is whole.
-
-    A link stays one, and what is no regular file (a pipe, `/dev/stdout`) is written to as it is.
-    """
-    if path.exists() and not path.is_file():
-        whole = io.BytesIO()  # np.save asks a file where it stands, which a pipe can't tell
-        write(whole)
-        path.write_bytes(whole.getvalue())
-        return
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 COMMAND = cli.Command(

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hybrid.files import write_whole
+
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
@@ -48,8 +50,7 @@ def save_scores(path: str | pathlib.Path, scores: Mapping[int, Scores]) -> None:
         for length, of_length in scores.items()
         for name, column in of_length.columns().items()
     }
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)
+    write_whole(pathlib.Path(path), lambda file: np.savez(file, **arrays))
 
 
 def load_scores(path: str | pathlib.Path) -> dict[int, Scores]:

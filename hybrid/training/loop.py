@@ -40,9 +40,7 @@ class NotFinite(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
-def run(
-    experiment: Experiment, workdir: pathlib.Path, progress: Progress | None = None
-) -> None:
+def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None = None) -> None:
     """Trains until `training.num_steps`, from the newest checkpoint of `workdir` if it has one.
 
     `progress` hears of it; by default standard error does.

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hybrid.files import write_whole
+
 METRICS = "metrics.jsonl"
 
 # Peak dense bfloat16 FLOP/s of a chip, as the makers publish them.
@@ -59,7 +61,7 @@ class MetricsFile:
         """Drops rows beyond `last_step` and a torn line, by writing a new file in its place."""
         kept = [row for row in self.rows() if row["step"] <= last_step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        write_atomically(self.path, text)
+        write_whole(self.path, text)
 
 
 def read_rows(path: pathlib.Path, holding: str = "") -> list[Row]:
@@ -68,16 +70,6 @@ def read_rows(path: pathlib.Path, holding: str = "") -> list[Row]:
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
     return [json.loads(line) for line in lines if line and holding.encode() in line]
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.new")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def training_row(

@@ -15,7 +15,7 @@ from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
-from hybrid.training.metrics import write_atomically
+from hybrid.files import write_whole
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 # Keys that a resumed run may set anew; of training.num_steps, only more.
@@ -72,7 +72,7 @@ def write(workdir: pathlib.Path, experiment: Experiment, found: dict[str, Any]) 
 
 
 def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(values, indent=2) + "\n")
+    write_whole(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:

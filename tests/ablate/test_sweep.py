@@ -5,13 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from training.tiny_run import experiment_of
 
 from hybrid import config as config_lib
 from hybrid.ablate.__main__ import main
 from hybrid.ablate.sweep import EVALUATION
 from hybrid.evaluation.scores import load_scores
 from hybrid.training import loop, signals
-from training.tiny_run import experiment_of
 
 PAGE = """
 import json, pathlib

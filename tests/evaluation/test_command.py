@@ -11,7 +11,6 @@ import sys
 import numpy as np
 import pytest
 
-from hybrid.evaluation import command
 from hybrid.evaluation.__main__ import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -186,16 +185,6 @@ def test_a_workdir_without_a_checkpoint_is_refused(run, tmp_path, capsys):
     shutil.copy(run / "config.json", tmp_path)
     assert main([f"--workdir={tmp_path}"]) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
-
-
-def test_a_file_that_could_not_be_written_whole_is_not_there(tmp_path):
-    def fail(file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        command.write_whole(tmp_path / "result.json", fail)
-    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

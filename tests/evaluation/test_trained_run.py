@@ -3,7 +3,6 @@
 The run really is trained, for two steps. `test_command.py` has the flags and their refusals.
 """
 
-import io
 import json
 import math
 import os
@@ -15,7 +14,6 @@ import sys
 import numpy as np
 import pytest
 
-from hybrid.evaluation import command
 from hybrid.evaluation.__main__ import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -224,21 +222,6 @@ def test_empty_text_is_refused(bos, run, tmp_path, capsys):
     assert log.startswith("error: data.paths: ")
     assert log.count("\n") == 1
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_result_written_to_a_link_or_a_pipe_leaves_it_one(tmp_path):
-    target, link, pipe = (tmp_path / name for name in ("target", "link", "pipe"))
-    target.write_text("old")
-    link.symlink_to(target)
-    os.mkfifo(pipe)
-    command.write_whole(link, lambda file: file.write(b"new"))
-    assert link.is_symlink()
-    assert target.read_text() == "new"
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    command.write_whole(pipe, lambda file: np.save(file, np.arange(3)))
-    assert pipe.is_fifo()
-    assert np.load(io.BytesIO(os.read(reader, 1000))).tolist() == [0, 1, 2]
-    os.close(reader)
 
 
 @pytest.fixture(scope="module")

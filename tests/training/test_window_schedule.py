@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from training.tiny_run import experiment_of
 
 from hybrid import experiment, model
 from hybrid.config import ConfigError
 from hybrid.model_config import ModelConfig
 from hybrid.training import checkpoint, loop, metrics
 from hybrid.training.window_schedule import stage_at, stages
-from training.tiny_run import experiment_of
 
 SCHEDULE = ((0.5, 2), (0.5, 8))
 
@@ -56,8 +56,8 @@ def parameters(config, workdir, step):
 
 
 def test_each_stage_trains_under_its_own_window(trained, tmp_path):
-    """The first stage alone, as runs of a fixed window, gives other rows after the change."""
-    config, workdir = trained
+    """A run of the first window alone has the same rows up to the change, and others after it."""
+    _, workdir = trained
     rows = [row for row in metrics.read_rows(workdir / "metrics.jsonl") if "loss" in row]
     losses = {}
     for window in (2, 8):
