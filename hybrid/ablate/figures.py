@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from hybrid.ablate import along_axis, drawing, heat_maps, lines, view
 from hybrid.ablate.view import Arm
-from hybrid.training.metrics import write_atomically
+from hybrid.files import write_whole
 
 _OVER_SEEDS = "bars and bands: 95 % t interval over seeds"
 _OVER_DOCUMENTS = "bands: 95 % interval over documents"
@@ -40,10 +40,8 @@ def write(results: Mapping[str, Any], folder: pathlib.Path) -> list[Drawn]:
     target = folder / "figures"
     target.mkdir(parents=True, exist_ok=True)
     for each in drawn:
-        write_atomically(target / f"{each.name}.svg", each.svg)
-        beside = target / f".{each.name}.png.new"
-        beside.write_bytes(each.png)
-        beside.replace(target / f"{each.name}.png")
+        write_whole(target / f"{each.name}.svg", each.svg)
+        write_whole(target / f"{each.name}.png", each.png)
     return drawn
 
 

@@ -12,7 +12,7 @@ from hybrid.ablate import notation, page, view, words
 from hybrid.ablate.notation import binary, decimal, fixed, percent, plain, signed, times
 from hybrid.ablate.page import Html, element
 from hybrid.ablate.view import Arm, Cell
-from hybrid.training.metrics import write_atomically
+from hybrid.files import write_whole
 
 REPORT = "report.html"
 _MATCH = {
@@ -30,7 +30,7 @@ def write(results: Mapping[str, Any], folder: pathlib.Path) -> None:
     from hybrid.ablate import figures  # matplotlib takes half a second, and --help shouldn't
 
     drawn = figures.write(results, folder)
-    write_atomically(folder / REPORT, render(results, drawn))
+    write_whole(folder / REPORT, render(results, drawn))
 
 
 def render(results: Mapping[str, Any], drawn: Sequence[Any] = ()) -> str:
