@@ -29,7 +29,7 @@ def _define(values: flags.FlagValues) -> None:
 def _run(arguments: cli.Arguments) -> int:
     if arguments.flags.dry_run:
         config, name = load(arguments)
-        print(cell_table(config, name))
+        print(cell_table(sweep.of_trained(config), name))
         return cli.OK
     folder = pathlib.Path(arguments.require("workdir"))
     if arguments.flags.report_only:

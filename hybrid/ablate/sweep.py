@@ -59,7 +59,7 @@ def prepare(config: SweepConfig, name: str, folder: pathlib.Path) -> Sweep:
 
     Raises: ConfigError for whatever would stop a cell, or a folder that holds something else.
     """
-    config = _of_trained(config)
+    config = of_trained(config)
     sweep = Sweep(config, name, folder, cells_lib.runs(config))
     _check_folder(sweep)
     for cell in {run.cell.name: run.cell for run in sweep.runs}.values():
@@ -148,7 +148,7 @@ def _lists(value: Any) -> Any:
 # --- Checks ----------------------------------------------------------------------------------
 
 
-def _of_trained(config: SweepConfig) -> SweepConfig:
+def of_trained(config: SweepConfig) -> SweepConfig:
     """With `trained`, the base is that run's config, under the page's `eval.*`, and its seed.
 
     Raises: ConfigError for a folder that is no run, or a cell that its parameters don't fit.

@@ -1,0 +1,19 @@
+"""A trained model under other windows, without training: as Gemma 2's report did at inference.
+
+python train.py --config=configs/tiny.py --workdir=runs/demo          (or `make demo`)
+python -m hybrid.ablate --config=configs/ablate_window_eval.py --workdir=runs/window_eval
+
+`--config.trained=DIR` takes another run; its text, model and tokenizer are the run's own.
+"""
+
+from hybrid.ablate import config as ablate
+
+
+def get_config():
+    config = ablate.defaults()
+    config.trained = "runs/demo"
+    config.base.eval.max_tokens = 131_072
+
+    config.axes = [("model.window_size", (4, 8, 16, 32, 64, 128, 256))]
+    config.baseline = [("model.window_size", 64)]
+    return config
