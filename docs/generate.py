@@ -6,6 +6,7 @@ docs/configs.md lists every config key from the dataclasses; a test fails when i
 import pathlib
 
 from hybrid import config as config_lib
+from hybrid.ablate.config import SweepConfig
 from hybrid.experiment import Experiment
 
 DOCS = pathlib.Path(__file__).resolve().parent
@@ -19,17 +20,30 @@ Set a key in a page (`config.model.window_size = 64`) or on the command line
 
 
 def config_page() -> str:
-    """docs/configs.md: a table a section."""
+    """docs/configs.md: a table a section of a run, then the keys of a sweep."""
     lines, section = [HEADER], None
     for info in config_lib.walk(Experiment):
-        head, _, leaf = info.name.rpartition(".")
+        head = info.name.rpartition(".")[0]
         if head != section:
             section = head
-            title = f"`{head}.`" if head else "Top level"
-            lines += ["", f"## {title}", "", "| key | default | meaning |", "|---|---|---|"]
-        default = "(empty)" if info.default in ("", ()) else f"`{info.default}`"
-        lines.append(f"| `{leaf}` | {default} | {info.doc} |")
+            lines += table_head(f"`{head}.`" if head else "Top level")
+        lines.append(row(info))
+    lines += table_head("A sweep (`python -m hybrid.ablate`)")
+    lines.append("| `base` | | the config of a run, all of the above: `base.model.window_size`, … |")
+    own = [info for info in config_lib.walk(SweepConfig) if not info.name.startswith("base.")]
+    lines += map(row, own)
     return "\n".join(lines) + "\n"
+
+
+def table_head(title: str) -> list[str]:
+    """A heading and the top of its table."""
+    return ["", f"## {title}", "", "| key | default | meaning |", "|---|---|---|"]
+
+
+def row(info: config_lib.KeyInfo) -> str:
+    """A key's line."""
+    default = "(empty)" if info.default in ("", (), None) else f"`{info.default}`"
+    return f"| `{info.name.rpartition('.')[2]}` | {default} | {info.doc} |"
 
 
 if __name__ == "__main__":
