@@ -17,6 +17,7 @@ from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.match import train_flops
 from hybrid.ablate.results import Run
 from hybrid.ablate.sweep import ERROR, SCORES, Sweep
+from hybrid.data.tasks import TASKS
 from hybrid.evaluation.scores import Scores, load_scores
 from hybrid.plan import report as plan_report
 from hybrid.training import metrics, provenance
@@ -93,8 +94,10 @@ def costs(config: SweepConfig, planned: Planned) -> dict[str, Any]:
     plan = model.layer_plan(experiment.model)
     context = config.cache_context or experiment.training.context_length
     trained_at = plan_report(experiment)
+    data, vocab_size = experiment.data, experiment.model.vocab_size
     return {
-        "task": experiment.data.source if experiment.data.is_task else "text",
+        "task": data.source if data.is_task else "text",
+        "chance": TASKS[data.source].chance(data.task, vocab_size) if data.is_task else None,
         "num_params": trained_at.num_params,
         "flops_per_token": trained_at.flops_per_token,
         "num_steps": experiment.training.num_steps,

@@ -32,6 +32,7 @@ class Run:
       status: finished, failed (then `error` says why) or pending.
       metrics: the last evaluation row of metrics.jsonl.
       workdir: relative to the sweep's.  task: text, mqar or needle.
+      chance: of a task, the share of right answers of a model that sees no value.
       flops_per_token: forward, at the training length.  tokens: predicted tokens trained on.
       train_flops: of the whole run.  kv_cache_bytes: in all, at `cache_context` tokens.
       reach: tokens back that the stack can see; None with any global layer.
@@ -50,6 +51,7 @@ class Run:
     metrics: Mapping[str, Any] | None = None
     workdir: str = ""
     task: str = "text"
+    chance: float | None = None
     num_params: int | None = None
     flops_per_token: float | None = None
     num_steps: int | None = None

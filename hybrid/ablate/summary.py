@@ -82,6 +82,7 @@ def _arm(
     return {
         "arm": name,
         "task": next((run.task for cell in cells for run in cell.best.runs), None),
+        "chance": next((run.chance for cell in cells for run in cell.best.runs), None),
         "baseline": names.pop() if len(names) == 1 else None,
         "context_lengths": list(dict.fromkeys(lengths)),
         "cells": entries,

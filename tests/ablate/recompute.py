@@ -213,6 +213,7 @@ def arm_entry(name, cells, baseline):
     return {
         "arm": name,
         "task": runs[0].cell["task"],
+        "chance": runs[0].cell["chance"],
         "baseline": names.pop() if len(names) == 1 else None,
         "context_lengths": list(dict.fromkeys(lengths)),
         "cells": entries,

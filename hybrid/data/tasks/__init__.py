@@ -32,16 +32,18 @@ class Task(NamedTuple):
       check: (config, context_length, vocab_size, length_key); raises ConfigError by key.
       num_asked: (config, index) -> predicted tokens of an example.
       example: (config, draws, index, context_length, vocab_size) -> Example.
+      chance: (config, vocab_size) -> share of right answers of a model that sees no value.
     """
 
     check: Callable[[Any, int, int, str], None]
     num_asked: Callable[[Any, int], int]
     example: Callable[[Any, Draws, int, int, int], Example]
+    chance: Callable[[Any, int], float]
 
 
 TASKS = {
-    "mqar": Task(mqar.check, mqar.num_asked, mqar.example),
-    "needle": Task(needle.check, needle.num_asked, needle.example),
+    "mqar": Task(mqar.check, mqar.num_asked, mqar.example, mqar.chance),
+    "needle": Task(needle.check, needle.num_asked, needle.example, needle.chance),
 }
 
 

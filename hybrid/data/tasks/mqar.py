@@ -57,6 +57,12 @@ def num_asked(config: MqarConfig, index: int) -> int:
     return config.num_pairs[index % len(config.num_pairs)]
 
 
+def chance(config: MqarConfig, vocab_size: int) -> float:
+    """Of a guess among all values."""
+    del config
+    return 1 / (vocab_size - vocab_size // 2)
+
+
 def example(
     config: MqarConfig, draws: Draws, index: int, context_length: int, vocab_size: int
 ) -> Example:

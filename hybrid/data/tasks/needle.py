@@ -56,6 +56,12 @@ def num_asked(config: NeedleConfig, index: int) -> int:
     return 1
 
 
+def chance(config: NeedleConfig, vocab_size: int) -> float:
+    """Of a guess among all values."""
+    del vocab_size
+    return 1 / config.num_values
+
+
 def example(
     config: NeedleConfig, draws: Draws, index: int, context_length: int, vocab_size: int
 ) -> Example:
