@@ -29,7 +29,7 @@ def config_page() -> str:
             lines += table_head(f"`{head}.`" if head else "Top level")
         lines.append(row(info))
     lines += table_head("A sweep (`python -m hybrid.ablate`)")
-    lines.append("| `base` | | the config of a run, all of the above: `base.model.window_size`, … |")
+    lines.append("| `base` | | a run's config, all of the above: `base.model.window_size`, … |")
     own = [info for info in config_lib.walk(SweepConfig) if not info.name.startswith("base.")]
     lines += map(row, own)
     return "\n".join(lines) + "\n"

@@ -134,7 +134,8 @@ def token_scores(config: ModelConfig, params: Params, batch: Batch) -> tuple[jax
         nll = jax.nn.logsumexp(out, axis=-1) - jnp.sum(jnp.where(hit, out, 0), axis=-1)
         return nll, jnp.argmax(out, axis=-1) == targets
 
-    chunk = default_chunk_size(*batch.targets.shape, config.vocab_size)
+    num_rows, length = batch.targets.shape
+    chunk = default_chunk_size(num_rows, length, config.vocab_size)
     over_time = (x.swapaxes(0, 1), batch.targets.swapaxes(0, 1))
     nll, is_top = jax.lax.map(one, over_time, batch_size=chunk)
     nll = jnp.where(batch.loss_mask, nll.swapaxes(0, 1), 0)

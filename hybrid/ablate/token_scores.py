@@ -74,7 +74,7 @@ def repeats(scores: SeedScores, partner: SeedScores) -> list[dict[str, Any]]:
     Buckets [1, 2), [2, 4), … tokens. Tokens that repeat nothing are left out.
     """
     distance = _any(scores).repeat_distance
-    return [] if distance is None else _buckets(scores, partner, distance, first=1)
+    return _buckets(scores, partner, distance, first=1) if len(distance) else []
 
 
 def _buckets(
@@ -128,7 +128,7 @@ def by_num_pairs(scores: SeedScores) -> list[dict[str, Any]]:
 
 
 def _accuracy_by(
-    name: str, scores: SeedScores, column: Callable[[Scores], np.ndarray | None]
+    name: str, scores: SeedScores, column: Callable[[Scores], np.ndarray]
 ) -> list[dict[str, Any]]:
     answers, groups = _answers(scores, lambda one: one.correct), _answers(scores, column)
     if answers is None or groups is None:
@@ -138,13 +138,10 @@ def _accuracy_by(
     ]
 
 
-def _answers(
-    scores: SeedScores, column: Callable[[Scores], np.ndarray | None]
-) -> np.ndarray | None:
+def _answers(scores: SeedScores, column: Callable[[Scores], np.ndarray]) -> np.ndarray | None:
     """A column of all seeds, one after the other; None where a seed hasn't got it."""
     columns = [column(scores[seed]) for seed in sorted(scores)]
-    present = [values for values in columns if values is not None]
-    return np.concatenate(present) if present and len(present) == len(columns) else None
+    return np.concatenate(columns) if columns and all(map(len, columns)) else None
 
 
 def _share(answers: np.ndarray) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def evaluate(
         scores = model.token_scores if is_task else model.token_nll
         of_batch = scoring.of_model(scores, model_config, params)
     scorer = scoring.Scorer(of_batch, put, batch_multiple, should_stop, progress)
-    at_length = recall.score if is_task else perplexity.score
+    at_length: Callable[..., Result] = recall.score if is_task else perplexity.score
     lengths = eval_config.lengths(context_length)
     try:
         results = {

@@ -54,10 +54,10 @@ class Result:
     stride: int
     bos: str
     scores: Scores = dataclasses.field(repr=False, compare=False)
-    repeats: tuple[Bucket, ...] | None = None
+    repeats: tuple[Bucket, ...] = ()
     accuracy: float | None = None
-    by_distance: tuple[Group, ...] | None = None
-    by_num_pairs: tuple[Group, ...] | None = None
+    by_distance: tuple[Group, ...] = ()
+    by_num_pairs: tuple[Group, ...] = ()
     by_context: tuple["Result", ...] = ()
 
     @property
@@ -74,9 +74,9 @@ class Result:
         values = {name: _for_json(getattr(self, name)) for name in plain}
         values["by_position"] = _buckets_for_json(self.by_position)
         values |= {name: getattr(self, name) for name in ("context_length", "stride", "bos")}
-        if self.repeats is not None:
+        if self.accuracy is None:
             values["repeats"] = _buckets_for_json(self.repeats)
-        if self.accuracy is not None:
+        else:
             values["accuracy"] = self.accuracy
             values["by_distance"] = _groups_for_json("distance", self.by_distance)
             values["by_num_pairs"] = _groups_for_json("num_pairs", self.by_num_pairs)

@@ -8,10 +8,17 @@ of a .npz, one group for each context length.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from hybrid.files import write_whole
+
+ABSENT = np.empty(0)  # a column that text or a task does not have
+
+
+def _absent() -> np.ndarray:
+    return ABSENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +39,20 @@ class Scores:
     nll: np.ndarray
     position: np.ndarray
     document: np.ndarray
-    repeat_distance: np.ndarray | None = None
-    correct: np.ndarray | None = None
-    distance: np.ndarray | None = None
-    num_pairs: np.ndarray | None = None
+    repeat_distance: np.ndarray = dataclasses.field(default_factory=_absent)
+    correct: np.ndarray = dataclasses.field(default_factory=_absent)
+    distance: np.ndarray = dataclasses.field(default_factory=_absent)
+    num_pairs: np.ndarray = dataclasses.field(default_factory=_absent)
 
     def columns(self) -> dict[str, np.ndarray]:
         """The columns that are present, by name."""
         columns = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: column for name, column in columns.items() if column is not None}
+        return {name: column for name, column in columns.items() if column is not ABSENT}
 
 
 def save_scores(path: str | pathlib.Path, scores: Mapping[int, Scores]) -> None:
     """Writes the scores of each context length to a .npz file."""
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{length}/{name}": column
         for length, of_length in scores.items()
         for name, column in of_length.columns().items()

@@ -81,7 +81,7 @@ def example(
     tokens[asked] = keys
     targets = np.zeros(context_length, np.int32)
     targets[asked] = values
-    distance = asked - np.arange(1, 2 * num_pairs, 2, np.int32)
+    distance = asked - np.arange(1, 2 * num_pairs, 2, dtype=np.int32)
     order = np.argsort(asked)
     return Example(tokens, targets, asked[order], distance[order], num_pairs)
 
