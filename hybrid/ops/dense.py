@@ -59,12 +59,12 @@ _dense.defvjp(_forward, _backward)
 def over_tokens(x: jax.Array, y: jax.Array) -> jax.Array:
     """xᵀ·y summed over all tokens: x [b, t, d], y [b, t, f] -> [d, f] in at least float32.
 
-    Tokens are one axis and the narrower operand stands left. Over two axes XLA's CPU compiler
-    transposes x as a copy first (4 ms where the product takes 6); with the wider one left, or a
-    transpose of the result folded into the product, it runs at 2/3 of the speed. Hence the barrier.
+    The narrower operand stands left: with the wider one left, or a transpose of the result folded
+    into the product, XLA's CPU compiler runs at 2/3 of the speed, hence the barrier. Rows and
+    tokens stay two axes: as one, the product goes to a slower library (2048 tokens, 256 to 4 x 64,
+    forward and backward: 5.2 against 4.4 ms on 2 cores).
     """
     if x.shape[-1] > y.shape[-1]:
         return jax.lax.optimization_barrier(over_tokens(y, x)).T
-    x, y = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum("id,if->df", x, y, preferred_element_type=wide)
+    return jnp.einsum("btd,btf->df", x, y, preferred_element_type=wide)

@@ -9,6 +9,10 @@ Gemma 4 turns all pairs of a local head and only the fastest pairs of a global h
 
 The other dimensions pass through. (Ordinary partial rotary would turn the first fraction·h
 dimensions with that width as the denominator: other pairs, other wavelengths.)
+
+The gradient is the turn by the opposite angles. It is written out, since autodiff pads every part
+to full width and adds them up: norm, turn and back took 1.9 ms, and take 1.0 to 1.2 (2048 tokens
+of 4 heads, 2 cores).
 """
 
 from typing import NamedTuple
@@ -52,8 +56,12 @@ def rotation(
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
+@jax.custom_vjp
 def apply(x: Query, turn: Rotation) -> Query:
-    """Turns the first pairs of x [b, t, n, h] by `turn`; computed in turn's dtype, given in x's."""
+    """Turns the first pairs of x [b, t, n, h] by `turn`; computed in turn's dtype, given in x's.
+
+    Angles are constants: `turn` gets no gradient.
+    """
     pairs, half = turn.cos.shape[-1], x.shape[-1] // 2
     if not pairs:
         return x
@@ -66,6 +74,17 @@ def apply(x: Query, turn: Rotation) -> Query:
         x[..., half + pairs :],
     ]
     return jnp.concatenate(parts, axis=-1)
+
+
+def _forward(x, turn):
+    return apply(x, turn), turn
+
+
+def _backward(turn, dy):
+    return apply(dy, Rotation(turn.cos, -turn.sin)), None
+
+
+apply.defvjp(_forward, _backward)
 
 
 def rotate(

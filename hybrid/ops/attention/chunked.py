@@ -201,7 +201,7 @@ def _backward(structure, scale, softcap, blocks, kept, dout):
     layout = _Layout.of(band, q.shape[1], k.shape[1], *blocks.backward)
     num_kv_heads = k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1, keepdims=True)
+    delta = _row_sums(dout.astype(wide) * out.astype(wide))
     rows, douts = (_query_rows(array, layout, num_kv_heads) for array in (q, dout))
     lse = jnp.swapaxes(_query_rows(lse[..., None], layout, num_kv_heads), -1, -2)
     delta = jnp.swapaxes(_query_rows(delta, layout, num_kv_heads), -1, -2)
@@ -273,6 +273,16 @@ def _columns(array, layout):
     """[b, s, k, h] as [b, k, h, padded s]: a left operand that products need not transpose."""
     array = jnp.pad(array, ((0, 0), (layout.left, layout.right), (0, 0), (0, 0)))
     return rearrange(array, "b s k h -> b k h s")
+
+
+def _row_sums(array):
+    """[b, t, n, h] summed to [b, t, n, 1].
+
+    A leading axis of 1 makes XLA's CPU code 15 times slower (2048 tokens of 4 heads: 1.8 against
+    0.12 ms), so it is dropped.
+    """
+    lead = 1 if array.shape[0] == 1 else 0
+    return jnp.sum(array.reshape(array.shape[lead:]), axis=-1).reshape(*array.shape[:-1], 1)
 
 
 def _hide(scores, seen, lowest):
