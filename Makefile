@@ -3,12 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+SWEEP ?= ablate_window
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo ablate test test-slow lint bench docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(RUN)
 	$(BIN)/python eval.py --config=configs/tiny.py --workdir=$(RUN)
+
+ablate: $(VENV)/.run
+	$(BIN)/python -m hybrid.ablate --config=configs/$(SWEEP).py --workdir=runs/$(SWEEP)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile -q

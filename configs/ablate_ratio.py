@@ -29,7 +29,7 @@ def get_config():
     config.base.model.unified_kv = False
     config.base.model.global_rope_theta = 10_000.0
     config.base.model.global_rope_fraction = 1.0
-    config.base.training.num_steps = 160
+    config.base.training.num_steps = 120
 
     config.cells = CELLS
     config.baseline = [("model.pattern", "G")]

@@ -12,7 +12,7 @@ from hybrid.ablate import config as ablate
 def get_config():
     config = ablate.defaults("configs/micro.py")
     config.base.model.pattern = "LG"
-    config.base.training.num_steps = 240
+    config.base.training.num_steps = 200
     config.base.eval.context_length = (256, 512, 1024)
 
     config.axes = [("model.global_rope_fraction", (0.0, 0.25, 0.5, 0.75, 1.0))]

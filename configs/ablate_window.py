@@ -12,7 +12,7 @@ FULL = 256  # a window of the whole context
 
 NEEDLE = {
     "data.source": "needle",
-    "data.needle.distances": (3, 7, 15, 24, 28, 40, 60, 96, 120),
+    "data.needle.distances": (2, 5, 7, 12, 15, 24, 40, 60, 96),
     "data.needle.num_eval_examples": 1800,
     "model.pattern": "L",
     "model.last_layer": "any",
@@ -22,7 +22,7 @@ NEEDLE = {
     "model.num_kv_heads": 2,
     "model.ffn_dim": 64,
     "model.vocab_size": 64,
-    "training.num_steps": 150,
+    "training.num_steps": 200,
     "training.batch_size": 64,
     "training.context_length": 128,
 }
@@ -30,7 +30,7 @@ NEEDLE = {
 
 def get_config():
     config = ablate.defaults("configs/micro.py")
-    config.base.training.num_steps = 240
+    config.base.training.num_steps = 200
 
     config.axes = [("model.window_size", (8, 16, 32, 64, FULL))]
     config.baseline = [("model.window_size", FULL)]

@@ -38,7 +38,7 @@ def get_config(variant: str = "hybrid"):
     config.optimizer.learning_rate = 1e-2
     config.optimizer.weight_decay = 0.1
 
-    config.eval.every_steps = 60
+    config.eval.every_steps = 50
     config.eval.max_tokens = 131_072
     config.checkpoint.every_steps = 150
     config.checkpoint.keep = 1

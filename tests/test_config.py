@@ -92,6 +92,7 @@ def test_every_key_has_a_meaning_and_the_page_of_keys_is_current():
     generate = importlib.util.module_from_spec(found)
     found.loader.exec_module(generate)
     assert (ROOT / "docs/configs.md").read_text() == generate.config_page()
+    assert (ROOT / "docs/ablation.md").read_text() == generate.ablation_page()
 
 
 def test_every_key_is_read_somewhere():
