@@ -1,7 +1,7 @@
 """Writes the pages that are made from code: `python docs/generate.py` (or `make docs`).
 
-docs/configs.md lists every config key from the dataclasses; the tables of docs/ablation.md come from
-the results of real sweeps, docs/ablation/NAME.json. A test fails when either is out of date.
+docs/configs.md lists every config key from the dataclasses; the tables of docs/ablation.md come
+from the results of real sweeps, docs/ablation/NAME.json. A test fails when one is out of date.
 """
 
 import json
