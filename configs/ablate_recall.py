@@ -24,7 +24,7 @@ MQAR = {
     "data.source": "mqar",
     "model.vocab_size": 256,
     "training.context_length": 64,
-    "training.num_steps": 400,
+    "training.num_steps": 320,
 }
 
 
@@ -38,7 +38,7 @@ def get_config():
     config.base.model.unified_kv = False
     config.base.model.ffn_dim = 128
     config.base.training.batch_size = 64
-    config.base.eval.every_steps = 50
+    config.base.eval.every_steps = 80
 
     config.cells = CELLS
     config.arms = [("needle", NEEDLE), ("mqar", MQAR)]
