@@ -19,6 +19,7 @@ from hybrid.ablate.results import Run
 from hybrid.ablate.sweep import ERROR, SCORES, Sweep
 from hybrid.data.tasks import TASKS
 from hybrid.evaluation.scores import Scores, load_scores
+from hybrid.experiment import Experiment
 from hybrid.plan import report as plan_report
 from hybrid.training import metrics, provenance
 
@@ -78,7 +79,7 @@ def read_run(sweep: Sweep, planned: Planned) -> Run:
         metrics=evaluated[-1] if evaluated else _evaluation(folder, status),
         workdir=planned.folder,
         tokens=training[-1]["tokens_seen"] if training else None,
-        tokens_per_second=_speed(training),
+        tokens_per_second=_speed(planned.experiment, training),
         curve=[
             (row["step"], train_flops(planned.experiment, row["step"]), row["eval/loss"])
             for row in evaluated
@@ -130,7 +131,15 @@ def _evaluation(folder: pathlib.Path, status: str) -> dict[str, Any] | None:
     }
 
 
-def _speed(training: list[dict[str, Any]]) -> float | None:
-    """Median tokens a second; the first row waited for the compiler's leftovers."""
-    speeds = [row["tokens_per_second"] for row in training[1:] or training]
-    return statistics.median(speeds) if speeds else None
+def _speed(experiment: Experiment, training: list[dict[str, Any]]) -> float | None:
+    """Median tokens a second; the first row waited for the compiler's leftovers.
+
+    Metrics count predicted tokens. Rows of a task predict a few, so all their inputs count here.
+    """
+    if not training:
+        return None
+    speed = statistics.median(row["tokens_per_second"] for row in training[1:] or training)
+    if experiment.data.is_task:
+        inputs = experiment.training.batch_size * experiment.training.context_length
+        speed *= inputs * training[-1]["step"] / training[-1]["tokens_seen"]
+    return speed
