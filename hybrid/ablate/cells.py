@@ -55,8 +55,9 @@ class Planned:
 
     @property
     def label(self) -> str:
-        """For a progress line: `needle/window_size=8, seed 0`."""
-        return self.folder.removeprefix(f"{RUNS}/").replace("/seed=", ", seed ")
+        """For a progress line: `needle, 5:1, learning rate 0.01, seed 0`."""
+        parts = [self.cell.arm, self.cell.name, f"learning rate {self.learning_rate:g}"]
+        return ", ".join([*filter(None, parts), f"seed {self.seed}"])
 
 
 def cells(config: SweepConfig) -> tuple[Cell, ...]:
