@@ -24,7 +24,7 @@ MQAR = {
     "data.source": "mqar",
     "model.vocab_size": 256,
     "training.context_length": 64,
-    "training.num_steps": 320,
+    "training.num_steps": 600,
 }
 
 
