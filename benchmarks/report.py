@@ -6,7 +6,7 @@ python -m benchmarks.report
 import json
 from pathlib import Path
 
-from benchmarks import attention_cost, machine, parts, train_step
+from benchmarks import attention_cost, machine, parts, train_step, vmapped_seeds
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
@@ -36,6 +36,12 @@ SECTIONS = {
         "python -m benchmarks.attention_cost",
         "A local layer costs twice as much for twice the tokens; dense attention four times.",
         attention_cost.markdown,
+    ),
+    "vmapped_seeds": (
+        "Seeds of a sweep as one program",
+        "python -m benchmarks.vmapped_seeds",
+        "Another model: `configs/micro.py`, 0.3 million parameters, three seeds.",
+        vmapped_seeds.markdown,
     ),
 }
 
