@@ -89,7 +89,7 @@ def loss_table(arm: Mapping[str, Any]) -> str:
 
 
 def distance_table(arm: Mapping[str, Any]) -> str:
-    """Accuracy by distance, Wilson intervals below each share."""
+    """Accuracy by distance, with Wilson intervals."""
     distances = [entry["distance"] for entry in arm["cells"][0]["by_distance"]]
     rows = [
         [cell["name"], notation.plain(cell["reach"] or "all")]

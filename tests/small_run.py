@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = """
@@ -88,17 +89,25 @@ def wait(process: subprocess.Popen, seconds: float = 180) -> str:
         raise
 
 
+def finish(process: subprocess.Popen) -> str:
+    """Returns what a process that succeeds said on standard error."""
+    errors = wait(process)
+    assert process.returncode == 0, errors
+    return errors
+
+
 def rows(workdir: pathlib.Path) -> list[dict]:
     """The rows of metrics.jsonl, times and speeds left out."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: value for name, value in json.loads(line).items() if not _is_time(name)}
-        for line in lines
-    ]
+    return [without_times(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def _is_time(name: str) -> bool:
-    return any(word in name for word in TIMES)
+def without_times(text: str) -> Any:
+    """What a JSON text holds, but for entries about time or speed."""
+
+    def drop(entry: dict) -> dict:
+        return {key: value for key, value in entry.items() if not any(t in key for t in TIMES)}
+
+    return json.loads(text, object_hook=drop)
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:

@@ -52,10 +52,8 @@ def load(arguments: cli.Arguments) -> tuple[SweepConfig, str]:
 
 def _planned_before(arguments: cli.Arguments, folder: pathlib.Path) -> sweep.Sweep:
     """The sweep that the folder holds; a `--config` beside it must be the same."""
-    config, name = sweep.read(folder)
-    if arguments.flags.config:
-        return sweep.prepare(*load(arguments), folder)
-    return sweep.prepare(config, name, folder)
+    held = sweep.read(folder)
+    return sweep.plan(*load(arguments), folder) if arguments.flags.config else held
 
 
 def _report(planned: sweep.Sweep) -> int:

@@ -16,7 +16,7 @@ from hybrid.ablate.cells import Planned
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.match import train_flops
 from hybrid.ablate.results import Run
-from hybrid.ablate.sweep import ERROR, SCORES, Sweep
+from hybrid.ablate.sweep import ERROR, EVALUATION, SCORES, Sweep
 from hybrid.data.tasks import TASKS
 from hybrid.evaluation.scores import Scores, load_scores
 from hybrid.experiment import Experiment
@@ -48,7 +48,6 @@ def about(sweep: Sweep) -> dict[str, Any]:
         "learning_rates": config.learning_rates,
         "trained": config.trained or None,
         "machine": _machine(sweep),
-        "num_steps": config.base.training.num_steps,
     }
 
 
@@ -123,7 +122,7 @@ def _evaluation(folder: pathlib.Path, status: str) -> dict[str, Any] | None:
     """The evaluation row of a run that was not trained here: as training's, of the first length."""
     if status != results.FINISHED:
         return None
-    held = provenance.read_json(folder / "evaluation.json") or {}
+    held = provenance.read_json(folder / EVALUATION) or {}
     found = config_lib.flatten(held.get("by_context", [held])[0])
     names = ("loss", "perplexity", "bits_per_byte", "accuracy")
     return {"step": found["step"]} | {

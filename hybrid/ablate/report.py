@@ -77,9 +77,14 @@ def _about(results: Mapping[str, Any]) -> str:
         axes = [notation.listed(list(dict.fromkeys(run["name"] for run in results["cells"])))]
     runs, seeds = len(results["cells"]), len(results["seeds"])
     parts = [*axes, f"{runs} runs, {seeds} seed{'' if seeds == 1 else 's'} a cell"]
-    parts += [f"{results['num_steps']} steps"] if results.get("num_steps") else []
+    parts += [f"{_steps(results)} steps"]
     parts += [f"equal {_MATCH.get(results['match'], results['match'])}"]
     return " · ".join([*parts, *([results["machine"]] if results.get("machine") else [])])
+
+
+def _steps(results: Mapping[str, Any]) -> str:
+    """The runs' steps; arms and `match` may give them different ones."""
+    return notation.listed(list(map(str, sorted({run["num_steps"] for run in results["cells"]}))))
 
 
 def _summary_table(arm: Arm, many: bool) -> Html:
@@ -224,7 +229,7 @@ def _settings(results: Mapping[str, Any], arms: Sequence[Arm]) -> Iterator[Html]
         or "cells as listed",
         "baseline": ", ".join(f"{k} = {plain(v)}" for k, v in (baseline or {}).items()) or "none",
         "seeds": plain(results["seeds"]),
-        "steps": plain(results.get("num_steps") or notation.DASH),
+        "steps": _steps(results),
         "learning rates": ", ".join(f"{rate:g}" for rate in rates) or notation.DASH,
         "machine": results.get("machine") or "unknown",
         **_MEANINGS,

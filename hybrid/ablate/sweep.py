@@ -21,8 +21,7 @@ from typing import Any
 
 from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
-from hybrid.ablate import cells as cells_lib
-from hybrid.ablate.cells import Planned
+from hybrid.ablate.cells import Planned, cells, runs
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.match import train_flops
 from hybrid.ablate.progress import SweepProgress
@@ -54,16 +53,22 @@ class Sweep:
         return (self.folder / run.folder / EVALUATION).is_file()
 
 
-def prepare(config: SweepConfig, name: str, folder: pathlib.Path) -> Sweep:
-    """Checks all cells, their data and the folder; writes nothing.
+def plan(config: SweepConfig, name: str, folder: pathlib.Path) -> Sweep:
+    """The sweep of a config, for a folder that is new or its own; nothing is read but configs.
 
-    Raises: ConfigError for whatever would stop a cell, or a folder that holds something else.
+    Raises: ConfigError for a cell that can't be built, or a folder that holds something else.
     """
     config = of_trained(config)
-    sweep = Sweep(config, name, folder, cells_lib.runs(config))
+    sweep = Sweep(config, name, folder, runs(config))
     _check_folder(sweep)
-    for cell in {run.cell.name: run.cell for run in sweep.runs}.values():
-        cell.experiment.check_mesh(make_mesh(cell.experiment.mesh))
+    return sweep
+
+
+def prepare(config: SweepConfig, name: str, folder: pathlib.Path) -> Sweep:
+    """`plan`, and a look at devices and data.  Raises: ConfigError for what would stop a run."""
+    sweep = plan(config, name, folder)
+    for planned in sweep.runs:
+        planned.experiment.check_mesh(make_mesh(planned.experiment.mesh))
     _check_data(sweep)
     return sweep
 
@@ -99,7 +104,7 @@ def _run_one(sweep: Sweep, planned: Planned, progress: SweepProgress) -> float:
     result = evaluation.score(planned.experiment, trained, step)
     save_scores(folder / SCORES, all_scores(result))
     _write_json(folder / EVALUATION, result.to_dict(step=step, config=sweep.name))
-    return result.loss
+    return result.at_lengths[0].loss
 
 
 # --- sweep.json: which sweep a folder holds --------------------------------------------------
@@ -107,18 +112,19 @@ def _run_one(sweep: Sweep, planned: Planned, progress: SweepProgress) -> float:
 
 def to_dict(sweep: Sweep) -> dict[str, Any]:
     """What `sweep.json` holds: enough to plan the sweep again."""
-    values = config_lib.to_dict(sweep.config) | {"axes": _lists(sweep.config.axes)}
+    values = config_lib.to_dict(sweep.config)
     return {"name": sweep.name, "config": json.loads(json.dumps(values))}
 
 
-def read(folder: pathlib.Path) -> tuple[SweepConfig, str]:
-    """Config and name of the sweep in a folder.  Raises: ConfigError where there is none."""
+def read(folder: pathlib.Path) -> Sweep:
+    """The sweep that a folder holds.  Raises: ConfigError where there is none."""
     if not folder.is_dir():
         raise ConfigError("--workdir", "no such folder", str(folder), "the folder of a sweep")
     held = provenance.read_json(folder / SWEEP)
     if held is None:
         raise ConfigError("--workdir", f"holds no {SWEEP}", str(folder), "the folder of a sweep")
-    return config_lib.build(SweepConfig, held["config"]), held["name"]
+    config = config_lib.build(SweepConfig, held["config"])
+    return Sweep(config, held["name"], folder, runs(config))
 
 
 def _check_folder(sweep: Sweep) -> None:
@@ -141,10 +147,6 @@ def _check_folder(sweep: Sweep) -> None:
             raise ConfigError(name, problem, new, accepted)
 
 
-def _lists(value: Any) -> Any:
-    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 # --- Checks ----------------------------------------------------------------------------------
 
 
@@ -165,7 +167,7 @@ def of_trained(config: SweepConfig) -> SweepConfig:
     base = experiment_lib.from_config(config_lib.updated(held, schedule))
     scored = dataclasses.replace(base, eval=config.base.eval)
     found = dataclasses.replace(config, base=scored, seeds=(base.training.seed,))
-    for cell in cells_lib.cells(found):
+    for cell in cells(found):
         evaluation.check_fixed(base, cell.overrides)
         evaluation.check_shapes(base, cell.experiment, cell.overrides)
     return found
@@ -178,7 +180,7 @@ def _check_data(sweep: Sweep) -> None:
             run.experiment.data,
             run.experiment.model.vocab_size,
             max(run.experiment.eval.lengths(run.experiment.training.context_length)),
-        ): run
+        )
         for run in sweep.runs
     }
     for data, vocab_size, length in asked:

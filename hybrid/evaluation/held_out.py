@@ -71,4 +71,4 @@ def evaluate(
 
 def all_scores(result: Result) -> dict[int, Any]:
     """The raw rows of every context length of a result, as `scores.save_scores` takes them."""
-    return {one.context_length: one.scores for one in result.by_context or (result,)}
+    return {one.context_length: one.scores for one in result.at_lengths}

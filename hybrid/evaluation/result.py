@@ -61,6 +61,11 @@ class Result:
     by_context: tuple["Result", ...] = ()
 
     @property
+    def at_lengths(self) -> tuple["Result", ...]:
+        """The result at each context length, in the order given."""
+        return self.by_context or (self,)
+
+    @property
     def per_token(self) -> np.ndarray:
         """Nats of every predicted token in input order, float32 [num_tokens]."""
         return self.scores.nll

@@ -311,7 +311,6 @@ def _results(name, arms, axes, baseline, seeds) -> dict[str, Any]:
         "seeds": list(seeds),
         "learning_rates": [],
         "machine": MACHINE,
-        "num_steps": 300,
         "cells": [run for arm in arms for run in _runs(arm, seeds)],
         "summary": {"arms": arms},
     }

@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import small_run
 from training.tiny_run import experiment_of
 
 from hybrid import config as config_lib
 from hybrid.ablate.__main__ import main
 from hybrid.ablate.sweep import EVALUATION
+from hybrid.data import pipeline
 from hybrid.evaluation.scores import load_scores
 from hybrid.training import loop, signals
 
@@ -19,7 +21,6 @@ import json, pathlib
 def get_config(path):
     return json.loads(pathlib.Path(path).read_text())
 """
-TIMES = ("second", "time")
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +59,9 @@ def results(sweep):
     return json.loads((sweep / "results.json").read_text())
 
 
-def without_times(results):
+def without_times(sweep):
     """What must not depend on when and how fast a sweep ran."""
-    text = json.dumps(results)
-    found = json.loads(text, object_hook=_drop_times)
-    return found
-
-
-def _drop_times(entry):
-    return {key: value for key, value in entry.items() if not any(t in key for t in TIMES)}
+    return small_run.without_times((sweep / "results.json").read_text())
 
 
 def test_every_run_is_a_workdir_with_its_raw_rows(whole):
@@ -134,7 +129,7 @@ def test_a_stopped_sweep_ends_with_the_same_results(whole, folder, page, monkeyp
     assert not (stopped / "report.html").exists()
     assert main([page(), f"--workdir={stopped}"]) == 143
     assert main([page(), f"--workdir={stopped}"]) == 0
-    assert without_times(results(stopped)) == without_times(results(whole))
+    assert without_times(stopped) == without_times(whole)
 
 
 def test_a_failed_cell_is_reported_and_tried_again(whole, folder, page, monkeypatch, capsys):
@@ -156,7 +151,7 @@ def test_a_failed_cell_is_reported_and_tried_again(whole, folder, page, monkeypa
     assert "out of luck" in (broken / "report.html").read_text()
     assert "failed: window_size=2, seed 1" in capsys.readouterr().err
     assert main([page(), f"--workdir={broken}"]) == 0
-    assert without_times(results(broken)) == without_times(results(whole))
+    assert without_times(broken) == without_times(whole)
 
 
 def test_seeds_may_be_added(whole, folder, page):
@@ -172,6 +167,7 @@ def test_report_only_draws_what_is_there(whole, folder, page, monkeypatch):
     shutil.rmtree(partial / "runs" / "window_size=32" / "seed=1")
     (partial / "report.html").unlink()
     monkeypatch.setattr(loop, "run", lambda *_: pytest.fail("trained in a report"))
+    monkeypatch.setattr(pipeline, "open_held_out", lambda *_, **__: pytest.fail("read a text"))
     assert main(["--report_only", f"--workdir={partial}"]) == 0
     assert (partial / "report.html").is_file()
     found = results(partial)["cells"]

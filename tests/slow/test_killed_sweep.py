@@ -1,6 +1,5 @@
 """A sweep killed twice ends with the results of one that wasn't, to the last bit."""
 
-import json
 import signal
 import subprocess
 import time
@@ -44,11 +43,6 @@ def start(folder):
     return begin
 
 
-def finish(process: subprocess.Popen) -> None:
-    errors = small_run.wait(process)
-    assert process.returncode == 0, errors
-
-
 def stop_in(process: subprocess.Popen, run, number: signal.Signals) -> int:
     """Sends a signal once the run trains; returns the exit status."""
     metrics, end = run / "metrics.jsonl", time.monotonic() + 120
@@ -63,19 +57,16 @@ def stop_in(process: subprocess.Popen, run, number: signal.Signals) -> int:
 
 
 def results(workdir) -> dict:
-    def drop_times(entry):
-        return {key: value for key, value in entry.items() if "second" not in key}
-
-    return json.loads((workdir / "results.json").read_text(), object_hook=drop_times)
+    return small_run.without_times((workdir / "results.json").read_text())
 
 
 def test_a_sweep_killed_twice_ends_with_the_same_results(folder, start):
-    finish(start("whole"))
+    small_run.finish(start("whole"))
     killed, whole = folder / "killed", folder / "whole"
     first, second = RUNS
     assert stop_in(start("killed"), killed / first, signal.SIGKILL) == -signal.SIGKILL
     assert stop_in(start("killed"), killed / second, signal.SIGTERM) == 143
-    finish(start("killed"))
+    small_run.finish(start("killed"))
     assert results(killed) == results(whole)
     for run in results(whole)["cells"]:
         ours, theirs = (np.load(sweep / run["workdir"] / "scores.npz") for sweep in (killed, whole))

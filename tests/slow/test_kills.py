@@ -57,9 +57,7 @@ def uninterrupted(folder, command):
 
 def finish(folder, words) -> str:
     process = small_run.start(folder, small_run.ROOT / "train.py", *words)
-    errors = small_run.wait(process)
-    assert process.returncode == 0, errors
-    return errors
+    return small_run.finish(process)
 
 
 def kill(folder, words, phase, count) -> str:
