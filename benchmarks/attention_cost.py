@@ -20,6 +20,7 @@ from benchmarks.model import MODEL
 from benchmarks.workers import readings
 from hybrid import stack
 from hybrid.host import keep_freed_memory
+from hybrid.blocks.block import LayerInputs
 from hybrid.mixers.placement import Placement
 from hybrid.pattern import GLOBAL, LOCAL, plan_layers
 
@@ -66,8 +67,9 @@ def _measure(letter: str, implementation: str, length: int, count: int) -> dict[
 
     def both_ways(params, x):
         positions = jnp.arange(length, dtype=jnp.int32)[None]
-        placement = Placement.of(plan, positions, None, x.dtype)
-        out, back = jax.vjp(lambda params, x: nnx.merge(graph, params)(x, placement), params, x)
+        inputs = LayerInputs(Placement.of(plan, positions, None, x.dtype))
+        layer = lambda params, x: nnx.merge(graph, params)(x, inputs).x  # noqa: E731
+        out, back = jax.vjp(layer, params, x)
         return out, back(x)
 
     compiled = jax.jit(both_ways).lower(params, x).compile()

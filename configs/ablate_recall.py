@@ -43,5 +43,6 @@ def get_config():
     config.cells = CELLS
     config.arms = [("needle", NEEDLE), ("mqar", MQAR)]
     config.baseline = [("model.pattern", "G")]
+    config.learning_rates = (6e-3, 1e-2)  # recall is found suddenly, at some rates sooner
     config.seeds = (0, 1, 2)
     return config

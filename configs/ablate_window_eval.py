@@ -3,7 +3,8 @@
 python train.py --config=configs/tiny.py --workdir=runs/demo          (or `make demo`)
 python -m hybrid.ablate --config=configs/ablate_window_eval.py --workdir=runs/window_eval
 
-`--config.trained=DIR` takes another run; its text, model and tokenizer are the run's own.
+`--config.trained=DIR` takes another run, whose text, model and tokenizer are its own, or a Hugging
+Face folder with `--config.base.data.source=text --config.base.data.paths=FILES`.
 """
 
 from hybrid.ablate import config as ablate

@@ -100,9 +100,17 @@ def distance_table(arm: Mapping[str, Any]) -> str:
 
 
 def accuracy_table(arm: Mapping[str, Any]) -> str:
-    """Accuracy over everything asked."""
-    rows = [[cell["name"], _interval(cell["accuracy"], notation.percent)] for cell in arm["cells"]]
-    return _markdown(["cell", "accuracy"], rows)
+    """Accuracy over everything asked, and of each seed alone."""
+    rows = [
+        [
+            cell["name"],
+            _interval(cell["accuracy"], notation.percent),
+            " · ".join(notation.percent(each["mean"]) for each in cell["accuracy_by_seed"]),
+            f"{cell['learning_rate']:g}",
+        ]
+        for cell in arm["cells"]
+    ]
+    return _markdown(["cell", "accuracy", "by seed", "learning rate"], rows)
 
 
 def context_table(arm: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Letters stand only inside brackets and einsum strings:
     n  query heads       k  key/value heads    g  query heads per key/value head
     h  head_dim          d  d_model            f  feed-forward width
     v  vocabulary        w  window             l  stacked layers (repetitions of a segment)
+    e  experts           a  experts of a token p  per-layer-embedding width
 
 Annotations are checked in the tests (jaxtyping's import hook) and cost nothing in a run.
 The logical names are what parameters and activations carry; `hybrid/sharding.py` maps them
@@ -34,6 +35,8 @@ KV_HEADS = "kv_heads"
 HEAD_DIM = "head_dim"
 FFN = "ffn"
 VOCAB = "vocab"
+EXPERTS = "experts"
+LAYER_EMBED = "layer_embed"
 
 # Logical axis names of activations.
 BATCH = "batch"

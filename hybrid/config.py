@@ -280,6 +280,8 @@ def load_page(spec: str) -> dict[str, Any]:
         page = get_config(argument) if argument else get_config()
     except ConfigError:
         raise
+    except KeyError as error:
+        raise ConfigError("--config", f"has no variant {error}", spec) from error
     except Exception as error:
         raise ConfigError("--config", f"the page failed ({error!r})", spec) from error
     if not isinstance(page, ml_collections.ConfigDict | Mapping):

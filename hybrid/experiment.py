@@ -12,6 +12,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from hybrid import config as config_lib
+from hybrid import origin as origins
 from hybrid.config import ConfigError, errors_under, key, section
 from hybrid.data import tasks
 from hybrid.data.config import DataConfig
@@ -39,7 +40,14 @@ class Experiment:
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     mesh: MeshConfig = section(MeshConfig)
     inference: InferenceConfig = section(InferenceConfig)
-    init_from: str = key("", "start from the parameters of this folder (not built yet)")
+    init_from: str = key(
+        "", "start from the parameters of this folder: a run's workdir or a Hugging Face folder"
+    )
+    inherit_model: bool = key(
+        False,
+        "model.* and the tokenizer are those of init_from, whatever the page says; dtype, remat, "
+        "unroll, attention and overrides on the command line still count",
+    )
 
     def __post_init__(self):
         with errors_under("model."):
@@ -48,10 +56,11 @@ class Experiment:
         if self.model.dtype == "float64" and not jax.config.jax_enable_x64:
             problem = "needs jax's x64 mode"
             raise ConfigError("model.dtype", problem, "float64", "set JAX_ENABLE_X64=1")
-        if self.init_from:
-            raise ConfigError("init_from", "is not built yet", self.init_from, "leave it empty")
         self._check_batch()
         lengths = self.eval.lengths(self.training.context_length)
+        if self.data.is_task and self.eval.stride:
+            problem = f"is set although data.source is {self.data.source}"
+            raise ConfigError("eval.stride", problem, self.eval.stride, "0")
         if self.data.is_task:
             trained = (self.training.context_length,)
             by_key = {"training.context_length": trained, "eval.context_length": lengths}
@@ -109,9 +118,22 @@ def from_config(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Experi
 
 def load(page: str, overrides: Mapping[str, str] | None = None) -> Experiment:
     """The experiment of a page (`configs/tiny.py:local`) with `overrides` (dotted key -> text)."""
-    values = config_lib.load_page(page)
     parsed = config_lib.parse_overrides(Experiment, overrides or {})
-    return from_config(config_lib.updated(values, parsed))
+    values = config_lib.updated(config_lib.load_page(page), parsed)
+    if values.get("inherit_model") and not values.get("init_from"):
+        raise ConfigError("init_from", "is empty although inherit_model is set")
+    if values.get("init_from"):
+        values = config_lib.updated(_from_origin(values), parsed)
+    return from_config(values)
+
+
+def _from_origin(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`values` with what `init_from` decides: the model where it is inherited, BOS under auto."""
+    origin = origins.find(values["init_from"])
+    if values.get("inherit_model"):
+        return origins.inherit(values, origin)
+    data = values.get("data", {})
+    return {**values, "data": {**data, "bos": origin.bos}} if data.get("bos") == "auto" else values
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

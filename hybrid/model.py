@@ -4,6 +4,8 @@ Parameters are a plain dict of stacked leaves, which is also what checkpoints ho
 
     {"embedder": {"embedding"}, "segments": {segment: {slot: {...}}}, "final_norm": {"scale"}}
 
+and "layer_embedder": {"norm": {"scale"}} with per-layer embeddings.
+
 `config` is a frozen, hashable `ModelConfig`; close over it or mark it static under jit.
 """
 
@@ -15,6 +17,7 @@ from flax import nnx
 
 from hybrid import axes, stack
 from hybrid.axes import Hidden, Logits, Positions, Segments, Tokens
+from hybrid.blocks.block import LayerInputs
 from hybrid.data.batch import Batch
 from hybrid.mixers.placement import Placement
 from hybrid.model_config import ModelConfig
@@ -37,11 +40,15 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     """Fresh parameters, float32 (float64 in a float64 model)."""
     embedder_key, layers_key = jax.random.split(key)
     embedder = Embedder(config, rngs=nnx.Rngs(params=embedder_key))
-    return {
+    params = {
         "embedder": nnx.to_pure_dict(nnx.state(embedder)),
         "segments": stack.init(layer_plan(config), config, layers_key),
         "final_norm": nnx.to_pure_dict(nnx.state(_final_norm(config))),
     }
+    if config.layer_embedding_dim:
+        norm = RMSNorm(config.layer_embedding_dim, axes.LAYER_EMBED, config=config)
+        params["layer_embedder"] = {"norm": nnx.to_pure_dict(nnx.state(norm))}
+    return params
 
 
 @functools.cache
@@ -52,11 +59,14 @@ def abstract(config: ModelConfig) -> Params:
 
 def logical_axes(config: ModelConfig) -> Params:
     """The tree of parameters with each leaf replaced by the names of its axes."""
-    return {
+    names = {
         "embedder": {"embedding": (axes.VOCAB, axes.EMBED)},
         "segments": stack.logical_axes(layer_plan(config), config),
         "final_norm": {"scale": (axes.EMBED,)},
     }
+    if config.layer_embedding_dim:
+        names["layer_embedder"] = {"norm": {"scale": (axes.LAYER_EMBED,)}}
+    return names
 
 
 def hidden_states(
@@ -73,14 +83,21 @@ def hidden_states(
       positions: int32 [b, t], from 0 within each document; None counts along the row.
       segment_ids: int32 [b, t]; tokens see only their own segment; None: a row is one document.
     """
+    return _run(config, params, tokens, positions, segment_ids)[0]
+
+
+def _run(config, params, tokens, positions, segment_ids, counted=None):
+    """The stream after the final norm, and the router's sums of every layer."""
     plan = layer_plan(config)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     placement = Placement.of(plan, positions, segment_ids, jnp.dtype(config.dtype))
     x = nnx.merge(_embedder_graph(config), params["embedder"])(tokens)
     x = constrain(x, axes.BATCH, axes.TIME, None)
-    x = stack.apply(plan, config, params["segments"], x, placement)
-    return nnx.merge(_final_norm_graph(config), params["final_norm"])(x)
+    norm = params["layer_embedder"]["norm"]["scale"] if config.layer_embedding_dim else None
+    inputs = LayerInputs(placement, tokens, x, norm, counted)
+    x, router = stack.apply(plan, config, params["segments"], x, inputs)
+    return nnx.merge(_final_norm_graph(config), params["final_norm"])(x), router
 
 
 def logits(
@@ -106,9 +123,15 @@ def _head(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
 
 def loss_sums(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
     """Sums over the predicted tokens of a batch: loss in nats, logsumexp², count."""
-    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    return training_sums(config, params, batch)[0]
+
+
+def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, dict]:
+    """`loss_sums`, and the router's sums [segment][slot] over the same tokens, leaves stacked."""
+    row = batch.tokens, batch.positions, batch.segment_ids
+    x, router = _run(config, params, *row, counted=batch.loss_mask)
     embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
-    return cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=cap)
+    return cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=cap), router
 
 
 def token_nll(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:

@@ -10,6 +10,9 @@ from hybrid.config import ConfigError, key
 DTYPES = ("float32", "bfloat16", "float64")
 REMAT = ("none", "dots", "full")
 LAST_LAYER = ("require_global", "force_global", "any")
+# Keys that say how a model runs; its parameters are the same under all of them.
+RUNTIME_KEYS = ("dtype", "remat", "unroll", "attention")
+LAYER_SCALAR = ("none", "fixed", "trained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,18 @@ class ModelConfig:
     head_dim: int = key(32, "width of a head, even", at_least=2)
     global_head_dim: int = key(0, "the same of global layers; 0: as local", at_least=0)
     unified_kv: bool = key(False, "global layers project keys and values once (K = V)")
+    num_kv_shared_layers: int = key(
+        0, "last layers that reuse the keys and values of the last owner of their kind", at_least=0
+    )
+    qk_norm: bool = key(True, "RMS norms with a weight on queries and keys")
+    v_norm: bool = key(True, "RMS norm without a weight on values")
+    attention_scale: float = key(
+        1.0, "multiplies the scores; with QK-norm the query norm's weight can do it", more_than=0
+    )
+    attention_softcap: float = key(0.0, "scores become c*tanh(scores/c); 0: off", at_least=0)
+    attention_sinks: bool = key(
+        False, "a learned logit a head joins the softmax's denominator, so a head can look away"
+    )
     rope_theta: float = key(10_000.0, "base of the rotary wavelengths, local", more_than=0)
     global_rope_theta: float = key(1_000_000.0, "the same of global layers", more_than=0)
     global_rope_fraction: float = key(
@@ -47,12 +62,28 @@ class ModelConfig:
         at_least=0,
         at_most=1,
     )
+    global_rope_factor: float = key(
+        1.0, "divides all frequencies of global layers (linear scaling)", more_than=0
+    )
     ffn_dim: int = key(512, "width of the gated feed-forward", at_least=1)
+    kv_shared_ffn_dim: int = key(
+        0, "the same of layers that reuse keys and values; 0: ffn_dim", at_least=0
+    )
+    num_experts: int = key(0, "experts beside the feed-forward; 0: none", at_least=0)
+    num_active_experts: int = key(0, "experts that each token is sent to", at_least=0)
+    expert_dim: int = key(0, "width of an expert", at_least=0)
+    layer_embedding_dim: int = key(
+        0, "width of per-layer embeddings: each layer adds its own of a token; 0: none", at_least=0
+    )
     vocab_size: int = key(264, "rows of the embedding, at least the tokenizer's ids", at_least=2)
     logit_softcap: float = key(30.0, "final logits become c*tanh(logits/c); 0: off", at_least=0)
-    attention_softcap: float = key(0.0, "the same for attention scores; 0: off", at_least=0)
     norm_eps: float = key(1e-6, "epsilon of every RMS norm", more_than=0)
-    train_layer_scalar: bool = key(False, "train each layer's output scalar (else it stays 1)")
+    norm_offset: float = key(0.0, "added to the weight of every RMS norm: 1 in Gemma 2 and 3")
+    layer_scalar: str = key(
+        "fixed",
+        "a scalar times each layer's output: fixed (as it starts or was read), trained, none",
+        choices=LAYER_SCALAR,
+    )
     init: str = key(
         "scaled",
         "initialisation: scaled (q_norm at head_dim^-0.5, depth-scaled outputs) or naive",
@@ -79,6 +110,8 @@ class ModelConfig:
                 raise ConfigError(name, "must be even (rotary pairs)", getattr(self, name))
         self._check_windows()
         self._check_schedule()
+        self._check_kv()
+        self._check_experts()
         if self.window_schedule:
             object.__setattr__(self, "window_size", self.window_schedule[-1][1])
 
@@ -121,3 +154,24 @@ class ModelConfig:
         if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
             problem = "must have shares above 0 that sum to 1"
             raise ConfigError("window_schedule", problem, self.window_schedule)
+
+    def _check_kv(self) -> None:
+        if self.unified_kv and not (self.qk_norm and self.v_norm):
+            name = "v_norm" if self.qk_norm else "qk_norm"
+            problem = "must be on with model.unified_kv: the key is made from the normed value"
+            raise ConfigError(name, problem, False)
+        if self.num_kv_shared_layers >= self.num_layers:
+            problem = f"must leave an owner among the {self.num_layers} layers"
+            raise ConfigError("num_kv_shared_layers", problem, self.num_kv_shared_layers)
+        if self.kv_shared_ffn_dim and not self.num_kv_shared_layers:
+            problem = "is set although model.num_kv_shared_layers is 0"
+            raise ConfigError("kv_shared_ffn_dim", problem, self.kv_shared_ffn_dim, "0")
+
+    def _check_experts(self) -> None:
+        for name in ("num_active_experts", "expert_dim"):
+            if bool(getattr(self, name)) != bool(self.num_experts):
+                problem = f"must be 0 exactly where model.num_experts ({self.num_experts}) is"
+                raise ConfigError(name, problem, getattr(self, name))
+        if self.num_active_experts > self.num_experts:
+            problem = f"must not exceed model.num_experts ({self.num_experts})"
+            raise ConfigError("num_active_experts", problem, self.num_active_experts)

@@ -37,14 +37,15 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """RMS norm over the last axis with a weight that starts at `start`."""
+    """RMS norm over the last axis with a weight, `norm_offset` + scale, that starts at `start`."""
 
     def __init__(self, size: int, name: str, *, config: ModelConfig, start: float = 1.0):
-        self.eps = config.norm_eps
-        self.scale = nnx.Param(jnp.full((size,), start, param_dtype(config)), axes=(name,))
+        self.eps, self.offset = config.norm_eps, config.norm_offset
+        values = jnp.full((size,), start - self.offset, param_dtype(config))
+        self.scale = nnx.Param(values, axes=(name,))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.scale[...], eps=self.eps)
+        return rms_norm(x, self.scale[...], eps=self.eps, offset=self.offset)
 
 
 class Embedder(nnx.Module):
@@ -61,5 +62,5 @@ class Embedder(nnx.Module):
         self.embedding = nnx.Param(config.d_model**-0.5 * values, axes=(axes.VOCAB, axes.EMBED))
 
     def __call__(self, tokens: Tokens) -> Hidden:
-        rows = self.embedding[...].astype(self.dtype)[tokens]
+        rows = self.embedding[...][tokens].astype(self.dtype)
         return rows * jnp.asarray(math.sqrt(rows.shape[-1]), self.dtype)

@@ -35,10 +35,23 @@ LATER_LETTERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary position encoding of a layer: `fraction` of the pairs turn, at base `theta`."""
+    """Rotary position encoding of a layer: `fraction` of the pairs turn, at base `theta`.
+
+    `factor` divides all frequencies (linear scaling).
+    """
 
     theta: float
     fraction: float = 1.0
+    factor: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """Experts beside a layer's feed-forward: `num` of width `dim`, `active` of them a token."""
+
+    num: int
+    active: int
+    dim: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +65,7 @@ class LayerSpec:
       rope: rotary encoding.
       unified_kv: one projection serves keys and values.
       ffn_dim: width of the feed-forward.
+      experts: experts beside it, or None.
       donor: index of the layer whose keys and values this one reuses; None: it owns its own.
       donates: whether later layers reuse this layer's keys and values.
     """
@@ -64,6 +78,7 @@ class LayerSpec:
     rope: Rope
     unified_kv: bool
     ffn_dim: int
+    experts: Experts | None = None
     donor: int | None = None
     donates: bool = False
 
@@ -166,7 +181,7 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
         layer_spec(config, letter, windows[layer % len(windows)])
         for layer, letter in enumerate(letters)
     )
-    return segmented(specs, period=len(config.pattern))
+    return segmented(share_kv(specs, config), period=len(config.pattern))
 
 
 def layer_letters(pattern: str, num_layers: int, last_layer: str = "require_global") -> str:
@@ -225,27 +240,43 @@ def _fitting_depths(pattern: str, near: int) -> str:
 
 def layer_spec(config: ModelConfig, letter: str, window_size: int) -> LayerSpec:
     """The spec of one layer of `config`."""
-    if letter == LOCAL:
-        return LayerSpec(
-            letter=LOCAL,
-            window_size=window_size,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rope=Rope(config.rope_theta),
-            unified_kv=False,
-            ffn_dim=config.ffn_dim,
-        )
+    is_local = letter == LOCAL
+    wide = config.global_rope_theta, config.global_rope_fraction, config.global_rope_factor
+    kv_heads, head_dim = config.num_kv_heads, config.head_dim
+    if not is_local:
+        kv_heads = config.num_global_kv_heads or kv_heads
+        head_dim = config.global_head_dim or head_dim
+    experts = Experts(config.num_experts, config.num_active_experts, config.expert_dim)
     return LayerSpec(
-        letter=GLOBAL,
-        window_size=None,
+        letter=letter,
+        window_size=window_size if is_local else None,
         num_heads=config.num_heads,
-        num_kv_heads=config.num_global_kv_heads or config.num_kv_heads,
-        head_dim=config.global_head_dim or config.head_dim,
-        rope=Rope(config.global_rope_theta, config.global_rope_fraction),
-        unified_kv=config.unified_kv,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope=Rope(config.rope_theta) if is_local else Rope(*wide),
+        unified_kv=config.unified_kv and not is_local,
         ffn_dim=config.ffn_dim,
+        experts=experts if config.num_experts else None,
     )
+
+
+def share_kv(specs: tuple[LayerSpec, ...], config: ModelConfig) -> tuple[LayerSpec, ...]:
+    """`specs` with the last `num_kv_shared_layers` reusing the last owner of their kind.
+
+    Source: Gemma 3n and 4 (E2B, E4B), "KV sharing"; the idea of 2410.14442.
+    """
+    owners = len(specs) - config.num_kv_shared_layers
+    last = {spec.letter: layer for layer, spec in enumerate(specs[:owners])}
+    result = list(specs)
+    for layer in range(owners, len(specs)):
+        letter = specs[layer].letter
+        if letter not in last:
+            problem = f"leaves no {KIND_NAMES[letter]} layer that owns its keys and values"
+            raise ConfigError("num_kv_shared_layers", problem, config.num_kv_shared_layers)
+        donor, width = last[letter], config.kv_shared_ffn_dim or config.ffn_dim
+        result[layer] = dataclasses.replace(specs[layer], donor=donor, ffn_dim=width)
+        result[donor] = dataclasses.replace(result[donor], donates=True)
+    return tuple(result)
 
 
 def segmented(specs: tuple[LayerSpec, ...], period: int) -> LayerPlan:

@@ -7,7 +7,8 @@ sharded, so a step of the scan touches one layer's shards only.
     data     rows of the batch; parameters are copies
     fsdp     rows of the batch; parameters are split along d_model and gathered a layer at a time
     tensor   heads, feed-forward width and vocabulary
-    context  time (not built yet);  expert  experts (not built yet)
+    expert   experts; rows of the batch are copies
+    context  time (not built yet)
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ RULES: dict[str, tuple[str, ...]] = {
     axes.KV_HEADS: ("tensor",),
     axes.FFN: ("tensor",),
     axes.VOCAB: ("tensor",),
+    axes.EXPERTS: ("expert",),
+    axes.LAYER_EMBED: ("fsdp",),
     axes.HEAD_DIM: (),
     axes.LAYERS: (),
 }
@@ -44,16 +47,15 @@ class MeshConfig:
     fsdp: int = key(1, "devices that split the batch and the parameters")
     tensor: int = key(1, "devices that split heads, feed-forward and vocabulary")
     context: int = key(1, "devices that split time (above 1: not built yet)")
-    expert: int = key(1, "devices that split experts (above 1: not built yet)")
+    expert: int = key(1, "devices that split experts")
 
     def __post_init__(self):
         for name in MESH_AXES:
             size = getattr(self, name)
             if size < 1 and size != -1:
                 raise ConfigError(name, "must be at least 1, or -1 on one axis", size)
-        for name in ("context", "expert"):
-            if getattr(self, name) != 1:
-                raise ConfigError(name, "is not built yet", getattr(self, name), "only 1")
+        if self.context != 1:
+            raise ConfigError("context", "is not built yet", self.context, "only 1")
         inferred = [name for name in MESH_AXES if getattr(self, name) == -1]
         if len(inferred) > 1:
             raise ConfigError(inferred[1], "only one axis can be inferred", -1, "-1 on one axis")
@@ -82,15 +84,20 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 def check_divisible(model: ModelConfig, mesh: Mesh) -> None:
     """Raises: ConfigError by the model's key where a mesh axis doesn't divide it."""
+    if mesh.shape["expert"] > 1 and not model.num_experts:
+        problem, got = "splits experts, and the model has none", mesh.shape["expert"]
+        raise ConfigError("mesh.expert", problem, got, "1")
     split = {
         "d_model": mesh.shape["fsdp"],
         "num_heads": mesh.shape["tensor"],
         "ffn_dim": mesh.shape["tensor"],
         "vocab_size": mesh.shape["tensor"],
+        "num_experts": mesh.shape["expert"],
     }
+    axes_of = {"d_model": "fsdp", "num_experts": "expert"}
     for name, parts in split.items():
         if getattr(model, name) % parts:
-            axis = "fsdp" if name == "d_model" else "tensor"
+            axis = axes_of.get(name, "tensor")
             problem = f"must be a multiple of mesh.{axis} ({parts})"
             raise ConfigError(f"model.{name}", problem, getattr(model, name))
 

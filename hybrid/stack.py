@@ -9,14 +9,16 @@ Read next: `model.py`.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from hybrid import axes
 from hybrid.axes import Hidden
-from hybrid.blocks.block import Block
-from hybrid.mixers.placement import Placement
+from hybrid.blocks.block import Block, LayerInputs
+from hybrid.mixers.kv import KV
 from hybrid.model_config import ModelConfig
 from hybrid.pattern import LayerPlan, LayerSpec, Segment
 from hybrid.sharding import constrain
@@ -34,7 +36,7 @@ def init(plan: LayerPlan, config: ModelConfig, key: jax.Array) -> dict:
     def slot(segment: Segment, index: int) -> dict:
         stride = len(segment.specs)
         layers = [segment.first_layer + index + stride * r for r in range(segment.repetitions)]
-        keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jax.numpy.array(layers))
+        keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.array(layers))
         return jax.vmap(lambda key: init_layer(segment.specs[index], config, key))(keys)
 
     return {
@@ -72,35 +74,63 @@ def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
     }
 
 
+class StackOutputs(NamedTuple):
+    """The stream after all layers, and the router's sums [segment][slot], leaves stacked."""
+
+    x: Hidden
+    router: dict
+
+
 def apply(
-    plan: LayerPlan, config: ModelConfig, params: dict, x: Hidden, placement: Placement
-) -> Hidden:
-    """The stream after all layers.  x: [b, t, d]."""
+    plan: LayerPlan, config: ModelConfig, params: dict, x: Hidden, inputs: LayerInputs
+) -> StackOutputs:
+    """The stream after all layers.  x: [b, t, d].
+
+    Donors stand in segments of one repetition; their keys and values go by their depth to the
+    layers that reuse them, constants of the scans that follow.
+    """
+    donated: dict[int, KV] = {}
+    router = {}
     for index, segment in enumerate(plan.segments):
-        x = _run_segment(segment, config, params[index], x, placement)
-    return x
+        x, router[index], given = _run_segment(segment, config, params[index], x, inputs, donated)
+        donated |= given
+    return StackOutputs(x, router if config.num_experts else {})
 
 
-def _run_segment(segment, config, params, x, placement):
+def _run_segment(segment: Segment, config, params, x, inputs, donated):
+    """The stream, the router's sums {slot: [repetitions, ...]}, and {depth: keys and values}."""
+
     def period(x, layers):
+        sums, given = {}, {}
         for slot, spec in enumerate(segment.specs):
-            x = _layer(spec, config)(layers[slot], x, placement)
-        return x, None
+            reused = None if spec.owns_kv else donated[spec.donor]
+            x, kv, sums[slot] = _layer(spec, config)(layers[slot], x, inputs, reused)
+            if spec.donates:
+                given[segment.first_layer + slot] = kv
+        return x, (sums, given)
 
-    if config.unroll or segment.repetitions == 1:
-        for repetition in range(segment.repetitions):
-            x, _ = period(x, jax.tree.map(lambda leaf, r=repetition: leaf[r], params))
-        return x
-    return jax.lax.scan(period, x, params)[0]
+    if segment.repetitions > 1 and not config.unroll:
+        x, (sums, _) = jax.lax.scan(period, x, params)
+        return x, sums, {}
+    steps = []
+    for repetition in range(segment.repetitions):
+        x, step = period(x, jax.tree.map(lambda leaf, r=repetition: leaf[r], params))
+        steps.append(step)
+    sums = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(sums for sums, _ in steps))
+    return x, sums, steps[-1][1]
 
 
 def _layer(spec: LayerSpec, config: ModelConfig):
-    """A layer as a function (params, x, placement) -> x, rematerialised as the config says."""
+    """A layer as a function of its parameters, rematerialised as the config says.
+
+    Keys and values leave it only where they are reused: as an output they would be kept.
+    """
     graph, _ = abstract_layer(spec, config)
 
-    def run(params, x, placement):
+    def run(params, x, inputs, donated):
         x = constrain(x, axes.BATCH, axes.TIME, None)
-        return nnx.merge(graph, params)(x, placement)
+        out = nnx.merge(graph, params)(x, inputs, donated)
+        return out if spec.donates else out._replace(kv=None)
 
     if config.remat == "none":
         return run

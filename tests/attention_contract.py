@@ -21,11 +21,13 @@ FLOAT64 = {"values": 1e-12, "gradients": 1e-12}
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "softcap", "implementation"))
-def run(q, k, v, dout, band, *, scale=1.0, softcap=None, implementation):
+def run(q, k, v, dout, band, *, sinks=None, scale=1.0, softcap=None, implementation):
     """Values and the gradients of sum(out · dout), by name."""
     call = functools.partial(attend, scale=scale, softcap=softcap, implementation=implementation)
-    out, pullback = jax.vjp(lambda q, k, v: call(q, k, v, band), q, k, v)
-    return {"out": out, **dict(zip(("dq", "dk", "dv"), pullback(dout), strict=True))}
+    inputs = {"q": q, "k": k, "v": v} | ({} if sinks is None else {"sinks": sinks})
+    out, pullback = jax.vjp(lambda inputs: call(**inputs, band=band), inputs)
+    gradients = {f"d{name}": gradient for name, gradient in pullback(dout)[0].items()}
+    return {"out": out, **gradients}
 
 
 def run_case(case: Case, implementation: str, dtype=jnp.float32, seed: int = 0):
@@ -78,6 +80,25 @@ class AttentionContract:
             got, wanted = (run_case(case, name, jnp.float64) for name in names)
             assert got["out"].dtype == jnp.float64
             assert_equal_to_the_oracle(got, wanted, FLOAT64)
+
+    def test_a_sink_takes_its_share_of_a_softmax_and_has_no_value(self):
+        case = Case("sinks", 1, 30, 2, 1, 8, window_size=5)
+        if not self.served(case):
+            return
+        arrays = case.arrays()
+        call = functools.partial(
+            attend, *(arrays[n] for n in "qkv"), case.band(), implementation=self.implementation
+        )
+        plain = call()
+        np.testing.assert_allclose(call(sinks=jnp.full(2, -1e9)), plain, atol=1e-6)
+        np.testing.assert_array_equal(call(sinks=jnp.full(2, 1e9)), jnp.zeros_like(plain))
+        # The first token's one score against the sink: a sigmoid of their difference.
+        score = jnp.einsum("nh,h->n", arrays["q"][0, 0], arrays["k"][0, 0, 0])
+        sinks = jnp.asarray([0.3, -0.7])
+        share = jax.nn.sigmoid(score - sinks)[:, None]
+        np.testing.assert_allclose(
+            call(sinks=sinks)[0, 0], share * arrays["v"][0, 0], rtol=1e-5, atol=1e-6
+        )
 
     def test_gives_the_same_bits_again(self):
         for case in SMALL[:3]:

@@ -15,7 +15,7 @@ from hybrid.ops.band import Band
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call of attention: sizes, window, segments, softcap and scale.
+    """One call of attention: sizes, window, segments, softcap, scale and sinks.
 
     `documents` cuts each row at random places into that many segments; 0 gives no segment ids.
     """
@@ -30,13 +30,15 @@ class Case:
     documents: int = 0
     softcap: float | None = None
     scale: float = 1.0
+    sinks: bool = False
 
     def arrays(self, dtype=jnp.float32, seed: int = 0) -> dict[str, jax.Array]:
-        """q, k, v and dout (a cotangent), normal, in `dtype`."""
+        """q, k, v, dout (a cotangent) and sinks where the case has them, normal, in `dtype`."""
         rng = np.random.default_rng(seed)
         queries = (self.batch, self.time, self.num_heads, self.head_dim)
         keys = (self.batch, self.time, self.num_kv_heads, self.head_dim)
         shapes = {"q": queries, "k": keys, "v": keys, "dout": queries}
+        shapes |= {"sinks": (self.num_heads,)} if self.sinks else {}
         return {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in shapes.items()}
 
     def band(self, seed: int = 0) -> Band:
@@ -57,12 +59,14 @@ SMALL = (
     Case("local, window beyond the row", 1, 40, 2, 1, 8, window_size=100, documents=2),
     Case("local, wide window", 1, 1300, 2, 1, 8, window_size=600),
     Case("local, softcap and scale", 2, 70, 2, 2, 8, window_size=16, softcap=3.0, scale=0.5),
+    Case("local, sinks", 2, 70, 4, 2, 8, window_size=16, documents=3, sinks=True),
     Case("global", 2, 96, 4, 2, 16),
     Case("global, packed", 2, 96, 4, 1, 16, documents=4),
     Case("global, ragged blocks", 1, 777, 4, 1, 8, documents=3),
     Case("global, many tiles", 1, 1300, 2, 1, 8),
     Case("global, one token", 2, 1, 2, 1, 8),
     Case("global, softcap and scale", 2, 70, 2, 1, 8, documents=2, softcap=3.0, scale=0.5),
+    Case("global, sinks", 1, 333, 6, 3, 8, softcap=3.0, scale=0.5, sinks=True),
 )
 
 

@@ -125,3 +125,36 @@ def test_layers_of_a_kind_have_that_kinds_geometry():
     assert (local.rope.theta, local.rope.fraction) == (10_000, 1)
     assert (full.rope.theta, full.rope.fraction) == (1_000_000, 0.25)
     assert [spec.window_size for spec in layers.layers()] == [8, 16, 32, 64, 128, None]
+
+
+# --- Layers that reuse keys and values -------------------------------------------------------
+
+
+def shapes(layers):
+    return [(segment.letters, segment.repetitions) for segment in layers.segments]
+
+
+def donors(layers):
+    return [spec.donor for spec in layers.layers()]
+
+
+def test_the_last_layers_reuse_the_last_owner_of_their_kind():
+    e2b = plan(pattern="LLLLG", num_layers=35, num_kv_shared_layers=20, kv_shared_ffn_dim=1024)
+    assert shapes(e2b) == [("LLLLG", 2), ("LLLLG", 1), ("LLLLG", 4)]
+    assert donors(e2b) == [None] * 15 + [13, 13, 13, 13, 14] * 4
+    assert [i for i, spec in enumerate(e2b.layers()) if spec.donates] == [13, 14]
+    assert {spec.ffn_dim for spec in e2b.layers() if not spec.owns_kv} == {1024}
+    assert {spec.ffn_dim for spec in e2b.layers() if spec.owns_kv} == {512}
+
+
+def test_reuse_may_begin_inside_a_period():
+    inside = plan(num_layers=24, num_kv_shared_layers=10)
+    assert shapes(inside) == [("LLLLLG", 1), ("LLLLLG", 1), ("LL", 1), ("LLLG", 1), ("LLLLLG", 1)]
+    assert donors(inside) == [None] * 14 + [13, 13, 13, 11] + [13] * 5 + [11]
+
+
+def test_reuse_without_an_owner_of_the_kind_is_refused():
+    with pytest.raises(ConfigError, match=r"num_kv_shared_layers: leaves no global layer"):
+        plan(num_layers=12, num_kv_shared_layers=7)
+    with pytest.raises(ConfigError, match=r"num_kv_shared_layers: must leave an owner"):
+        plan(num_layers=12, num_kv_shared_layers=12)

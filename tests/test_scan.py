@@ -34,6 +34,23 @@ TINY = ModelConfig(
 PLANS = {
     "a scanned segment and a tail forced global": {},
     "one segment of one letter": {"pattern": "L", "num_layers": 3, "last_layer": "any"},
+    "keys and values reused from inside a period, layers with embeddings of their own": {
+        "pattern": "LLG",
+        "num_layers": 12,
+        "num_kv_shared_layers": 7,
+        "kv_shared_ffn_dim": 20,
+        "layer_embedding_dim": 6,
+    },
+    "no norms of queries and keys, offset norms, sinks": {
+        "unified_kv": False,
+        "qk_norm": False,
+        "v_norm": False,
+        "norm_offset": 1.0,
+        "layer_scalar": "none",
+        "attention_scale": 0.5,
+        "attention_sinks": True,
+    },
+    "experts": {"num_experts": 4, "num_active_experts": 2, "expert_dim": 10},
 }
 
 
@@ -78,15 +95,20 @@ def assert_same(first, second):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * scale, err_msg=str(path))
 
 
+@functools.cache
+def scanned(**change):
+    config = dataclasses.replace(TINY, **change)
+    return loss_and_gradients(config, random_params(config), batch())
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("change", PLANS.values(), ids=PLANS)
 def test_scan_equals_loop(change):
     config = dataclasses.replace(TINY, **change)
     params = random_params(config)
-    scanned = loss_and_gradients(config, params, batch())
     looped = loss_and_gradients(dataclasses.replace(config, unroll=True), params, batch())
-    assert_same(scanned, looped)
-    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(scanned[1]["segments"][0][0]["mixer"]))
+    assert_same(scanned(**change), looped)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(looped[1]["segments"][0][0]["mixer"]))
 
 
 # --- Size of the traced program --------------------------------------------------------------
@@ -159,8 +181,39 @@ def test_dots_keeps_the_results_of_weight_products_besides():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_rematerialisation_keeps_loss_and_gradients(remat):
-    params = random_params(TINY)
-    plain = loss_and_gradients(TINY, params, batch())
-    again = loss_and_gradients(dataclasses.replace(TINY, remat=remat), params, batch())
-    assert_same(plain, again)
+@pytest.mark.parametrize("change", PLANS.values(), ids=PLANS)
+def test_rematerialisation_keeps_loss_and_gradients(change, remat):
+    config = dataclasses.replace(TINY, **change, remat=remat)
+    assert_same(scanned(**change), loss_and_gradients(config, random_params(config), batch()))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_donors_feel_the_layers_that_reuse_their_keys_and_values(remat):
+    (change,) = (change for name, change in PLANS.items() if name.startswith("keys and values"))
+    config = dataclasses.replace(TINY, **change, remat=remat)
+    plan, params = model.layer_plan(config), random_params(config)
+    gradient = loss_and_gradients(config, params, batch())[1]
+    assert [layer for layer, spec in enumerate(plan.layers()) if spec.donates] == [2, 4]
+    for layer, name in ((2, "k_proj"), (2, "k_norm"), (4, "k_proj"), (4, "v_proj"), (4, "k_norm")):
+        where = plan.locate(layer)
+        up, down = (
+            loss_and_gradients(config, moved(params, where, name, by), batch())[0]
+            for by in (1e-6, -1e-6)
+        )
+        (total,) = map(jnp.sum, jax.tree.leaves(mixer_at(gradient, where)[name]))
+        np.testing.assert_allclose(
+            total, (up - down) / 2e-6, rtol=1e-5, err_msg=f"layer {layer}, {name}"
+        )
+
+
+def mixer_at(tree, where):
+    return tree["segments"][where.segment][where.slot]["mixer"]
+
+
+def moved(params, where, name, by):
+    """`params` with `by` added to all of one leaf; a donor's segment has one repetition."""
+    there = jax.tree.map(jnp.asarray, params)
+    mixer = mixer_at(there, where)
+    mixer[name] = jax.tree.map(lambda leaf: leaf + by, mixer[name])
+    return there

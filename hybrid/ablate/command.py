@@ -98,7 +98,7 @@ def _row(config: SweepConfig, run: Planned) -> Iterator[str]:
     yield f"{costs['num_params']:,}"
     yield notation.decimal(costs["flops_per_token"])
     yield notation.binary(costs["kv_cache_bytes"])
-    yield str(costs["num_steps"])
+    yield str(costs["num_steps"] or notation.DASH)
     changed = run.cell.changed.items()
     yield ", ".join(f"{key} {old} → {new}" for key, (old, new) in changed)
 

@@ -54,7 +54,9 @@ class SweepConfig:
     cache_context: int = key(
         0, "context of the KV-cache figures; 0: training.context_length", at_least=0
     )
-    trained: str = key("", "a run's workdir to evaluate under the cells, in place of training")
+    trained: str = key(
+        "", "a workdir or Hugging Face folder to evaluate under the cells, in place of training"
+    )
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731

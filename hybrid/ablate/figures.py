@@ -35,13 +35,18 @@ class Drawn:
 
 
 def write(results: Mapping[str, Any], folder: pathlib.Path) -> list[Drawn]:
-    """Draws all figures into `folder`/figures/NAME.svg and .png."""
+    """Draws all figures into `folder`/figures/NAME.svg and .png; earlier ones of ours go."""
     drawn = draw(results)
     target = folder / "figures"
     target.mkdir(parents=True, exist_ok=True)
     for each in drawn:
         write_whole(target / f"{each.name}.svg", each.svg)
         write_whole(target / f"{each.name}.png", each.png)
+    names = {each.name for each in drawn}
+    for path in target.iterdir():
+        ours = path.suffix in (".svg", ".png") and path.stem.endswith(tuple(_DRAWERS))
+        if ours and path.stem not in names:
+            path.unlink()
     return drawn
 
 

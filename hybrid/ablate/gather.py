@@ -20,6 +20,7 @@ from hybrid.ablate.sweep import ERROR, EVALUATION, SCORES, Sweep
 from hybrid.data.tasks import TASKS
 from hybrid.evaluation.scores import Scores, load_scores
 from hybrid.experiment import Experiment
+from hybrid.origin import find
 from hybrid.plan import report as plan_report
 from hybrid.training import metrics, provenance
 
@@ -100,7 +101,7 @@ def costs(config: SweepConfig, planned: Planned) -> dict[str, Any]:
         "chance": TASKS[data.source].chance(data.task, vocab_size) if data.is_task else None,
         "num_params": trained_at.num_params,
         "flops_per_token": trained_at.flops_per_token,
-        "num_steps": experiment.training.num_steps,
+        "num_steps": None if _is_pretrained(config) else experiment.training.num_steps,
         "train_flops": None if config.trained else train_flops(experiment),
         "kv_cache_bytes": plan_report(experiment, context).kv_cache_bytes["total"],
         "cache_context": context,
@@ -142,3 +143,7 @@ def _speed(experiment: Experiment, training: list[dict[str, Any]]) -> float | No
         inputs = experiment.training.batch_size * experiment.training.context_length
         speed *= inputs * training[-1]["step"] / training[-1]["tokens_seen"]
     return speed
+
+
+def _is_pretrained(config: SweepConfig) -> bool:
+    return bool(config.trained) and not find(config.trained).is_run

@@ -77,14 +77,15 @@ def _about(results: Mapping[str, Any]) -> str:
         axes = [notation.listed(list(dict.fromkeys(run["name"] for run in results["cells"])))]
     runs, seeds = len(results["cells"]), len(results["seeds"])
     parts = [*axes, f"{runs} runs, {seeds} seed{'' if seeds == 1 else 's'} a cell"]
-    parts += [f"{_steps(results)} steps"]
+    parts += [f"{_steps(results)} steps"] if _steps(results) else []
     parts += [f"equal {_MATCH.get(results['match'], results['match'])}"]
     return " · ".join([*parts, *([results["machine"]] if results.get("machine") else [])])
 
 
 def _steps(results: Mapping[str, Any]) -> str:
     """The runs' steps; arms and `match` may give them different ones."""
-    return notation.listed(list(map(str, sorted({run["num_steps"] for run in results["cells"]}))))
+    steps = {run["num_steps"] for run in results["cells"]} - {None}
+    return notation.listed(list(map(str, sorted(steps)))) if steps else ""
 
 
 def _summary_table(arm: Arm, many: bool) -> Html:
@@ -114,6 +115,7 @@ def _columns(arm: Arm) -> list[tuple[str, Any]]:
     speedup = any(cell["effective_speedup"] for cell in arm.cells)
     columns = [
         ("accuracy", _accuracy, any(cell["accuracy"] for cell in arm.cells)),
+        ("by seed", _by_seed, any(len(cell["accuracy_by_seed"]) > 1 for cell in arm.cells)),
         ("loss (nats a token)", _loss, True),
         ("difference to the baseline", _difference, any(cell["difference"] for cell in arm.cells)),
         ("parameters", lambda cell: decimal(cell["num_params"]), True),
@@ -134,6 +136,11 @@ def _loss(cell: Cell) -> Html:
 def _accuracy(cell: Cell) -> Html | str:
     share = cell["accuracy"]
     return _with_ends(percent(share["mean"]), share, percent) if share else notation.DASH
+
+
+def _by_seed(cell: Cell) -> str:
+    shares = [percent(each["mean"]) for each in cell["accuracy_by_seed"]]
+    return " · ".join(shares) or notation.DASH
 
 
 def _difference(cell: Cell) -> Html | str:
@@ -229,7 +236,7 @@ def _settings(results: Mapping[str, Any], arms: Sequence[Arm]) -> Iterator[Html]
         or "cells as listed",
         "baseline": ", ".join(f"{k} = {plain(v)}" for k, v in (baseline or {}).items()) or "none",
         "seeds": plain(results["seeds"]),
-        "steps": _steps(results),
+        "steps": _steps(results) or "not trained here",
         "learning rates": ", ".join(f"{rate:g}" for rate in rates) or notation.DASH,
         "machine": results.get("machine") or "unknown",
         **_MEANINGS,

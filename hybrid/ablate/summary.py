@@ -173,6 +173,7 @@ def _token_figures(task: str, here: Lengths, there: Lengths) -> dict[str, Any]:
         "by_position": token_scores.by_position(*at_longest) if task == TEXT else [],
         "repeats": token_scores.repeats(*at_longest) if task == TEXT else [],
         "accuracy": token_scores.accuracy(scores),
+        "accuracy_by_seed": token_scores.accuracy_by_seed(scores),
         "by_distance": token_scores.by_distance(scores),
         "by_num_pairs": token_scores.by_num_pairs(scores),
     }
@@ -180,9 +181,12 @@ def _token_figures(task: str, here: Lengths, there: Lengths) -> dict[str, Any]:
 
 _NO_TOKEN_FIGURES: dict[str, Any] = {
     **dict.fromkeys(("difference_documents", "accuracy")),
-    **{
-        name: [] for name in ("by_context", "by_position", "repeats", "by_distance", "by_num_pairs")
-    },
+    "by_context": [],
+    "by_position": [],
+    "repeats": [],
+    "accuracy_by_seed": [],
+    "by_distance": [],
+    "by_num_pairs": [],
 }
 
 

@@ -21,16 +21,19 @@ from typing import Any
 
 from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
+from hybrid import origin as origins
 from hybrid.ablate.cells import Planned, cells, runs
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.match import train_flops
 from hybrid.ablate.progress import SweepProgress
 from hybrid.config import ConfigError
 from hybrid.data import pipeline
-from hybrid.evaluation import command as evaluation
+from hybrid.evaluation.command import score
 from hybrid.evaluation.held_out import all_scores
 from hybrid.evaluation.scores import save_scores
+from hybrid.evaluation.target import Target, check_fixed, check_shapes
 from hybrid.files import write_whole
+from hybrid.origin import find
 from hybrid.sharding import make_mesh
 from hybrid.training import checkpoint, loop, provenance, signals
 from hybrid.training.prepare import check_writable
@@ -100,8 +103,10 @@ def _run_one(sweep: Sweep, planned: Planned, progress: SweepProgress) -> float:
     trained = pathlib.Path(sweep.config.trained) if sweep.config.trained else folder
     if not sweep.config.trained:
         loop.run(planned.experiment, folder, progress)
-    step = checkpoint.find_step(trained)
-    result = evaluation.score(planned.experiment, trained, step)
+    origin = find(trained)
+    step = checkpoint.find_step(trained) if origin.is_run else None
+    split = "eval" if origin.is_run else "all"
+    result = score(Target(planned.experiment, origin, step, sweep.name, split))
     save_scores(folder / SCORES, all_scores(result))
     _write_json(folder / EVALUATION, result.to_dict(step=step, config=sweep.name))
     return result.at_lengths[0].loss
@@ -151,26 +156,34 @@ def _check_folder(sweep: Sweep) -> None:
 
 
 def of_trained(config: SweepConfig) -> SweepConfig:
-    """With `trained`, the base is that run's config, under the page's `eval.*`, and its seed.
+    """With `trained`, the base is that folder's model under the page's `eval.*`, and its seed.
 
-    Raises: ConfigError for a folder that is no run, or a cell that its parameters don't fit.
+    A run brings its text too; for a Hugging Face folder the page's base says which.
+    Raises: ConfigError for a folder that is neither, or a cell that its parameters don't fit.
     """
     if not config.trained:
         return config
-    folder = pathlib.Path(config.trained)
-    try:
-        held = provenance.read_config(folder) | {"mesh": {}}
-        checkpoint.find_step(folder)
-    except ConfigError as error:
-        raise ConfigError("trained", error.problem, error.got, error.accepted) from None
-    schedule = {"model.window_schedule": ()}  # was for training
-    base = experiment_lib.from_config(config_lib.updated(held, schedule))
+    origin = find(config.trained, "trained")
+    if origin.is_run:
+        _check_has_checkpoint(origin.path)
+        held = provenance.read_config(origin.path) | {"mesh": {}}
+        held = config_lib.updated(held, {"model.window_schedule": ()})  # was for training
+    else:
+        held = origins.inherit(config_lib.to_dict(config.base), origin)
+    base = experiment_lib.from_config(held)
     scored = dataclasses.replace(base, eval=config.base.eval)
     found = dataclasses.replace(config, base=scored, seeds=(base.training.seed,))
     for cell in cells(found):
-        evaluation.check_fixed(base, cell.overrides)
-        evaluation.check_shapes(base, cell.experiment, cell.overrides)
+        check_fixed(base, cell.overrides)
+        check_shapes(base, cell.experiment, cell.overrides)
     return found
+
+
+def _check_has_checkpoint(folder: pathlib.Path) -> None:
+    try:
+        checkpoint.find_step(folder)
+    except ConfigError as error:
+        raise ConfigError("trained", error.problem, error.got, error.accepted) from None
 
 
 def _check_data(sweep: Sweep) -> None:

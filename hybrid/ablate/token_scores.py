@@ -110,11 +110,18 @@ def _buckets(
 def accuracy(scores: SeedScores) -> dict[str, Any] | None:
     """Share of right answers of all seeds together with Wilson's interval; None for text.
 
-    Pooling counts every answer alike. It cannot show that one seed learned the task and another
-    did not: look at the runs' own accuracies for that.
+    Pooling counts every answer alike; `accuracy_by_seed` shows whether one seed learned the task
+    and another did not.
     """
     answers = _answers(scores, lambda one: one.correct)
     return None if answers is None else _share(answers)
+
+
+def accuracy_by_seed(scores: SeedScores) -> list[dict[str, Any]]:
+    """The same of each seed alone; empty for text."""
+    if accuracy(scores) is None:
+        return []
+    return [{"seed": seed, **_share(scores[seed].correct)} for seed in sorted(scores)]
 
 
 def by_distance(scores: SeedScores) -> list[dict[str, Any]]:

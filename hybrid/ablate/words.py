@@ -246,6 +246,7 @@ def _differences_by_length(arm: Arm) -> dict[int, dict[str, Any]]:
 
 def _of_task(arm: Arm) -> Iterator[str]:
     yield _solved(arm)
+    yield from _disagreeing(arm)
     beyond = _beyond_reach(arm)
     if beyond:
         yield beyond
@@ -268,6 +269,15 @@ def _solved(arm: Arm) -> str:
         return f"No cell's interval lies above 90 %{over}; the best is {tell([best])}."
     above = f"Above 90 %{over}: {tell(solved)}"
     return f"{above}; not above it: {tell(rest)}." if rest else f"{above}, which is all of them."
+
+
+def _disagreeing(arm: Arm) -> Iterator[str]:
+    """Cells of which one seed learned the task and another did not: intervals that do not meet."""
+    for cell in arm.cells:
+        seeds = cell["accuracy_by_seed"]
+        if seeds and max(s["low"] for s in seeds) > min(s["high"] for s in seeds):
+            shares = listed([percent(each["mean"]) for each in seeds])
+            yield f"Seeds of {arm.label(cell)} disagree: {shares}."
 
 
 def _beyond_reach(arm: Arm) -> str | None:

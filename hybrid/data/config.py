@@ -59,6 +59,9 @@ class DataConfig:
         if self.is_task and self.eval_paths:
             problem = f"is set although data.source is {self.source}"
             raise ConfigError("eval_paths", problem, self.eval_paths, "leave it empty")
+        if self.is_task and self.bos != "auto":
+            problem = f"is set although data.source is {self.source}, which has no BOS"
+            raise ConfigError("bos", problem, self.bos, "auto")
         if self.source not in WITHOUT_PATHS and not self.paths:
             problem = f"is empty although data.source is {self.source}"
             raise ConfigError("paths", problem, accepted="files or globs, separated by commas")

@@ -1,37 +1,32 @@
-"""The command behind `eval.py`: which config counts, what is scored, where results go.
+"""The command behind `eval.py`: flags in, a score, its table and files out.
 
-Model, tokenizer, text and BOS policy are the run's own, from the workdir's `config.json`;
-`eval.*` comes from the page where one is given; overrides change either, the text included.
 Everything that can be wrong is refused before the model is read, and files appear whole or not
 at all. Signals stop it at once: there is nothing to save.
+Read first: `target.py`, which decides what is scored.
 """
 
 import json
+import math
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import flags
 
-from hybrid import cli, experiment, model
-from hybrid import config as config_lib
+from hybrid import cli
 from hybrid.config import ConfigError
 from hybrid.data import cache, pipeline
-from hybrid.data.config import WITHOUT_PATHS
 from hybrid.evaluation import held_out, report
 from hybrid.evaluation.result import Result
+from hybrid.evaluation.target import Target, of_pretrained, of_run
 from hybrid.experiment import Experiment
 from hybrid.files import write_whole
-from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts, placed, shardings
-from hybrid.training import checkpoint, provenance
+from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts
 
-TEXT_KEYS = ("data.source", "data.paths")
-FIXED_KEYS = ("model.pattern", "model.last_layer")
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -42,87 +37,36 @@ def _define(values: flags.FlagValues) -> None:
     text("config", "config page whose eval.* keys are used; default: the run's own")
     text("workdir", "folder of the run to evaluate")
     text("checkpoint", "latest, best (by eval/loss) or a step", "latest")
-    text("pretrained", "a Hugging Face folder in place of a workdir (not built yet)")
+    text("pretrained", "a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir")
     text("output", "write the result to this JSON file")
     text("per_token", "write the nats of every predicted token to this .npy file")
 
 
 def _run(arguments: cli.Arguments) -> None:
-    if arguments.flags.pretrained:
-        raise ConfigError("--pretrained", "is not built yet", arguments.flags.pretrained)
-    workdir, page = pathlib.Path(arguments.require("workdir")), arguments.flags.config
-    config, overrides = resolve(workdir, page, arguments.overrides)
-    step = checkpoint.find_step(workdir, arguments.flags.checkpoint)
+    target = _target(arguments)
     output, per_token = (_output(arguments, name) for name in ("output", "per_token"))
     if output is not None and output == per_token:
         raise ConfigError("--per_token", "is the file of --output too", str(per_token))
-
-    name = page or str(workdir / provenance.CONFIG)
-    # Text named on the command line is scored whole; the run's own has a held-out part.
-    split = "all" if any(key in overrides for key in TEXT_KEYS) else "eval"
-    result = score(config, workdir, step, split, Lines)
-    values = result.to_dict(step=step, config=name) | {"overrides": overrides}
+    result = score(target, Lines)
+    for warning in warnings(target, result):
+        print(f"warning: {warning}", file=sys.stderr)
+    step, name = target.step, target.name
     if per_token is not None:
         write_whole(per_token, lambda file: np.save(file, result.per_token))
     if output is not None:
-        text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-        write_whole(output, text)
+        values = result.to_dict(step=step, config=name) | {"overrides": target.overrides}
+        write_whole(output, json.dumps(values, indent=2, allow_nan=False) + "\n")
     print(report.table(result, step=step, config=name))
 
 
-# --- Which config counts ---------------------------------------------------------------------
-
-
-def resolve(
-    workdir: pathlib.Path, page: str | None, texts: dict[str, str]
-) -> tuple[Experiment, dict[str, Any]]:
-    """The config to evaluate under, and the overrides as values by dotted key.
-
-    Raises: ConfigError for a folder that is no workdir, a wrong page or override, and an
-      override that trained parameters don't fit.
-    """
-    # The devices are those that are here, however many the run had.
-    values = provenance.read_config(workdir) | {"mesh": {}}
-    trained = experiment.from_config(values)
-    if page is not None:
-        of_page = experiment.from_config(config_lib.load_page(page))
-        values = values | {"eval": config_lib.to_dict(of_page.eval)}
-    overrides = config_lib.parse_overrides(Experiment, texts)
-    check_fixed(trained, overrides)
-    if "model.window_size" in overrides:  # the schedule's windows are those of the training
-        values = config_lib.updated(values, {"model.window_schedule": ()})
-    if overrides.get("data.source") in WITHOUT_PATHS:  # the run's paths are of another source
-        values = config_lib.updated(values, {"data.paths": (), "data.eval_paths": ()})
-    config = experiment.from_config(config_lib.updated(values, overrides))
-    check_shapes(trained, config, overrides)
-    return config, overrides
-
-
-def check_fixed(trained: Experiment, overrides: Mapping[str, Any]) -> None:
-    """Raises: ConfigError for an override of what makes a layer the layer it was trained as."""
-    for name in FIXED_KEYS:
-        has = getattr(trained.model, name.removeprefix("model."))
-        if overrides.get(name, has) != has:
-            accepted = f"the run has {has}"
-            raise ConfigError(name, "can't change in a trained model", overrides[name], accepted)
-
-
-def check_shapes(trained: Experiment, config: Experiment, overrides: Mapping[str, Any]) -> None:
-    """Raises: ConfigError naming the override under which the parameters would not fit."""
-    if _shapes(trained) == _shapes(config):
-        return
-    problem = "changes the shapes of the trained parameters"
-    names = [name for name in overrides if name.startswith("model.")]
-    for name in names:
-        alone = config_lib.updated(config_lib.to_dict(trained), {name: overrides[name]})
-        if _shapes(experiment.from_config(alone)) != _shapes(trained):
-            has = getattr(trained.model, name.removeprefix("model."))
-            raise ConfigError(name, problem, overrides[name], f"the run has {has}")
-    raise ConfigError(names[0], problem, overrides[names[0]])
-
-
-def _shapes(config: Experiment) -> Any:
-    return jax.tree.map(lambda leaf: leaf.shape, model.abstract(config.model))
+def _target(arguments: cli.Arguments) -> Target:
+    page, folder = arguments.flags.config, arguments.flags.pretrained
+    if not folder:
+        workdir, which = arguments.require("workdir"), arguments.flags.checkpoint
+        return of_run(workdir, which, page, arguments.overrides)
+    if arguments.flags.workdir:
+        raise ConfigError("--pretrained", "stands in place of --workdir", folder, "one of them")
+    return of_pretrained(folder, page, arguments.overrides)
 
 
 def _output(arguments: cli.Arguments, name: str) -> pathlib.Path | None:
@@ -143,17 +87,12 @@ def _output(arguments: cli.Arguments, name: str) -> pathlib.Path | None:
 # --- Scoring ---------------------------------------------------------------------------------
 
 
-def score(
-    config: Experiment,
-    workdir: pathlib.Path,
-    step: int,
-    split: str = "eval",
-    lines: Callable[[str], cache.Progress] | None = None,
-) -> Result:
-    """Scores the checkpoint of `step` on the text or task of `config`, on all devices.
+def score(target: Target, lines: Callable[[str], cache.Progress] | None = None) -> Result:
+    """Scores the target on its text or task, on all devices.
 
     `lines(what)` makes what hears of (done, total) of each part; None: nobody does.
     """
+    config = target.experiment
     tokenizing, evaluating = (
         lines(what) if lines else None for what in ("tokenizing", "evaluating")
     )
@@ -162,7 +101,7 @@ def score(
         config.data,
         vocab_size=config.model.vocab_size,
         context_length=max(config.eval.lengths(config.training.context_length)),
-        split=split,
+        split=target.split,
         progress=tokenizing,
     )
     if lines:
@@ -171,7 +110,7 @@ def score(
     with jax.set_mesh(mesh):
         result = held_out.evaluate(
             config.model,
-            read_params(config, workdir, step, mesh),
+            target.read_params(mesh),
             scored,
             config.eval,
             context_length=config.training.context_length,
@@ -183,11 +122,22 @@ def score(
     return result
 
 
-def read_params(config: Experiment, workdir: pathlib.Path, step: int, mesh: jax.sharding.Mesh):
-    """The parameters of a checkpoint, each where the mesh has it."""
-    shapes = model.abstract(config.model)
-    places = shardings(mesh, model.logical_axes(config.model), shapes)
-    return checkpoint.restore_params(workdir, str(step), placed(shapes, places))[0]
+def warnings(target: Target, result: Result) -> list[str]:
+    """What makes a score of a pretrained model doubtful, a line each."""
+    if target.step is not None:
+        return []
+    from hybrid import pretrained
+
+    told = pretrained.raw_text_warning(target.origin.path)
+    first = float(np.mean(result.per_token[: result.context_length]))
+    chance = math.log(target.experiment.model.vocab_size)
+    if first > chance:
+        told = [
+            *told,
+            f"the first window's loss, {first:.2f}, is above chance ({chance:.2f}): "
+            "is this the tokenizer, and data.bos the policy, of the model?",
+        ]
+    return list(told)
 
 
 class Lines:
@@ -205,7 +155,10 @@ class Lines:
 
 COMMAND = cli.Command(
     name="python eval.py",
-    doc="Evaluates a trained run: loss, perplexity, bits a byte or accuracy in detail.",
+    doc="""
+    Evaluates a trained run or a Hugging Face folder: loss, perplexity, bits a byte or accuracy, in
+    detail.
+    """,
     define=_define,
     config_class=Experiment,
     run=_run,

@@ -5,13 +5,14 @@ from hybrid.evaluation.result import Bucket, Group, Result
 MOST_ROWS = 12
 
 
-def table(result: Result, *, step: int, config: str) -> str:
+def table(result: Result, *, step: int | None, config: str) -> str:
     """The result as lines of text: the totals, then by context length, then in detail:
     by position and by distance of repeats (text), by distance and number of pairs (tasks).
 
     `step` and `config` say which model was scored.
     """
-    parts = [f"{'model':<15} step {step}, {config}\n" + _totals(result)]
+    at = "" if step is None else f"step {step}, "
+    parts = [f"{'model':<15} {at}{config}\n" + _totals(result)]
     if result.by_context:
         parts.append(_by_context(result))
     if result.accuracy is None:

@@ -3,13 +3,15 @@
     q = rope(rms(x·Wq, q_norm))      k = rope(rms(x·Wk, k_norm))      v = rms(x·Wv)
     y = softmax(q·kᵀ over the band)·v · Wo
 
-The scores have scale 1: the query norm's weight carries it. A local layer sees the last
-`window_size` tokens; a global one sees all earlier ones, turns only a fraction of its rotary
-pairs, and may share one projection between keys and values (`kv.py`).
+The scores have scale 1 unless `attention_scale` says otherwise: the query norm's weight carries
+it. A local layer sees the last `window_size` tokens; a global one sees all earlier ones, turns
+only a fraction of its rotary pairs, and may share one projection between keys and values
+(`kv.py`). A layer that reuses keys and values takes its donor's, normed and rotated as they are.
 Source: Gemma 4 (2607.02770), sec. 2; QK-norm of 2302.05442.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from hybrid import axes
@@ -17,12 +19,14 @@ from hybrid.axes import Hidden
 from hybrid.mixers.kv import KV, Separate, Unified
 from hybrid.mixers.placement import Placement
 from hybrid.model_config import ModelConfig
-from hybrid.modules import Linear, RMSNorm
+from hybrid.modules import Linear, RMSNorm, param_dtype
 from hybrid.ops import rope
 from hybrid.ops.attention import Request, attend
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
 from hybrid.pattern import LayerSpec
+
+_KV_NAMES = (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM)
 
 
 class Attention(nnx.Module):
@@ -31,17 +35,17 @@ class Attention(nnx.Module):
     def __init__(self, spec: LayerSpec, config: ModelConfig, *, rngs: nnx.Rngs):
         self.spec, self.config = spec, config
         width, heads, head_dim = config.d_model, spec.num_heads, spec.head_dim
-        kv_shape = (width, spec.num_kv_heads, head_dim)
-        kv_names = (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM)
         self.q_proj = Linear(
             (width, heads, head_dim),
             (axes.EMBED, axes.HEADS, axes.HEAD_DIM),
             config=config,
             rngs=rngs,
         )
-        self.k_proj = Linear(kv_shape, kv_names, config=config, rngs=rngs)
-        if not spec.unified_kv:
-            self.v_proj = Linear(kv_shape, kv_names, config=config, rngs=rngs)
+        if spec.owns_kv:
+            shape, names = (width, spec.num_kv_heads, head_dim), _KV_NAMES
+            self.k_proj = Linear(shape, names, config=config, rngs=rngs)
+            if not spec.unified_kv:
+                self.v_proj = Linear(shape, names, config=config, rngs=rngs)
         self.o_proj = Linear(
             (heads, head_dim, width),
             (axes.HEADS, axes.HEAD_DIM, axes.EMBED),
@@ -49,32 +53,46 @@ class Attention(nnx.Module):
             rngs=rngs,
             num_axes=2,
         )
-        # With scores of scale 1, unit queries and keys would start at a variance of head_dim.
-        start = head_dim**-0.5 if config.init == "scaled" else 1.0
-        self.q_norm = RMSNorm(head_dim, axes.HEAD_DIM, config=config, start=start)
-        self.k_norm = RMSNorm(head_dim, axes.HEAD_DIM, config=config)
+        if config.qk_norm:
+            # Unit queries and keys would give scores of variance head_dim · scale².
+            scaled = head_dim**-0.5 / config.attention_scale
+            start = scaled if config.init == "scaled" else 1.0
+            self.q_norm = RMSNorm(head_dim, axes.HEAD_DIM, config=config, start=start)
+            if spec.owns_kv:
+                self.k_norm = RMSNorm(head_dim, axes.HEAD_DIM, config=config)
+        if config.attention_sinks:
+            self.sinks = nnx.Param(jnp.zeros((heads,), param_dtype(config)), axes=(axes.HEADS,))
 
-    def __call__(self, x: Hidden, placement: Placement) -> Hidden:
-        turn = placement.rotation(self.spec)
-        q = rope.apply(self.q_norm(self.q_proj(x)), turn)
-        k, v = self.project_kv(x, turn).keys_values(turn)
+    def __call__(
+        self, x: Hidden, placement: Placement, donated: KV | None = None
+    ) -> tuple[Hidden, KV]:
+        """The layer's result and the keys and values it read: `donated`, or its own."""
+        config, turn = self.config, placement.rotation(self.spec)
+        q = self.q_proj(x)
+        q = rope.apply(self.q_norm(q) if config.qk_norm else q, turn)
+        kv = self.project_kv(x, turn) if self.spec.owns_kv else donated
+        assert kv is not None, "a layer that owns no keys and values needs its donor's"
         out = attend(
             q,
-            k,
-            v,
+            *kv.keys_values(turn),
             Band.of_row(self.spec.window_size, placement.segment_ids),
-            softcap=self.config.attention_softcap or None,
-            implementation=self.config.attention,
+            scale=config.attention_scale,
+            softcap=config.attention_softcap or None,
+            sinks=self.sinks[...] if config.attention_sinks else None,
+            implementation=config.attention,
         )
-        return self.o_proj(out)
+        return self.o_proj(out), kv
 
     def project_kv(self, x: Hidden, turn: rope.Rotation) -> KV:
         """The keys and values of x [b, t, d], whose positions have the angles `turn`."""
-        raw = self.k_proj(x)
+        raw, norm = self.k_proj(x), {"eps": self.config.norm_eps}
         if self.spec.unified_kv:
-            return Unified(rms_norm(raw, None, eps=self.config.norm_eps), self.k_norm.scale[...])
-        value = rms_norm(self.v_proj(x), None, eps=self.config.norm_eps)
-        return Separate(rope.apply(self.k_norm(raw), turn), value)
+            scale = self.k_norm.offset + self.k_norm.scale[...]
+            return Unified(rms_norm(raw, None, **norm), scale)
+        key = self.k_norm(raw) if self.config.qk_norm else raw
+        value = self.v_proj(x)
+        value = rms_norm(value, None, **norm) if self.config.v_norm else value
+        return Separate(rope.apply(key, turn), value)
 
 
 def request(spec: LayerSpec, config: ModelConfig, length: int) -> Request:
@@ -91,4 +109,5 @@ def request(spec: LayerSpec, config: ModelConfig, length: int) -> Request:
         window_size=spec.window_size,
         has_segments=True,
         softcap=config.attention_softcap or None,
+        has_sinks=config.attention_sinks,
     )

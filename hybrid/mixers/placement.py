@@ -36,6 +36,7 @@ class Placement:
                 spec.head_dim,
                 theta=spec.rope.theta,
                 fraction=spec.rope.fraction,
+                factor=spec.rope.factor,
                 dtype=wide,
             )
             for key, spec in specs.items()
@@ -48,4 +49,4 @@ class Placement:
 
 
 def _key(spec: LayerSpec) -> str:
-    return f"{spec.rope.theta}/{spec.rope.fraction}/{spec.head_dim}"
+    return f"{spec.rope}/{spec.head_dim}"

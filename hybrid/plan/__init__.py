@@ -83,7 +83,7 @@ def report(experiment: Any, context: int | None = None, batch: int = 1) -> PlanR
         context=context,
         batch=batch,
         num_params=params,
-        num_active_params=params,
+        num_active_params=cost.num_active_params(config),
         flops_per_token=cost.forward_flops_per_token(config, context),
         kv_cache_bytes=caches,
         kv_cache_bytes_all_global=all_global,

@@ -5,7 +5,8 @@ everything else (norms, softmax, rotations, the embedding lookup) counts as noth
 where the work is on accelerators. Tests hold the counts against the compiled program
 (`hlo.py`) and against the built parameters.
 
-Symbols: d = d_model, f = ffn_dim, v = vocab_size, n, k, h the heads of a layer, T the context.
+Symbols: d = d_model, f = ffn_dim, v = vocab_size, e experts, p = layer_embedding_dim, n, k, h the
+heads of a layer, T the context.
 """
 
 import math
@@ -30,8 +31,17 @@ def num_params(config: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.abstract(config)))
 
 
+def num_active_params(config: ModelConfig) -> int:
+    """Parameters without the experts that a token is not sent to."""
+    idle = 0
+    for spec in _layers(config):
+        if spec.experts:
+            idle += (spec.experts.num - spec.experts.active) * 3 * config.d_model * spec.experts.dim
+    return num_params(config) - idle
+
+
 def num_params_by_part(config: ModelConfig) -> dict[str, int]:
-    """Parameters of the embedding, the attention of each kind, the feed-forwards and the norms."""
+    """Parameters of embeddings, attention by kind, feed-forwards, experts, norms and scalars."""
     parts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract(config)):
         part = _part(model.layer_plan(config), tuple(entry.key for entry in path))
@@ -42,6 +52,10 @@ def num_params_by_part(config: ModelConfig) -> dict[str, int]:
 def _part(plan: LayerPlan, path: tuple) -> str:
     if path[0] == "embedder":
         return "embedding"
+    if "layer_embedding" in path and path[-1] in ("embedding", "kernel"):
+        return "layer embeddings"
+    if "experts" in path and path[-1] != "scale":
+        return "experts"
     if path[0] == "segments" and "kernel" in path:
         spec = plan.segments[path[1]].specs[path[2]]
         return f"{spec.kind} attention" if path[3] == "mixer" else "feed-forward"
@@ -62,9 +76,10 @@ def forward_flops_per_token(config: ModelConfig, context: int) -> float:
 
 
 def layer_flops_per_token(config: ModelConfig, spec: LayerSpec, context: int) -> float:
-    """The same of one layer: projections, scores and weighted values, feed-forward."""
+    """The same of one layer: all of its products."""
     mixer = projection_flops_per_token(config, spec) + attention_flops_per_token(spec, context)
-    return mixer + feed_forward_flops_per_token(config, spec)
+    branches = expert_flops_per_token(config, spec) + layer_embedding_flops_per_token(config)
+    return mixer + feed_forward_flops_per_token(config, spec) + branches
 
 
 def projection_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
@@ -76,6 +91,18 @@ def projection_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
 def feed_forward_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
     """2·3·d·f: gate, up and down."""
     return 6 * config.d_model * spec.ffn_dim
+
+
+def expert_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
+    """2·d·e for the router's logits, 2·3·d·dim for each expert that a token is sent to."""
+    if spec.experts is None:
+        return 0
+    return 2 * config.d_model * (spec.experts.num + 3 * spec.experts.active * spec.experts.dim)
+
+
+def layer_embedding_flops_per_token(config: ModelConfig) -> int:
+    """2·3·d·p of one layer: context, gate and output."""
+    return 6 * config.d_model * config.layer_embedding_dim
 
 
 def attention_flops_per_token(spec: LayerSpec, context: int) -> float:

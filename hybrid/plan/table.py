@@ -10,6 +10,7 @@ import jax
 
 from hybrid import model
 from hybrid.mixers.attention import request
+from hybrid.model_config import ModelConfig
 from hybrid.ops.attention import Request, choose, explain
 from hybrid.pattern import LayerPlan, LayerSpec, Segment
 from hybrid.plan import PlanReport, cost
@@ -21,7 +22,7 @@ def render(report: PlanReport, experiment: Any, title: str) -> str:
     sections = [
         (f"{title} · {pattern_line(plan)} · context {report.context:,}, batch {report.batch}", []),
         ("layers", [line for segment in plan.segments for line in _segment_lines(segment)]),
-        (f"parameters  {report.num_params:,}", _shares(report.params_by_part)),
+        (f"parameters  {report.num_params:,}{_active(report)}", _shares(report.params_by_part)),
         (f"FLOPs a token, forward  {report.flops_per_token:,.0f}", _flops(report, experiment)),
         (f"KV cache ({report.cache_dtype})  {_bytes(report.kv_cache_bytes['total'])}", _kv(report)),
         (f"attention on {jax.default_backend()}", list(_attention_lines(report, experiment))),
@@ -31,10 +32,15 @@ def render(report: PlanReport, experiment: Any, title: str) -> str:
     )
 
 
+def _active(report: PlanReport) -> str:
+    some = report.num_active_params != report.num_params
+    return f", {report.num_active_params:,} active" if some else ""
+
+
 def pattern_line(plan: LayerPlan) -> str:
     """The segments in a line.
 
-    >>>     >>> from hybrid.pattern import plan_layers
+    >>> from hybrid.pattern import plan_layers
     >>> pattern_line(plan_layers(ModelConfig(num_layers=14, last_layer="force_global")))
     'LLLLLG × 2 + LG × 1'
     """
@@ -55,8 +61,10 @@ def _describe(spec: LayerSpec) -> str:
     source = kept if spec.owns_kv else f"K and V of layer {spec.donor}"
     turns = f"rope {spec.rope.theta:,.0f}"
     turns += "" if spec.rope.fraction == 1 else f" on {spec.rope.fraction:.0%} of the pairs"
+    turns += "" if spec.rope.factor == 1 else f", frequencies / {spec.rope.factor:g}"
+    experts = f", {spec.experts.active} of {spec.experts.num} experts" if spec.experts else ""
     heads = f"{spec.num_heads} heads over {spec.num_kv_heads} of keys, head_dim {spec.head_dim}"
-    return f"{spec.kind:<6}  {sees}, {heads}, {source}, {turns}"
+    return f"{spec.kind:<6}  {sees}, {heads}, {source}, {turns}{experts}"
 
 
 def _shares(parts: Any) -> list[str]:
@@ -72,12 +80,22 @@ def _flops(report: PlanReport, experiment: Any) -> list[str]:
         "feed-forward": 0,
     }
     for spec in specs:
+        for name, flops in _branches(config, spec):
+            parts[name] = parts.get(name, 0) + flops
         parts["projections"] += cost.projection_flops_per_token(config, spec)
         parts["feed-forward"] += cost.feed_forward_flops_per_token(config, spec)
         name = f"{spec.kind} attention"
         attention = cost.attention_flops_per_token(spec, report.context)
         parts[name] = parts.get(name, 0) + attention
     return _shares({name: round(flops) for name, flops in parts.items()})
+
+
+def _branches(config: ModelConfig, spec: LayerSpec) -> Iterator[tuple[str, int]]:
+    """Products of the parts that only some models have."""
+    if spec.experts:
+        yield "experts", cost.expert_flops_per_token(config, spec)
+    if config.layer_embedding_dim:
+        yield "layer embeddings", cost.layer_embedding_flops_per_token(config)
 
 
 def _kv(report: PlanReport) -> list[str]:

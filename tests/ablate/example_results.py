@@ -80,6 +80,10 @@ def mqar() -> dict[str, Any]:
             for pairs, share in shares.items()
         ]
         cell["accuracy"] = _wilson(sum(shares.values()) / 3, 3000 * len(seeds))
+        alone = {seed: cell["accuracy"]["mean"] + 0.2 * fall * (seed - 1) for seed in seeds}
+        cell["accuracy_by_seed"] = [
+            {"seed": seed, **_wilson(share, 3000)} for seed, share in alone.items()
+        ]
         cells.append(cell)
     arms = [_arm("", "mqar", cells, "1:1", seeds)]
     return _results("ablate_mqar", arms, [], {"model.pattern": "LG"}, seeds)
@@ -159,6 +163,7 @@ def _cell(name: str, overrides: dict, letters: str, window_size: int, seeds) -> 
         "by_position": [],
         "repeats": [],
         "accuracy": None,
+        "accuracy_by_seed": [],
         "by_distance": [],
         "by_num_pairs": [],
         "num_params": 310_000,
@@ -211,6 +216,8 @@ def _add_needles(cell: dict, seeds) -> None:
     cell["by_distance"] = [{"distance": d, **_wilson(s, num)} for d, s in shares.items()]
     mean = sum(shares.values()) / len(shares)
     cell["accuracy"] = _wilson(mean, num * len(shares))
+    each = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+    cell["accuracy_by_seed"] = [{"seed": seed, **each} for seed in seeds]
     cell["loss"] = _seeds_interval(cell, 2.8 * (1 - mean) + 0.02, seeds)
 
 

@@ -187,7 +187,8 @@ def scored(cell, other):
     runs = {seed: raw for seed, raw in cell.runs.items() if raw.scores}
     others = {seed: raw for seed, raw in other.runs.items() if raw.scores} if other else {}
     names = ("difference_documents", "accuracy")
-    lists = ("by_context", "by_position", "repeats", "by_distance", "by_num_pairs")
+    lists = ("by_context", "by_position", "repeats", "accuracy_by_seed", "by_distance")
+    lists += ("by_num_pairs",)
     found = dict.fromkeys(names) | {name: [] for name in lists}
     if not runs:
         return found
@@ -206,6 +207,9 @@ def scored(cell, other):
         found["repeats"] = [entry for entry in found["repeats"] if entry["end"] > 1]
     else:
         found["accuracy"] = answers(runs, first)
+        found["accuracy_by_seed"] = [
+            {"seed": seed, **answers({seed: runs[seed]}, first)} for seed in sorted(runs)
+        ]
         found["by_distance"] = answers_by(runs, first, "distance")
         found["by_num_pairs"] = answers_by(runs, first, "num_pairs")
     return found

@@ -313,3 +313,16 @@ def test_labels_can_be_read_on_white():
 )
 def test_numbers_are_written_as_people_do(written, expected):
     assert written == expected
+
+
+def test_figures_of_earlier_results_go_and_nothing_else(tmp_path):
+    there = tmp_path / "figures"
+    there.mkdir()
+    for name in ("old_arm_loss_by_axis.svg", "old_arm_loss_by_axis.png", "mine.svg", "notes.txt"):
+        (there / name).write_text("")
+    drawn = figures.write(example_results.window(), tmp_path)
+    kept = {path.name for path in there.iterdir()}
+    assert kept == {f"{each.name}.{kind}" for each in drawn for kind in ("svg", "png")} | {
+        "mine.svg",
+        "notes.txt",
+    }

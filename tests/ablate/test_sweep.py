@@ -8,11 +8,14 @@ import pytest
 import small_run
 from training.tiny_run import experiment_of
 
+from hybrid import api
 from hybrid import config as config_lib
 from hybrid.ablate.__main__ import main
 from hybrid.ablate.sweep import EVALUATION
 from hybrid.data import pipeline
+from hybrid.evaluation.command import score
 from hybrid.evaluation.scores import load_scores
+from hybrid.evaluation.target import of_pretrained
 from hybrid.training import loop, signals
 
 PAGE = """
@@ -192,6 +195,27 @@ def test_a_trained_run_is_evaluated_under_other_windows(whole, folder, page):
     assert same["metrics"]["eval/loss"] == own["eval/loss"]
     assert narrow["metrics"]["eval/loss"] > own["eval/loss"]
     assert not list((folder / "trained").rglob("checkpoints"))
+
+
+def test_a_pretrained_folder_is_evaluated_under_other_windows(whole, folder, page):
+    run = whole / "runs" / "window_size=32" / "seed=1"
+    api.save_pretrained(api.load(run), folder / "exported")
+    narrow = {"axes": [["model.window_size", [1, 32]]], "baseline": None}
+    words = page("pretrained_page", trained=str(folder / "exported"), **narrow)
+    assert main([words, f"--workdir={folder / 'pretrained'}"]) == 0
+    cells = results(folder / "pretrained")["cells"]
+    target = of_pretrained(str(folder / "exported"), None, _text_of(run))
+    assert [cell["num_steps"] for cell in cells] == [None, None]
+    assert cells[1]["metrics"]["eval/loss"] == pytest.approx(score(target).loss, abs=1e-6)
+    assert cells[0]["metrics"]["eval/loss"] > cells[1]["metrics"]["eval/loss"]
+
+
+def _text_of(run):
+    """The overrides under which a Hugging Face folder is scored on a run's text."""
+    config = json.loads((run / "config.json").read_text())
+    keys = {"data.source": "text", "data.paths": ",".join(config["data"]["paths"])}
+    length = str(config["training"]["context_length"])
+    return keys | {"eval.context_length": length, "eval.max_tokens": "200"}
 
 
 REFUSALS = [

@@ -102,6 +102,11 @@ def test_chance_is_claimed_only_by_its_interval_and_only_where_it_is_known():
 
 
 def test_words_of_mqar_look_at_the_most_pairs():
-    solved, pairs = sentences("mqar")
+    solved, _, pairs = sentences("mqar")
     assert solved.startswith("Above 90 %: 3:1 (")
     assert pairs.startswith("At the most pairs, 16: all-local (39.5 %")
+
+
+def test_words_say_where_seeds_of_a_cell_disagree():
+    assert "Seeds of all-local disagree: 55.5 %, 59.5 % and 63.5 %." in sentences("mqar")
+    assert not any("disagree" in sentence for sentence in sentences("window", "needle"))

@@ -54,6 +54,7 @@ def cases(draw):
         documents=draw(st.sampled_from([0, 1, 5])),
         softcap=draw(st.sampled_from([None, 4.0])),
         scale=draw(st.sampled_from([1.0, 0.3])),
+        sinks=draw(st.booleans()),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hybrid import model, stack
+from hybrid.blocks.block import LayerInputs
 from hybrid.data.batch import Batch
 from hybrid.mixers.placement import Placement
 from hybrid.model_config import ModelConfig
@@ -54,7 +55,7 @@ def layer_cost(attention: str, time: int) -> tuple[int, int]:
 
     def loss(params, x, positions, segments):
         placement = Placement.of(plan, positions, segments, x.dtype)
-        return jnp.sum(jnp.square(stack.apply(plan, config, params, x, placement)))
+        return jnp.sum(jnp.square(stack.apply(plan, config, params, x, LayerInputs(placement)).x))
 
     x = jax.ShapeDtypeStruct((1, time, config.d_model), jnp.float32)
     params = model.abstract(config)["segments"]

@@ -54,6 +54,7 @@ def attend(
     *,
     scale: float = 1.0,
     softcap: float | None = None,
+    sinks: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """Softmax attention over the keys that `band` lets each query see.
@@ -63,13 +64,17 @@ def attend(
       band: who sees whom.
       scale: multiplies the scores, before `softcap`.
       softcap: scores become softcap·tanh(scores/softcap).
+      sinks: [n], a logit that joins the denominator of each head's softmax and has no value;
+        neither scaled nor capped. Source: gpt-oss (2508.10925), sec. 2.2.
       implementation: "auto" or a name of `IMPLEMENTATIONS`.
     Returns: [b, t, n, h] in q's dtype; a query that sees no key gives zeros.
     Raises: ValueError where shapes disagree; Unsupported where the named implementation refuses.
     """
     _check_shapes(q, k, v, band)
-    name = choose(Request.of(q, k, band, softcap), implementation)
-    return _MODULES[name].attend(q, k, v, band, scale=scale, softcap=softcap)
+    if sinks is not None and sinks.shape != q.shape[2:3]:
+        raise ValueError(f"sinks: shape is {sinks.shape}, q has {q.shape[2]} heads (sinks is [n])")
+    name = choose(Request.of(q, k, band, softcap, sinks), implementation)
+    return _MODULES[name].attend(q, k, v, band, scale=scale, softcap=softcap, sinks=sinks)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ Cost and memory are O(t·(w + c)); the gradient is autodiff's. `chunked.py` does
 block at a time, with less memory.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -35,6 +36,7 @@ def attend(
     *,
     scale: float = 1.0,
     softcap: float | None = None,
+    sinks: jax.Array | None = None,
     block_size: int | None = None,
 ) -> Query:
     """Causal attention over the last `band.window_size` tokens, the query's own included.
@@ -66,7 +68,8 @@ def attend(
         q_segments=None if segments is None else own(segments),
         kv_segments=None if segments is None else reached(band.kv_segments),
     )
-    out = reference.attend(own(q), reached(k), reached(v), blocks, scale=scale, softcap=softcap)
+    keys_values = reached(k), reached(v)
+    out = reference.attend(own(q), *keys_values, blocks, scale=scale, softcap=softcap, sinks=sinks)
     return rearrange(out, "(b i) c n h -> b (i c) n h", b=batch)[:, :length]
 
 

@@ -24,6 +24,12 @@ Scores are key-major, [keys, queries]: the reductions of (2), (3) then run over 
 the minor one vectorises, and no product of (3), (7) has to transpose a tile of scores (o and dq are
 transposed instead, once, at the end). The g query heads of one KV head are rows of one matrix.
 
+A sink is a key of score sink and value 0 that every query has seen before the first tile: the state
+begins at m = sink, l = 1 instead of m = −∞, l = 0, and (2) to (7) stay as they are. Its gradient,
+since dp = 0 for it, is by (6)
+
+    (8)  dsink = −Σ_queries exp(sink − lse)·δ
+
 A query that sees no key has m = −∞ (here the lowest finite number): its out is zero, and lse is
 set to the highest, so that (5) gives zero.
 """
@@ -84,6 +90,7 @@ def attend(
     *,
     scale: float = 1.0,
     softcap: float | None = None,
+    sinks: jax.Array | None = None,
     blocks: Blocks | None = None,
 ) -> Query:
     """Attention in tiles; arguments and result as `hybrid.ops.attention.attend`."""
@@ -94,12 +101,12 @@ def attend(
         blocks = default_blocks(band.window_size, q.shape[1], k.shape[1], backend)
     # Only arrays go in as arguments: differentiation fills their places with what is no Band.
     arrays, structure = jax.tree.flatten(band)
-    return _attend(q, k, v, arrays, structure, scale, softcap, blocks)
+    return _attend(q, k, v, sinks, arrays, structure, scale, softcap, blocks)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _attend(q, k, v, arrays, structure, scale, softcap, blocks):
-    return _forward(q, k, v, arrays, structure, scale, softcap, blocks)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def _attend(q, k, v, sinks, arrays, structure, scale, softcap, blocks):
+    return _forward(q, k, v, sinks, arrays, structure, scale, softcap, blocks)[0]
 
 
 # ---------------------------------------------------------------------------- tiles
@@ -153,7 +160,7 @@ def _tiles(band, num_blocks, key_length, queries, keys):
 # ---------------------------------------------------------------------------- forward
 
 
-def _forward(q, k, v, arrays, structure, scale, softcap, blocks):
+def _forward(q, k, v, sinks, arrays, structure, scale, softcap, blocks):
     band = jax.tree.unflatten(structure, arrays)
     layout = _Layout.of(band, q.shape[1], k.shape[1], *blocks.forward)
     num_kv_heads = k.shape[2]
@@ -177,9 +184,10 @@ def _forward(q, k, v, arrays, structure, scale, softcap, blocks):
         return jax.tree.map(lambda array, part: _put(array, block, part), state, new), None
 
     *outer, count, head_dim = rows.shape
+    first = lowest if sinks is None else _sink_rows(sinks.astype(wide), layout, num_kv_heads)
     state = (
-        jnp.full((*outer, 1, count), lowest, wide),
-        jnp.zeros((*outer, 1, count), wide),
+        jnp.broadcast_to(jnp.asarray(first, wide), (*outer, 1, count)),
+        jnp.full((*outer, 1, count), 0 if sinks is None else 1, wide),
         jnp.zeros((*outer, head_dim, count), wide),
     )
     peak, total, out = _walk(step, state, layout)
@@ -189,19 +197,23 @@ def _forward(q, k, v, arrays, structure, scale, softcap, blocks):
     lse = rearrange(lse, "i b k 1 (c g) -> b (i c) (k g)", c=layout.queries)[:, : q.shape[1]]
     out = rearrange(out, "i b k h (c g) -> b (i c) (k g) h", c=layout.queries)[:, : q.shape[1]]
     out = out.astype(q.dtype)
-    return out, (q, k, v, arrays, out, lse)
+    return out, (q, k, v, sinks, arrays, out, lse)
 
 
 # ---------------------------------------------------------------------------- backward
 
 
 def _backward(structure, scale, softcap, blocks, kept, dout):
-    q, k, v, arrays, out, lse = kept
+    q, k, v, sinks, arrays, out, lse = kept
     band = jax.tree.unflatten(structure, arrays)
     layout = _Layout.of(band, q.shape[1], k.shape[1], *blocks.backward)
     num_kv_heads = k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
     delta = _row_sums(dout.astype(wide) * out.astype(wide))
+    dsinks = None
+    if sinks is not None:
+        share = jnp.exp(sinks.astype(wide)[None, None] - lse)
+        dsinks = -jnp.sum(share * delta[..., 0], axis=(0, 1)).astype(sinks.dtype)  # (8)
     rows, douts = (_query_rows(array, layout, num_kv_heads) for array in (q, dout))
     lse = jnp.swapaxes(_query_rows(lse[..., None], layout, num_kv_heads), -1, -2)
     delta = jnp.swapaxes(_query_rows(delta, layout, num_kv_heads), -1, -2)
@@ -239,7 +251,7 @@ def _backward(structure, scale, softcap, blocks, kept, dout):
         rearrange(array[:, :, layout.left :][:, :, : k.shape[1]], "b k s h -> b s k h")
         for array in (dk, dv)
     )
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), dsinks, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -261,6 +273,12 @@ def _query_rows(array, layout, num_kv_heads):
     pad = layout.num_blocks * layout.queries - array.shape[1]
     array = jnp.pad(array, ((0, 0), (0, pad), (0, 0), (0, 0)))
     return rearrange(array, "b (i c) (k g) h -> i b k (c g) h", c=layout.queries, k=num_kv_heads)
+
+
+def _sink_rows(sinks, layout, num_kv_heads):
+    """[n] as [1, 1, k, 1, rows], in the order of `_query_rows`."""
+    heads = rearrange(sinks, "(k g) -> 1 1 k 1 g", k=num_kv_heads)
+    return jnp.tile(heads, (1, 1, 1, 1, layout.queries))
 
 
 def _key_rows(array, layout):

@@ -40,9 +40,17 @@ class Request:
     is_self: bool = True
     has_segments: bool = False
     softcap: float | None = None
+    has_sinks: bool = False
 
     @classmethod
-    def of(cls, q: jax.Array, k: jax.Array, band: Band, softcap: float | None) -> "Request":
+    def of(
+        cls,
+        q: jax.Array,
+        k: jax.Array,
+        band: Band,
+        softcap: float | None,
+        sinks: jax.Array | None = None,
+    ) -> "Request":
         """The request that a call of `attend` makes on the default backend."""
         return cls(
             kind="global" if band.window_size is None else "local",
@@ -57,4 +65,5 @@ class Request:
             is_self=band.is_self,
             has_segments=band.q_segments is not None,
             softcap=softcap,
+            has_sinks=sinks is not None,
         )

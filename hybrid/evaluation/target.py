@@ -1,0 +1,128 @@
+"""What `eval.py` scores: a run or a Hugging Face folder, and which of all configs count.
+
+Of a run, model, tokenizer, text and BOS policy are its own; a page gives `eval.*`. Of a Hugging
+Face folder, model, tokenizer and BOS policy are the folder's and the page gives the rest.
+Overrides change either, the text included, as far as the parameters still fit.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from hybrid import config as config_lib
+from hybrid import experiment, initial, model, origin
+from hybrid.config import ConfigError
+from hybrid.data.config import WITHOUT_PATHS
+from hybrid.experiment import Experiment
+from hybrid.origin import Origin
+from hybrid.training import checkpoint, provenance
+
+TEXT_KEYS = ("data.source", "data.paths")
+FIXED_KEYS = ("model.pattern", "model.last_layer")
+Values = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A model to score and the config to score it under.
+
+    Attributes:
+      experiment: the config that counts.
+      origin: the folder of the parameters.
+      step: of a run's checkpoint; None for a Hugging Face folder.
+      name: the config's, for the result.
+      split: `eval`, what the run held out, or `all` of the text.
+      overrides: as values, by dotted key.
+    """
+
+    experiment: Experiment
+    origin: Origin
+    step: int | None
+    name: str
+    split: str = "eval"
+    overrides: Values = dataclasses.field(default_factory=dict)
+
+    def read_params(self, mesh: jax.sharding.Mesh) -> model.Params:
+        """The parameters, each where the mesh has it; a folder's in the compute dtype."""
+        config = self.experiment.model
+        if self.step is None:
+            return initial.read_params(self.origin, config, mesh, dtype=config.dtype)
+        return initial.read_params(self.origin, config, mesh, which=str(self.step))
+
+
+def of_run(workdir: str, which: str, page: str | None, texts: Mapping[str, str]) -> Target:
+    """The run in `workdir`, at checkpoint `which`.
+
+    Raises: ConfigError for a folder that is no workdir, a checkpoint that isn't there, a wrong
+      page or override, and an override that trained parameters don't fit.
+    """
+    folder = pathlib.Path(workdir)
+    # The devices are those that are here, however many the run had.
+    values = provenance.read_config(folder) | {"mesh": {}}
+    if page is not None:
+        of_page = experiment.from_config(config_lib.load_page(page))
+        values |= {"eval": config_lib.to_dict(of_page.eval)}
+    overrides = config_lib.parse_overrides(Experiment, texts)
+    # Text named on the command line is scored whole; the run's own has a held-out part.
+    split = "all" if any(key in overrides for key in TEXT_KEYS) else "eval"
+    config = changed(values, overrides)
+    step, name = checkpoint.find_step(folder, which), page or str(folder / provenance.CONFIG)
+    return Target(config, origin.find(folder, "--workdir"), step, name, split, overrides)
+
+
+def of_pretrained(folder: str, page: str | None, texts: Mapping[str, str]) -> Target:
+    """The Hugging Face folder `folder`, scored on all of the text.
+
+    Raises: ConfigError as `of_run`.
+    """
+    found = origin.find(folder, "--pretrained")
+    if found.is_run:
+        raise ConfigError("--pretrained", "is a run's workdir", folder, "--workdir reads it")
+    of_page = config_lib.load_page(page) if page else {}
+    overrides = config_lib.parse_overrides(Experiment, texts)
+    own = {key: value for key, value in of_page.items() if key not in ("init_from", "mesh")}
+    values = origin.inherit(own | {"inherit_model": False}, found)
+    return Target(changed(values, overrides), found, None, page or folder, "all", overrides)
+
+
+def changed(values: Values, overrides: Values) -> Experiment:
+    """The experiment of `values` with `overrides`.  Raises: ConfigError where they don't fit."""
+    trained = experiment.from_config(values)
+    check_fixed(trained, overrides)
+    if "model.window_size" in overrides:  # the schedule's windows are those of the training
+        values = config_lib.updated(values, {"model.window_schedule": ()})
+    if overrides.get("data.source") in WITHOUT_PATHS:  # the run's paths are of another source
+        values = config_lib.updated(values, {"data.paths": (), "data.eval_paths": ()})
+    config = experiment.from_config(config_lib.updated(values, overrides))
+    check_shapes(trained, config, overrides)
+    return config
+
+
+def check_fixed(trained: Experiment, overrides: Values) -> None:
+    """Raises: ConfigError for an override of what makes a layer the layer it was trained as."""
+    for name in FIXED_KEYS:
+        has = getattr(trained.model, name.removeprefix("model."))
+        if overrides.get(name, has) != has:
+            accepted = f"the model has {has}"
+            raise ConfigError(name, "can't change in a trained model", overrides[name], accepted)
+
+
+def check_shapes(trained: Experiment, config: Experiment, overrides: Values) -> None:
+    """Raises: ConfigError naming the override under which the parameters would not fit."""
+    if _shapes(trained) == _shapes(config):
+        return
+    problem = "changes the shapes of the trained parameters"
+    names = [name for name in overrides if name.startswith("model.")]
+    for name in names:
+        alone = config_lib.updated(config_lib.to_dict(trained), {name: overrides[name]})
+        if _shapes(experiment.from_config(alone)) != _shapes(trained):
+            has = getattr(trained.model, name.removeprefix("model."))
+            raise ConfigError(name, problem, overrides[name], f"the model has {has}")
+    raise ConfigError(names[0], problem, overrides[names[0]])
+
+
+def _shapes(config: Experiment) -> Any:
+    return jax.tree.map(lambda leaf: leaf.shape, model.abstract(config.model))

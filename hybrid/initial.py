@@ -1,0 +1,96 @@
+"""Parameters from a folder, and the start of a run from them (`init_from`).
+
+The folder's own model is read as it is, each tensor where the mesh has it, and converted if the
+run's model is another (`conversion.py`). Checking comes first and reads no tensor.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from hybrid import config as config_lib
+from hybrid import model
+from hybrid.config import ConfigError
+from hybrid.conversion import Report, convert
+from hybrid.experiment import Experiment
+from hybrid.model_config import ModelConfig
+from hybrid.modules import param_dtype
+from hybrid.origin import Origin, find
+from hybrid.sharding import placed, shardings
+from hybrid.training import checkpoint
+
+
+def check_initial(experiment: Experiment) -> Report:
+    """What `read_initial` will take over.  Raises: ConfigError for a folder that won't do."""
+    origin = find(experiment.init_from)
+    if origin.is_run:
+        checkpoint.find_step(origin.path)
+    old, reports = model_of(origin, experiment.model.dtype), []
+
+    def start(params, key):
+        params, report = convert(old, params, experiment.model, key)
+        reports.append(report)
+        return params
+
+    jax.eval_shape(start, model.abstract(old), jax.random.key(0))
+    return reports[0]
+
+
+def read_initial(
+    experiment: Experiment, mesh: Mesh, say: Callable[[str], None] = lambda line: None
+) -> model.Params:
+    """Parameters for the run's model from the folder `init_from`, on `mesh`.
+
+    Fresh tensors are those that the run's seed would give a new model.  `say` hears what became
+    of the folder's tensors.
+    Raises: ConfigError as `check_initial`.
+    """
+    origin = find(experiment.init_from)
+    old, new = model_of(origin, experiment.model.dtype), experiment.model
+    params = read_params(origin, old, mesh)
+    key = jax.random.key(experiment.training.seed)
+    params, report = convert(old, params, new, key)
+    for line in report.lines():
+        say(f"init_from: {line}")
+    places = shardings(mesh, model.logical_axes(new), model.abstract(new))
+    return jax.device_put(params, places)
+
+
+def model_of(origin: Origin, dtype: str) -> ModelConfig:
+    """The folder's own model, computing in `dtype`.  Raises: ConfigError for one it can't be."""
+    values = {**origin.model, "dtype": dtype}
+    try:
+        return config_lib.build(ModelConfig, values)
+    except ConfigError as error:
+        raise ConfigError(
+            f"model.{error.key}", f"of {origin.path}: {error.problem}", error.got
+        ) from None
+
+
+def read_params(
+    origin: Origin,
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    which: str = "latest",
+    dtype: Any = None,
+) -> model.Params:
+    """The parameters in a folder, each tensor where `mesh` has it.
+
+    Args:
+      config: the folder's own model.
+      which: of a run, `latest`, `best` or a step.
+      dtype: of the parameters; None: at least float32.
+    """
+    dtype = jnp.dtype(dtype or param_dtype(config))
+    shapes = model.abstract(config)
+    places = shardings(mesh, model.logical_axes(config), shapes)
+    if origin.is_run:
+        params = checkpoint.restore_params(origin.path, which, placed(shapes, places))[0]
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    from hybrid import pretrained
+
+    return pretrained.read_params(origin.path, config, places, dtype)

@@ -1,0 +1,70 @@
+"""The folder that a model comes from: the workdir of a run, or a Hugging Face folder.
+
+Both say what the model is, how its text is cut into tokens and where BOS stands; reading their
+parameters is `initial.py`'s work.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from hybrid.config import ConfigError
+from hybrid.model_config import RUNTIME_KEYS
+
+CONFIG = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a folder says of its model.
+
+    Attributes:
+      path: the folder.
+      is_run: whether it is a workdir of ours.
+      model: values of `model.*`.
+      tokenizer, bos: values of `data.tokenizer` and `data.bos`.
+    """
+
+    path: pathlib.Path
+    is_run: bool
+    model: Mapping[str, Any]
+    tokenizer: str
+    bos: str
+
+
+def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
+    """What the folder `path` holds.  Raises: ConfigError under `key` where it is neither kind."""
+    folder = pathlib.Path(path).expanduser()
+    accepted = "the workdir of a run, or a Hugging Face folder"
+    if not folder.is_dir():
+        raise ConfigError(key, "no such folder", str(path), accepted)
+    try:
+        values = json.loads((folder / CONFIG).read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(key, f"holds no {CONFIG}", str(path), accepted) from None
+    except ValueError as error:
+        raise ConfigError(key, f"its {CONFIG} is broken ({error})", str(path)) from None
+    if isinstance(values, dict) and isinstance(values.get("model"), dict):
+        data = values.get("data", {})
+        names = data.get("tokenizer", "byte"), data.get("bos", "auto")
+        return Origin(folder, True, values["model"], *names)
+    return _of_hugging_face(folder, key)
+
+
+def _of_hugging_face(folder: pathlib.Path, key: str) -> Origin:
+    from hybrid import pretrained  # only those who read such folders pay for it
+
+    return Origin(folder, False, *pretrained.describe(folder, key))
+
+
+def inherit(values: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """Nested config `values` with the model, tokenizer and BOS policy of `origin`.
+
+    What no parameter depends on (dtype, rematerialisation, …) stays as `values` have it.
+    """
+    own = values.get("model", {})
+    model = {**origin.model, **{name: own[name] for name in RUNTIME_KEYS if name in own}}
+    data = {**values.get("data", {}), "tokenizer": origin.tokenizer, "bos": origin.bos}
+    return {**values, "model": model, "data": data}

@@ -1,0 +1,26 @@
+"""Hugging Face folders of Gemma 2, 3 and 4 (the text decoder), in and out.
+
+`config_in.py` and `config_out.py` translate config.json, `names.py` is the table of tensors,
+`tensors.py` opens files safely, `read.py` and `write.py` move arrays. Read `names.py` first.
+"""
+
+import pathlib
+from typing import Any
+
+from hybrid.pretrained.config_in import model_values
+from hybrid.pretrained.read import read_params
+from hybrid.pretrained.tokenizer import raw_text_warning
+from hybrid.pretrained.write import write_folder
+
+__all__ = ["describe", "model_values", "raw_text_warning", "read_params", "write_folder"]
+
+# Gemma has a BOS, and its loss without one is absurd.
+BOS = "window"
+
+
+def describe(folder: pathlib.Path, key: str) -> tuple[dict[str, Any], str, str]:
+    """Values of `model.*`, `data.tokenizer` and `data.bos` for a folder.
+
+    Raises: ConfigError under `key`.
+    """
+    return model_values(folder, key), str(folder), BOS

@@ -1,0 +1,179 @@
+"""A model's `model.*` as a Hugging Face config.json, in the form that its family was published in.
+
+norm_offset 0 is Gemma 4; with 1 it is Gemma 3 where queries and keys are normed and Gemma 2 where
+not. What the family in transformers cannot be is refused by key.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hybrid import model
+from hybrid.config import ConfigError
+from hybrid.model_config import ModelConfig
+from hybrid.pretrained.config_in import FULL, SLIDING
+
+MAX_POSITIONS = 131_072
+
+
+def hugging_face_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """What config.json holds, tokens aside.  Raises: ConfigError by key."""
+    is_gemma4 = config.norm_offset == 0
+    family = "Gemma 4" if is_gemma4 else "Gemma 3" if config.qk_norm else "Gemma 2"
+    refused = _common(config) if is_gemma4 else (*_common(config), *_older(config))
+    for name, wanted in (*refused, *_OWN[family](config)):
+        got = getattr(config, name)
+        if got != wanted:
+            problem = f"is nothing that {family} in transformers can be"
+            raise ConfigError(f"model.{name}", problem, got, str(wanted))
+    return _shape(config, dtype) | _WRITE[family](config)
+
+
+# --- What a family must be: (key, the only value it can have) --------------------------------
+
+
+def _common(config: ModelConfig) -> Iterator[tuple[str, Any]]:
+    yield "attention_sinks", False
+    if config.window_sizes:
+        local = {window for window in config.window_sizes if window}
+        yield "window_sizes", config.window_sizes if len(local) <= 1 else "one window"
+
+
+def _older(config: ModelConfig) -> Iterator[tuple[str, Any]]:
+    yield "norm_offset", 1.0
+    yield "layer_scalar", "none"
+    yield "v_norm", False
+    yield "unified_kv", False
+    yield "num_kv_shared_layers", 0
+    yield "layer_embedding_dim", 0
+    yield "num_experts", 0
+    yield "global_rope_fraction", 1.0
+    yield "num_global_kv_heads", config.num_global_kv_heads and config.num_kv_heads
+    yield "global_head_dim", config.global_head_dim and config.head_dim
+    heads = config.num_heads
+    yield "num_heads", heads if config.d_model % heads == 0 else "a divisor of model.d_model"
+    scalar = round(config.attention_scale**-2)
+    close = abs(config.attention_scale * scalar**0.5 - 1) < 1e-6
+    yield "attention_scale", config.attention_scale if close else "n^-0.5 of a whole n"
+
+
+def _of_gemma4(config: ModelConfig) -> Iterator[tuple[str, Any]]:
+    yield "qk_norm", True
+    yield "v_norm", True
+    yield "attention_scale", 1.0
+    yield "attention_softcap", 0.0
+    if config.layer_scalar == "none":
+        yield "layer_scalar", "fixed or trained"
+    if _kinds(config)[-1] != FULL:
+        yield "pattern", "a pattern that ends global"
+    if config.kv_shared_ffn_dim not in (0, config.ffn_dim):
+        yield "kv_shared_ffn_dim", 2 * config.ffn_dim
+
+
+def _of_gemma3(config: ModelConfig) -> Iterator[tuple[str, Any]]:
+    yield "qk_norm", True
+
+
+def _of_gemma2(config: ModelConfig) -> Iterator[tuple[str, Any]]:
+    yield "global_rope_theta", config.rope_theta
+    yield "global_rope_factor", 1.0
+
+
+# --- What is written -------------------------------------------------------------------------
+
+
+def _shape(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """Keys that all families share."""
+    local = [window for window in config.window_sizes if window] or [config.window_size]
+    return {
+        "dtype": dtype,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.ffn_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "sliding_window": local[0],
+        "layer_types": _kinds(config),
+        "rms_norm_eps": config.norm_eps,
+        "final_logit_softcapping": config.logit_softcap or None,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": MAX_POSITIONS,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+    }
+
+
+def _gemma4(config: ModelConfig) -> dict[str, Any]:
+    wide = {
+        "rope_type": "proportional",
+        "rope_theta": config.global_rope_theta,
+        "partial_rotary_factor": config.global_rope_fraction,
+    }
+    if config.global_rope_factor != 1:
+        wide["factor"] = config.global_rope_factor
+    double = config.kv_shared_ffn_dim == 2 * config.ffn_dim
+    return {
+        "model_type": "gemma4_text",
+        "architectures": ["Gemma4ForCausalLM"],
+        "attention_k_eq_v": config.unified_kv,
+        "num_kv_shared_layers": config.num_kv_shared_layers,
+        "use_double_wide_mlp": double,
+        "hidden_size_per_layer_input": config.layer_embedding_dim,
+        "vocab_size_per_layer_input": config.vocab_size,
+        "enable_moe_block": config.num_experts > 0,
+        "num_experts": config.num_experts or None,
+        "top_k_experts": config.num_active_experts or None,
+        "moe_intermediate_size": config.expert_dim or None,
+        "rope_parameters": {SLIDING: _rope(config.rope_theta), FULL: wide},
+        **_global_heads(config),
+    }
+
+
+def _global_heads(config: ModelConfig) -> dict[str, Any]:
+    """Heads of global layers: the published keys, which know kv heads of unified layers only."""
+    head_dim = config.global_head_dim or config.head_dim
+    kv_heads = config.num_global_kv_heads or config.num_kv_heads
+    if config.unified_kv or kv_heads == config.num_kv_heads:
+        return {"global_head_dim": head_dim, "num_global_key_value_heads": kv_heads}
+    width = len(str(config.num_layers - 1))
+    entry = {"head_dim": head_dim, "num_key_value_heads": kv_heads}
+    layers = [f"{i:0{width}}" for i, kind in enumerate(_kinds(config)) if kind == FULL]
+    return {"per_layer_config": dict.fromkeys(layers, entry)}
+
+
+def _gemma3(config: ModelConfig) -> dict[str, Any]:
+    wide = _rope(config.global_rope_theta)
+    if config.global_rope_factor != 1:
+        wide |= {"rope_type": "linear", "factor": config.global_rope_factor}
+    return {
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3ForCausalLM"],
+        "query_pre_attn_scalar": round(config.attention_scale**-2),
+        "attn_logit_softcapping": config.attention_softcap or None,
+        "rope_parameters": {SLIDING: _rope(config.rope_theta), FULL: wide},
+    }
+
+
+def _gemma2(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "model_type": "gemma2",
+        "architectures": ["Gemma2ForCausalLM"],
+        "query_pre_attn_scalar": round(config.attention_scale**-2),
+        "attn_logit_softcapping": config.attention_softcap or None,
+        "rope_parameters": _rope(config.rope_theta),
+    }
+
+
+def _kinds(config: ModelConfig) -> list[str]:
+    """The file's name for the kind of each layer."""
+    names = {"local": SLIDING, "global": FULL}
+    return [names[spec.kind] for spec in model.layer_plan(config).layers()]
+
+
+def _rope(theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
+_OWN = {"Gemma 4": _of_gemma4, "Gemma 3": _of_gemma3, "Gemma 2": _of_gemma2}
+_WRITE = {"Gemma 4": _gemma4, "Gemma 3": _gemma3, "Gemma 2": _gemma2}

@@ -1,0 +1,79 @@
+"""The tokenizer of a Hugging Face folder: files to carry over, the byte tokenizer as one, hints."""
+
+import json
+import pathlib
+import shutil
+
+from hybrid.data import tokenizers as ours
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_SPECIAL = {
+    ours.BYTE_PAD: ("pad_token", "<pad>"),
+    ours.BYTE_BOS: ("bos_token", "<bos>"),
+    ours.BYTE_EOS: ("eos_token", "<eos>"),
+}
+
+
+def write_tokenizer(tokenizer: str, folder: pathlib.Path) -> dict[str, int]:
+    """Puts the tokenizer `data.tokenizer` into a folder.
+
+    Returns: the ids that config.json names (`bos_token_id`, …), where the tokenizer has them.
+    """
+    if tokenizer == "byte":
+        _write_byte_tokenizer(folder)
+        return {f"{role}_id": token for token, (role, _) in _SPECIAL.items()}
+    source = pathlib.Path(tokenizer).expanduser()
+    beside = source if source.is_dir() else source.parent
+    for name in FILES:
+        file = source if name == "tokenizer.json" and source.is_file() else beside / name
+        if file.is_file():
+            shutil.copyfile(file, folder / name)
+    loaded = ours.JsonTokenizer((folder / FILES[0]).read_bytes(), _config(folder))
+    ids = {"bos": loaded.bos_id, "eos": loaded.eos_id, "pad": loaded.pad_id}
+    return {f"{role}_token_id": token for role, token in ids.items() if token is not None}
+
+
+def raw_text_warning(folder: pathlib.Path) -> list[str]:
+    """A line if the folder's model was tuned to chat, for whoever scores plain text with it."""
+    config = _config(folder) or {}
+    chats = "chat_template" in config or (folder / "chat_template.jinja").is_file()
+    if not chats and not folder.resolve().name.endswith("-it"):
+        return []
+    return [f"{folder} is tuned to chat: on plain text its loss is no measure of the base model"]
+
+
+def _config(folder: pathlib.Path) -> dict | None:
+    path = folder / "tokenizer_config.json"
+    return json.loads(path.read_bytes()) if path.is_file() else None
+
+
+def _write_byte_tokenizer(folder: pathlib.Path) -> None:
+    """A tokenizer.json in which byte b is id b: byte-level BPE without merges."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {character: byte for byte, character in _byte_alphabet().items()}
+    special = {text: token for token, (_, text) in _SPECIAL.items()}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary | special, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    values = {"tokenizer_class": "PreTrainedTokenizerFast", **dict(_SPECIAL.values())}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """The character that byte-level tokenizers write for each byte: printable ones as they are.
+
+    Source: GPT-2's byte-level BPE, as the tokenizers library has it.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    shifted = {byte: chr(256 + place) for place, byte in enumerate(others)}
+    return {byte: chr(byte) for byte in printable} | shifted

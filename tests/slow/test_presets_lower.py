@@ -1,0 +1,58 @@
+"""Full-size presets: their train steps trace, shard over 8 devices and lower on abstract arrays."""
+
+import json
+import math
+import time
+
+import jax
+import pytest
+import simulated
+
+PAGES = (
+    *(f"gemma4.py:{size}" for size in ("e2b", "e4b", "12b", "26b_a4b", "31b")),
+    *(f"gemma3.py:{size}" for size in ("270m", "1b", "4b", "12b", "27b")),
+    *(f"gemma2.py:{size}" for size in ("2b", "9b", "27b")),
+    "sinks.py",
+    "nope.py",
+)
+SECONDS = 60
+
+
+def lowered(page: str) -> dict:
+    """Seconds to lower the page's step, and the share of the parameters on one device."""
+    from hybrid import experiment
+    from hybrid.sharding import MeshConfig, make_mesh
+    from hybrid.training import step
+
+    start, run = time.perf_counter(), experiment.load(f"configs/{page}")
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    run.check_mesh(mesh)
+    with jax.set_mesh(mesh):
+        program = step.build(run.model, run.training, run.optimizer, mesh)
+        program.step.lower(program.state, program.batch)
+    whole = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    on_one = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(program.state.params)
+    )
+    return {"seconds": time.perf_counter() - start, "share": on_one / whole}
+
+
+@pytest.fixture(scope="module")
+def report():
+    return simulated.report(__file__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_a_presets_step_lowers_in_time_and_is_split_over_the_devices(report, page):
+    assert report[page]["seconds"] < SECONDS
+    assert report[page]["share"] < 0.3
+
+
+def main() -> None:
+    print(json.dumps({page: lowered(page) for page in PAGES}))
+
+
+if __name__ == "__main__":
+    main()
