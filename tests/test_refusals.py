@@ -84,7 +84,7 @@ CONFIG_CASES = [
     ("model.expert_dim", ["model.num_experts=4", "model.num_active_experts=2"]),
     (
         "model.num_active_experts",
-        ["model.num_experts=2", "model.num_active_experts=3"] + ["model.expert_dim=8"],
+        ["model.num_experts=2", "model.num_active_experts=3", "model.expert_dim=8"],
     ),
     ("model.layer_scalar", ["model.layer_scalar=on"]),
     ("init_from", ["inherit_model=true"]),

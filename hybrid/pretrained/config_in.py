@@ -211,7 +211,8 @@ def _rope_3(fields: Fields) -> dict[str, Any]:
 def _rope_4(fields: Fields) -> dict[str, Any]:
     rope = fields.get("rope_parameters", {})
     default = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
-    local, wide = rope.get(SLIDING) or {}, rope.get(FULL) or default
+    local: dict[str, Any] = rope.get(SLIDING) or {}
+    wide: dict[str, Any] = rope.get(FULL) or default
     _check_rope(fields, local, ("default",))
     _check_rope(fields, wide, ("default", "proportional"))
     is_full = _kind(wide) == "default"

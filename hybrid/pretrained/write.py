@@ -50,7 +50,12 @@ def write_folder(
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        values |= write_tokenizer(tokenizer, beside)
+        ids = write_tokenizer(tokenizer, beside)
+        largest = max(ids.values(), default=0)
+        if largest >= config.vocab_size:
+            problem = f"is too small for the tokenizer's special id {largest}"
+            raise ConfigError("model.vocab_size", problem, config.vocab_size)
+        values |= ids
         (beside / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
         shards = tensors.shards_of(sizes, most_bytes)
         tensors.write(beside, shards, lambda name: _gathered(params, parts[name]))

@@ -3,21 +3,26 @@
 Read next: `test_golden_parity.py`.
 """
 
+import collections
 import dataclasses
 import functools
 import json
 import pathlib
+import tempfile
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from pretrained.parity import keyed
-from pretrained.parity.variants import LENGTH, ROWS, SEED, VARIANTS
+from pretrained.parity.variants import SEED, VARIANTS
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from hybrid import model
+from hybrid import api, model, pretrained
 from hybrid.data.batch import Batch
 from hybrid.model_config import ModelConfig
+from hybrid.pretrained import names
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 # Compiling is most of the time here, and unoptimised code runs these shapes just as well.
@@ -78,3 +83,61 @@ def gradients(config: ModelConfig, params: dict, batch: Batch) -> dict:
         return sums.nll / sums.count
 
     return jax.grad(mean_loss)(params)
+
+
+def write_folder(folder: pathlib.Path, config: str, weights: dict[str, np.ndarray]) -> None:
+    """A folder as transformers saved it."""
+    folder.mkdir()
+    (folder / "config.json").write_text(config)
+    save_file(weights, folder / "model.safetensors")
+    write_tokenizer(folder)
+
+
+def write_tokenizer(folder):
+    """Characters a to w as ids 3 to 25, and transformers' ids of pad, EOS and BOS."""
+    special = {"<pad>": 0, "<eos>": 1, "<bos>": 2}
+    vocabulary = special | {chr(97 + i): 3 + i for i in range(23)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def load(folder: pathlib.Path, dtype: str) -> tuple[ModelConfig, dict]:
+    """The model in a folder, as a user loads it."""
+    found = api.from_pretrained(folder, dtype)
+    return found.config, found.params
+
+
+def model_config(name: str) -> ModelConfig:
+    """A variant's model, from the golden config.json alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "config.json").write_text(golden(name).config)
+        return ModelConfig(**pretrained.model_values(pathlib.Path(folder)))
+
+
+def with_scalars(config: ModelConfig) -> ModelConfig:
+    """The model with layer scalars trained, where it has them.
+
+    transformers keeps them in a buffer; a gradient tells a wrong place all the same.
+    """
+    trained = "none" if config.layer_scalar == "none" else "trained"
+    return dataclasses.replace(config, layer_scalar=trained)
+
+
+def by_file_name(name: str, config: ModelConfig, tree: dict) -> dict[str, np.ndarray]:
+    """A tree like the parameters as the tensors of the variant's file."""
+    prefix = "model." if VARIANTS[name].wrapper is None else "model.language_model."
+    parts = collections.defaultdict(list)
+    for row in names.rows(config):
+        parts[prefix + row.name].append(row)
+    return {tensor: _joined(tree, rows) for tensor, rows in parts.items()}
+
+
+def _joined(tree, rows):
+    whole = np.empty(rows[0].file_shape)
+    for row in rows:
+        leaf = np.asarray(functools.reduce(lambda node, key: node[key], row.path, tree))
+        own = leaf if row.repetition is None else leaf[row.repetition]
+        whole[row.part.of(whole.shape) if row.part else ...] = row.layout.to_file(own)
+    return whole

@@ -97,9 +97,7 @@ def run(model, rows: np.ndarray) -> Outputs:
         tensor.grad = None
     rows = torch.from_numpy(rows).long()
     logits = model(input_ids=rows[:, :-1], use_cache=False).logits
-    nll = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), rows[:, 1:], reduction="none"
-    )
+    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none")
     nll.mean().backward()
     gradients = {
         name: tensor.grad.numpy().copy()

@@ -9,11 +9,13 @@ what any mistake costs: the smallest of some fifty planted ones moved a logit by
 import dataclasses
 import itertools
 
-import jax
 import numpy as np
 import pytest
 from pretrained.parity import keyed, ours
 from pretrained.parity.variants import POSITIONS, VARIANTS
+from safetensors.numpy import load_file
+
+from hybrid import api, model, pretrained
 
 # Absolute; logits reach 6 to 10. Measured: 5e-5 (rounding grows with depth) and 2e-13.
 LOGITS = {"float32": 1e-3, "float64": 1e-10}
@@ -70,11 +72,9 @@ def gradient_errors(name, path, reading):
     """{a tensor's name: its gradient's error over its norm}, the file's names on both sides."""
     golden = ours.golden(name)
     config, params = ours.load(path, "float64")
-    # transformers keeps layer scalars in a buffer; its gradient tells a wrong place all the same.
-    scalar = "none" if config.layer_scalar == "none" else "trained"
-    config = dataclasses.replace(config, layer_scalar=scalar, **reading)
+    config = dataclasses.replace(ours.with_scalars(config), **reading)
     tree = ours.gradients(config, params, ours.batch(golden.rows))
-    got = ours.by_file_name(path, config, tree)
+    got = ours.by_file_name(name, config, tree)
     assert got.keys() == golden.gradients.keys()
     return {
         tensor: np.abs(keyed.prints(tensor, got[tensor]) - wanted).max() / wanted[0]
@@ -89,9 +89,47 @@ def test_every_gradient_equals_transformers(name, folder):
     assert not {tensor: error for tensor, error in errors.items() if error > GRADIENT}
 
 
+OTHERS = [
+    pytest.param(reading, marks=[] if reading == "remat full, scan" else pytest.mark.slow)
+    for reading in READINGS
+    if READINGS[reading] is not PLAIN
+]
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("reading", [r for r in READINGS if READINGS[r] is not PLAIN])
+@pytest.mark.parametrize("reading", OTHERS)
 @pytest.mark.parametrize("name", ALL_READINGS)
 def test_rematerialised_and_unrolled_gradients_equal_transformers(name, reading, folder):
     errors = gradient_errors(name, folder(name), READINGS[reading])
     assert not {tensor: error for tensor, error in errors.items() if error > GRADIENT}
+
+
+def test_donors_gradients_are_among_those_compared():
+    """Logits alone do not see whether readers' gradients reach the keys and values they read."""
+    for name in SHARING:
+        config = ours.model_config(name)
+        layers = list(model.layer_plan(config).layers())
+        donors = [layer for layer, spec in enumerate(layers) if spec.donates]
+        assert len(donors) == 2
+        for layer in donors:
+            tensors = {f"layers.{layer}.self_attn.{t}_proj.weight" for t in _kv(layers[layer])}
+            compared = ours.golden(name).gradients
+            assert {t for t in tensors if any(full.endswith(t) for full in compared)} == tensors
+
+
+def _kv(spec):
+    return "k" if spec.unified_kv else "kv"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_was_read_is_written_back_bit_by_bit(name, folder, tmp_path):
+    found = api.from_pretrained(folder(name))
+    pretrained.write_folder(found.params, found.config, tmp_path / "back", str(folder(name)))
+    written, golden = load_file(tmp_path / "back" / "model.safetensors"), ours.golden(name)
+    read = {tensor.replace("language_model.", ""): w for tensor, w in golden.weights(name).items()}
+    towers = {t for t in read if not t.startswith(("model.layers", "model.embed_tokens"))}
+    assert read.keys() - towers <= written.keys()
+    for tensor, values in written.items():
+        np.testing.assert_array_equal(values, read[tensor], err_msg=tensor)
+    again = api.from_pretrained(tmp_path / "back")
+    assert again.config == found.config
