@@ -18,6 +18,7 @@ from hybrid.data import tasks
 from hybrid.data.config import DataConfig
 from hybrid.evaluation.config import EvalConfig
 from hybrid.inference_config import InferenceConfig
+from hybrid.lora import LoraConfig
 from hybrid.mixers.attention import request
 from hybrid.model_config import ModelConfig
 from hybrid.ops import attention
@@ -40,6 +41,7 @@ class Experiment:
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     mesh: MeshConfig = section(MeshConfig)
     inference: InferenceConfig = section(InferenceConfig)
+    lora: LoraConfig = section(LoraConfig)
     init_from: str = key(
         "", "start from the parameters of this folder: a run's workdir or a Hugging Face folder"
     )
@@ -56,6 +58,11 @@ class Experiment:
         if self.model.dtype == "float64" and not jax.config.jax_enable_x64:
             problem = "needs jax's x64 mode"
             raise ConfigError("model.dtype", problem, "float64", "set JAX_ENABLE_X64=1")
+        if self.lora.rank and not self.init_from:
+            raise ConfigError("lora.rank", "needs a base to adapt", self.lora.rank, "set init_from")
+        if self.lora.rank and self.optimizer.freeze:
+            problem = "has no use beside lora.rank: only the adapters are trained"
+            raise ConfigError("optimizer.freeze", problem, self.optimizer.freeze)
         self._check_batch()
         lengths = self.eval.lengths(self.training.context_length)
         if self.data.is_task and self.eval.stride:

@@ -4,7 +4,7 @@ The folder's own model is read as it is, each tensor where the mesh has it, and 
 run's model is another (`conversion.py`). Checking comes first and reads no tensor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from hybrid import config as config_lib
-from hybrid import model
+from hybrid import experiment as experiment_lib
+from hybrid import lora, model
 from hybrid.config import ConfigError
 from hybrid.conversion import Report, convert
 from hybrid.experiment import Experiment
 from hybrid.model_config import ModelConfig
 from hybrid.modules import param_dtype
-from hybrid.origin import Origin, find
+from hybrid.origin import Origin, find, fingerprint
 from hybrid.sharding import placed, shardings
 from hybrid.training import checkpoint
 
@@ -78,7 +79,7 @@ def read_params(
     which: str = "latest",
     dtype: Any = None,
 ) -> model.Params:
-    """The parameters in a folder, each tensor where `mesh` has it.
+    """The parameters in a folder, each tensor where `mesh` has it; adapters are merged.
 
     Args:
       config: the folder's own model.
@@ -88,9 +89,43 @@ def read_params(
     dtype = jnp.dtype(dtype or param_dtype(config))
     shapes = model.abstract(config)
     places = shardings(mesh, model.logical_axes(config), shapes)
-    if origin.is_run:
-        params = checkpoint.restore_params(origin.path, which, placed(shapes, places))[0]
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    from hybrid import pretrained
+    if origin.run is None:
+        from hybrid import pretrained
 
-    return pretrained.read_params(origin.path, config, places, dtype)
+        return pretrained.read_params(origin.path, config, places, dtype, key=origin.key)
+    if origin.run.get("lora", {}).get("rank"):
+        run = experiment_lib.from_config({**origin.run, "mesh": {}})
+        params = _read_adapted(origin, run, mesh, which)
+    else:
+        params = checkpoint.restore_params(origin.path, which, placed(shapes, places))[0]
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str) -> model.Params:
+    """The base of a run with adapters, and they merged into it."""
+    base_axes = model.logical_axes(run.model)
+    names = lora.adapters(lora.add_axes(run.lora, base_axes))
+    shapes = jax.eval_shape(
+        lambda key: lora.adapters(lora.add(run.lora, model.init(run.model, key), base_axes, key)),
+        jax.random.key(0),
+    )
+    found = checkpoint.restore_params(
+        origin.path, which, placed(shapes, shardings(mesh, names, shapes))
+    )[0]
+    base = read_initial(run, mesh)
+    check_base(run, checkpoint.read_record(origin.path, checkpoint.find_step(origin.path, which)))
+    return lora.merge(lora.with_adapters(base, found))
+
+
+def base_fingerprint(experiment: Experiment) -> str:
+    """What `init_from` holds now, for a checkpoint's record."""
+    origin = find(experiment.init_from)
+    return fingerprint(origin, checkpoint.find_step(origin.path) if origin.is_run else None)
+
+
+def check_base(experiment: Experiment, record: Mapping[str, Any]) -> None:
+    """Raises: ConfigError if the base that adapters were trained on has changed since."""
+    before, now = record.get("base"), base_fingerprint(experiment)
+    if before != now:
+        problem = "is not what the adapters were trained on"
+        raise ConfigError("init_from", problem, f"{experiment.init_from} ({now})", str(before))

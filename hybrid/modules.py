@@ -24,16 +24,30 @@ def param_dtype(config: ModelConfig) -> jnp.dtype:
 
 
 class Linear(nnx.Module):
-    """x @ kernel over the last `num_axes` axes of x; kernels start at fan-in^-0.5."""
+    """x @ kernel over the last `num_axes` axes of x; kernels start at fan-in^-0.5.
+
+    With an adapter (`hybrid.lora`) the result is x·kernel + (x·lora_a)·lora_b.
+    """
 
     def __init__(self, shape, names, *, config: ModelConfig, rngs: nnx.Rngs, num_axes: int = 1):
-        self.num_axes = num_axes
+        self.num_axes, self.is_adapted = num_axes, False
         std = math.prod(shape[:num_axes]) ** -0.5
         values = std * jax.random.normal(rngs.params(), shape, param_dtype(config))
         self.kernel = nnx.Param(values, axes=names)
 
+    def adapt(self, rank: int) -> None:
+        """Makes room for an adapter; its values come with the parameters."""
+        shape, dtype = self.kernel.shape, self.kernel.dtype
+        self.is_adapted = True
+        self.lora_a = nnx.Param(jnp.zeros((*shape[: self.num_axes], rank), dtype))
+        self.lora_b = nnx.Param(jnp.zeros((rank, *shape[self.num_axes :]), dtype))
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        return dense(x, self.kernel[...].astype(x.dtype), num_axes=self.num_axes)
+        y = dense(x, self.kernel[...].astype(x.dtype), num_axes=self.num_axes)
+        if not self.is_adapted:
+            return y
+        inner = dense(x, self.lora_a[...].astype(x.dtype), num_axes=self.num_axes)
+        return y + dense(inner, self.lora_b[...].astype(x.dtype))
 
 
 class RMSNorm(nnx.Module):

@@ -5,6 +5,7 @@ parameters is `initial.py`'s work.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ class Origin:
       is_run: whether it is a workdir of ours.
       model: values of `model.*`.
       tokenizer, bos: values of `data.tokenizer` and `data.bos`.
+      run: of a workdir, its whole config; None of a Hugging Face folder.
+      key: what named the folder, for complaints about what is in it.
     """
 
     path: pathlib.Path
@@ -32,6 +35,8 @@ class Origin:
     model: Mapping[str, Any]
     tokenizer: str
     bos: str
+    run: Mapping[str, Any] | None = None
+    key: str = "init_from"
 
 
 def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
@@ -49,14 +54,24 @@ def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
     if isinstance(values, dict) and isinstance(values.get("model"), dict):
         data = values.get("data", {})
         names = data.get("tokenizer", "byte"), data.get("bos", "auto")
-        return Origin(folder, True, values["model"], *names)
+        return Origin(folder, True, values["model"], *names, run=values, key=key)
     return _of_hugging_face(folder, key)
 
 
 def _of_hugging_face(folder: pathlib.Path, key: str) -> Origin:
     from hybrid import pretrained  # only those who read such folders pay for it
 
-    return Origin(folder, False, *pretrained.describe(folder, key))
+    return Origin(folder, False, *pretrained.describe(folder, key), key=key)
+
+
+def fingerprint(origin: Origin, step: int | None) -> str:
+    """Changes when the folder's parameters could: a run's step, or the files' sizes."""
+    if step is not None:
+        return f"step {step}"
+    files = sorted(origin.path.glob("*.safetensors"))
+    content = [f"{file.name}:{file.stat().st_size}" for file in files]
+    content.append((origin.path / CONFIG).read_text())
+    return hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
 
 
 def inherit(values: Mapping[str, Any], origin: Origin) -> dict[str, Any]:

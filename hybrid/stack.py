@@ -9,13 +9,13 @@ Read next: `model.py`.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hybrid import axes
+from hybrid import axes, lora
 from hybrid.axes import Hidden
 from hybrid.blocks.block import Block, LayerInputs
 from hybrid.mixers.kv import KV
@@ -51,9 +51,22 @@ def init_layer(spec: LayerSpec, config: ModelConfig, key: jax.Array) -> dict:
 
 
 @functools.cache
-def abstract_layer(spec: LayerSpec, config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """A layer's structure without values: its graph and its parameters' shapes and names."""
-    return nnx.split(nnx.eval_shape(lambda: Block(spec, config, rngs=nnx.Rngs(0))))
+def abstract_layer(
+    spec: LayerSpec, config: ModelConfig, adapted: tuple[tuple[str, int], ...] = ()
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """A layer's structure without values: its graph and its parameters' shapes and names.
+
+    adapted: (module, rank) of the projections that have adapters.
+    """
+
+    def build() -> Block:
+        block = Block(spec, config, rngs=nnx.Rngs(0))
+        for path, rank in adapted:
+            projection: Any = functools.reduce(getattr, path.split("/"), block)
+            projection.adapt(rank)
+        return block
+
+    return nnx.split(nnx.eval_shape(build))
 
 
 def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
@@ -125,9 +138,9 @@ def _layer(spec: LayerSpec, config: ModelConfig):
 
     Keys and values leave it only where they are reused: as an output they would be kept.
     """
-    graph, _ = abstract_layer(spec, config)
 
     def run(params, x, inputs, donated):
+        graph, _ = abstract_layer(spec, config, lora.adapted(params))
         x = constrain(x, axes.BATCH, axes.TIME, None)
         out = nnx.merge(graph, params)(x, inputs, donated)
         return out if spec.donates else out._replace(kv=None)

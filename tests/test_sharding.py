@@ -121,7 +121,7 @@ def main():
     from hybrid import model
     from hybrid.model_config import ModelConfig
     from hybrid.sharding import MeshConfig, make_mesh
-    from hybrid.training import step
+    from hybrid.training import objective, step
     from hybrid.training.optimizer import OptimizerConfig
 
     config = ModelConfig(
@@ -156,8 +156,8 @@ def main():
         )
 
         def run(params, batch):
-            sums, gradients = step.loss_and_gradient(config, params, batch, num_microbatches)
-            return sums.nll / sums.count, gradients
+            found = objective.loss_and_gradient(config, params, batch, num_microbatches)
+            return found[0].loss.nll / found[0].loss.count, found[1]
 
         with jax.set_mesh(mesh):
             loss, gradients = jax.jit(run)(params, batch)

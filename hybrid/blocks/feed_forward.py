@@ -3,6 +3,7 @@
 Source: GLU variants (2002.05202), GEGLU with the tanh form of GELU, as in Gemma.
 """
 
+import jax
 from flax import nnx
 
 from hybrid import axes
@@ -22,5 +23,8 @@ class FeedForward(nnx.Module):
         self.down_proj = Linear(narrow, (axes.FFN, axes.EMBED), config=config, rngs=rngs)
 
     def __call__(self, x: Hidden) -> Hidden:
-        kernels = (self.gate_proj, self.up_proj, self.down_proj)
-        return gated_gelu(x, *(linear.kernel[...].astype(x.dtype) for linear in kernels))
+        parts = (self.gate_proj, self.up_proj, self.down_proj)
+        if any(linear.is_adapted for linear in parts):  # the op with its own backward knows none
+            inner = jax.nn.gelu(self.gate_proj(x), approximate=True) * self.up_proj(x)
+            return self.down_proj(inner)
+        return gated_gelu(x, *(linear.kernel[...].astype(x.dtype) for linear in parts))

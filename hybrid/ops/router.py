@@ -6,8 +6,8 @@ With logits l of a token over e experts, a of them active:
     (2)  choice = the a largest of p              the lower index first among equals
     (3)  w_j = p_j / Σ_chosen p · scale_j
 
-How evenly is a matter of all tokens of an optimizer step, so a layer gives sums, which add up over
-micro-batches and devices, and the two losses are formed of the total, once:
+How evenly is a matter of all tokens of an optimizer step: a layer gives sums, which add up over
+micro-batches and devices, and f is formed of the total, once (`training/objective.py`):
 
     (4)  balance = e · Σ_j f_j·P_j                f_j = share of the choices, P_j = mean of p_j
     (5)  z = mean of logsumexp(l)²
@@ -75,14 +75,15 @@ def sums(logits: jax.Array, routing: Routing, counted: Mask | None) -> RouterSum
     )
 
 
-def load_balance(total: RouterSums) -> jax.Array:
-    """(4) of one layer's sums."""
-    num_experts = total.chosen.shape[-1]
-    choices = jnp.maximum(jnp.sum(total.chosen), 1)
-    tokens = jnp.maximum(total.tokens, 1)
-    return num_experts * jnp.sum(total.chosen / choices * (total.probs / tokens))
+def load_balance(fractions: jax.Array, total: RouterSums) -> jax.Array:
+    """(4) of one layer, times its tokens: e · Σ_j f_j · (sum of p_j).
+
+    A sum over tokens like the loss itself, so that parts of a step add up to its whole; `fractions`
+    [e] is f of the whole step.
+    """
+    return total.chosen.shape[-1] * jnp.sum(fractions * total.probs)
 
 
-def router_z(total: RouterSums) -> jax.Array:
-    """(5) of one layer's sums."""
-    return total.z / jnp.maximum(total.tokens, 1)
+def fractions(total: RouterSums) -> jax.Array:
+    """f of (4): the share of each expert in all choices, [e]."""
+    return total.chosen / jnp.maximum(jnp.sum(total.chosen), 1)

@@ -105,7 +105,7 @@ def _fill(params: model.Params, tensors: Tensors, name: str, rows: list[Row]) ->
     if by_rows and len(tensors.shapes[name]) > 1:
         block = max(1, min(height, BLOCK_BYTES // (4 * int(np.prod(rest)))))
     for start in range(0, height, block):
-        piece = tensors.read(name, slice(start, start + block))
+        piece = tensors.read(name, slice(start, min(start + block, height)))
         for row in rows:
             part = piece if row.part is None else piece[row.part.of(piece.shape)]
             shape = (len(piece), *row.shape[1:]) if block < height else row.shape

@@ -7,7 +7,8 @@ named by a step is whole. Two faults remain, and both are met here:
     a folder that something else has damaged    a step counts only with its metadata whole
 
 A checkpoint holds `params`, `opt_state` and `counters` (Orbax arrays: any mesh and device count
-can read them back) and `run`, a JSON record: step, data state, what was due, layer plan.
+can read them back) and `run`, a JSON record: step, data state, what was due, layer plan. Of a model
+with adapters (`hybrid.lora`) `params` are the adapters alone.
 
 Read next: `loop.py`, for the order in which rows and checkpoints reach the disk.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 
+from hybrid import lora
 from hybrid.config import ConfigError, key
 from hybrid.training.metrics import METRICS, read_rows
 
@@ -115,12 +117,16 @@ def restore_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> t
     return restored["params"], step
 
 
-def restore_state(workdir: pathlib.Path, step: int, abstract_state: Any) -> Any:
-    """The TrainState of a checkpoint, placed as `abstract_state` says."""
+def restore_state(workdir: pathlib.Path, step: int, abstract_state: Any, base: Any = None) -> Any:
+    """The TrainState of a checkpoint, placed as `abstract_state` says.
+
+    base: the parameters that adapters stand beside; None for a model without.
+    """
     restored = _restore(workdir, step, _items(abstract_state))
+    params = restored["params"]
     return dataclasses.replace(
         abstract_state,
-        params=restored["params"],
+        params=params if base is None else lora.with_adapters(base, params),
         opt_state=restored["opt_state"],
         **restored["counters"],
     )
@@ -128,7 +134,8 @@ def restore_state(workdir: pathlib.Path, step: int, abstract_state: Any) -> Any:
 
 def _items(state: Any) -> dict[str, Any]:
     counters = {name: getattr(state, name) for name in _COUNTERS}
-    return {"params": state.params, "opt_state": state.opt_state, "counters": counters}
+    params = lora.adapters(state.params) if lora.has_adapters(state.params) else state.params
+    return {"params": params, "opt_state": state.opt_state, "counters": counters}
 
 
 def _restore(workdir: pathlib.Path, step: int, items: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ that is checked before anything is written.
 """
 
 import contextlib
+import functools
 import pathlib
 import time
 from typing import Any
@@ -24,6 +25,7 @@ from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.evaluation import held_out
 from hybrid.experiment import Experiment
+from hybrid.initial import base_fingerprint, read_initial
 from hybrid.plan import cost
 from hybrid.sharding import batch_sharding, num_batch_parts
 from hybrid.training import metrics as metrics_lib
@@ -72,6 +74,8 @@ class Run:
         self.tokens_seen = prepared.resume.record["tokens_seen"] if prepared.resume else 0
         self.evaluation_due = bool(prepared.resume and prepared.resume.evaluation_due)
         self.saved_step = self.step
+        experiment = prepared.experiment
+        self.base = base_fingerprint(experiment) if experiment.lora.rank else None
         self.waiting: tuple[int, dict[str, jax.Array]] | None = None
         self.tracing = False
         self._introduce()
@@ -230,6 +234,7 @@ class Run:
             "seed": self.training.seed,
             "tokens_seen": self.tokens_seen,
             "evaluation_due": self.evaluation_due,
+            "base": self.base,
             "segments": [[segment.letters, segment.repetitions] for segment in plan.segments],
         }
         self.checkpoints.save(step, self.state, record)
@@ -248,7 +253,8 @@ class Run:
     def _introduce(self) -> None:
         devices = self.prepared.mesh.devices
         rows, now = self.prepared.rows, self.prepared.provenance
-        num_params = sum(leaf.size for leaf in jax.tree.leaves(self.prepared.program.state.params))
+        state = self.prepared.program.state
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         letters = model.layer_plan(self.prepared.experiment.model).letters
         self.progress.say(f"data: {rows.description}; rows {rows.fingerprint}")
         self.progress.say(f"model: {num_params:,} parameters, layers {letters}")
@@ -257,16 +263,25 @@ class Run:
         )
 
     def _first_state(self) -> Any:
-        resume, program = self.prepared.resume, self.prepared.program
+        prepared, experiment = self.prepared, self.prepared.experiment
+        resume, program = prepared.resume, prepared.program
+        key = jax.random.key(self.training.seed)
+        read = functools.partial(read_initial, experiment, prepared.mesh)
         if resume is None:
-            return program.init(jax.random.key(self.training.seed))
+            return (
+                program.start(read(self.progress.say), key)
+                if experiment.init_from
+                else (program.init(key))
+            )
         self.progress.say(f"resuming after step {resume.step}")
-        return restore_state(self.prepared.workdir, resume.step, program.state)
+        base = read() if experiment.lora.rank else None
+        return restore_state(prepared.workdir, resume.step, program.state, base)
 
     def _begin(self, stage: Stage) -> None:
         """Compiles the step of a stage; a run of the same shape in this process has it ready."""
         start, experiment, training = time.perf_counter(), self.prepared.experiment, self.training
-        program = build(stage.model, training, experiment.optimizer, self.prepared.mesh)
+        mesh, adapters = self.prepared.mesh, experiment.lora
+        program = build(stage.model, training, experiment.optimizer, mesh, adapters)
         self.stage, self.compiled = stage, program.compiled
         tokens = training.batch_size * training.context_length
         per_token = cost.forward_flops_per_token(stage.model, training.context_length)

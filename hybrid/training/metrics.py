@@ -20,6 +20,7 @@ import numpy as np
 from hybrid.files import write_whole
 
 METRICS = "metrics.jsonl"
+EXTRA_LOSSES = ("z_loss", "load_balance_loss", "router_z_loss")
 
 # Peak dense bfloat16 FLOP/s of a chip, as the makers publish them.
 KNOWN_PEAKS = {
@@ -77,8 +78,8 @@ def training_row(
 ) -> Row:
     """The row of one training step; numbers that are not finite become null."""
     row = {"step": step, "loss": number(metrics["loss"])}
-    if "z_loss" in metrics:
-        row["z_loss"] = number(metrics["z_loss"])
+    extra = [name for name in metrics if name in EXTRA_LOSSES or name.startswith("router/")]
+    row |= {name: number(metrics[name]) for name in extra}
     return row | {
         "grad_norm": number(metrics["grad_norm"]),
         "learning_rate": number(metrics["learning_rate"]),

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hybrid.axes import EMBED, LAYERS
+from hybrid.axes import EMBED, EXPERTS, LAYERS, VOCAB
 from hybrid.config import ConfigError, key
 
 MUON_RMS = 0.2
@@ -58,6 +58,16 @@ class OptimizerConfig:
     beta2: float = key(0.95, "decay of the second moment (adamw; muon's Adam part)", at_least=0)
     eps: float = key(1e-8, "added to the root of the second moment", more_than=0)
     muon_beta: float = key(0.95, "muon's momentum", at_least=0)
+    moment_dtype: str = key(
+        "float32",
+        "what moments are kept in; they are computed in at least float32",
+        choices=("float32", "bfloat16"),
+    )
+    freeze: tuple[str, ...] = key(
+        (),
+        "patterns of parameters that are not trained, as of a shell: embedder/*, "
+        "segments/*/mixer/*, *_norm/scale",
+    )
 
     def __post_init__(self):
         for name in ("beta1", "beta2", "muon_beta"):
@@ -116,10 +126,13 @@ def make_optimizer(
       logical_axes: the parameters' tree with a tuple of axis names at each leaf.
     """
     direction = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}[config.name]
+    moments = direction(config, logical_axes)
+    if config.moment_dtype == "bfloat16":
+        moments = kept_in(moments, jnp.bfloat16)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     return optax.chain(
         *clip,
-        direction(config, logical_axes),
+        moments,
         optax.add_decayed_weights(config.weight_decay, decay_mask(logical_axes)),
         optax.scale_by_learning_rate(make_schedule(config, num_steps)),
     )
@@ -171,6 +184,28 @@ def _muon(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransform
     return optax.chain(muon, optax.scale(-1.0))
 
 
+def kept_in(
+    transform: optax.GradientTransformation, dtype: jax.typing.DTypeLike
+) -> optax.GradientTransformation:
+    """`transform` with the floating arrays of its state kept in `dtype`, computed as they were."""
+
+    def init(params):
+        return _cast(transform.init(params), dtype)
+
+    def update(updates, state, params=None):
+        wide = jax.tree.map(lambda leaf: leaf.dtype, jax.eval_shape(transform.init, updates))
+        state = jax.tree.map(lambda leaf, as_was: leaf.astype(as_was), state, wide)
+        updates, state = transform.update(updates, state, params)
+        return updates, _cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _cast(state, dtype):
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf, state)
+
+
 # --- Layers of a stack on their own ----------------------------------------------------------
 
 
@@ -206,16 +241,19 @@ def muon_dimensions(logical_axes: Any) -> Any:
     """Which axes of a kernel are contracted and which come out; None sends a leaf to Adam.
 
     Kernels are the stack's tensors of two axes or more: they read the residual stream
-    ([embed, ...out]) or write to it ([...in, embed]); heads are flattened with their dims.
+    ([embed, ...out]) or write to it ([...in, embed]); heads are flattened with their dims, experts
+    are matrices of their own.
     """
 
     def dimensions(names: tuple) -> Any:
         kernel = _of_a_layer(names)
-        first, last = len(names) - len(kernel), len(names) - 1
-        if not first or len(kernel) < 2:
+        if kernel == names or VOCAB in kernel:
             return None
-        cut = first + 1 if kernel[0] == EMBED else last
-        reads, writes = tuple(range(first, cut)), tuple(range(cut, last + 1))
-        return optax.contrib.MuonDimensionNumbers(reads, writes)
+        kernel = kernel[1:] if kernel[:1] == (EXPERTS,) else kernel
+        if len(kernel) < 2:
+            return None
+        first, end = len(names) - len(kernel), len(names)
+        cut = first + 1 if kernel[0] in (EMBED, None) else end - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, cut)), tuple(range(cut, end)))
 
     return map_axes(dimensions, logical_axes)

@@ -1,16 +1,10 @@
 """The `training.` section and the pure train step: (state, batch) -> (state, metrics).
 
-The loss of a step is a sum over all predicted tokens, divided once by how many there are, be they
-spread over micro-batches or devices: rows of few tokens weigh as little as they should. With
-micro-batches m, sums run over all of them (a scan), and only the quotient is formed at the end:
-
-    (1)  N = Σ_m count        loss = Σ_m nll / N        z_loss = weight · Σ_m z / N
-    (2)  gradient = Σ_m ∇(nll + weight · z) / N
-
 A step whose loss or gradient norm is not finite changes neither parameters nor optimizer state;
 it is counted, and the loop gives up after `max_bad_steps` of them in a row.
 
-Read first: `optimizer.py`.  Read next: `loop.py`, which calls the step.
+Read first: `objective.py` (what is minimised), `partition.py` (what is trained), `optimizer.py`.
+Read next: `loop.py`, which calls the step.
 """
 
 import dataclasses
@@ -23,13 +17,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from hybrid import model
+from hybrid import lora, model
 from hybrid.config import key
 from hybrid.data.batch import Batch
+from hybrid.lora import LoraConfig
 from hybrid.model_config import ModelConfig
-from hybrid.ops.loss import LossSums
-from hybrid.sharding import batch_sharding, constrain, placed, replicated, shardings
+from hybrid.sharding import batch_sharding, placed, replicated, shardings
+from hybrid.training.objective import Weights, loss_and_gradient, router_metrics
 from hybrid.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from hybrid.training.partition import join, split, trained_mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +39,12 @@ class TrainingConfig:
     seed: int = key(0, "of the initialisation and of the order of rows", at_least=0)
     log_every: int = key(1, "steps between training rows of metrics.jsonl", at_least=1)
     z_loss: float = key(0.0, "weight of the mean squared logsumexp in the objective", at_least=0)
+    load_balance_loss: float = key(
+        0.0, "weight of the routers' load-balancing loss, formed once a step", at_least=0
+    )
+    router_z_loss: float = key(
+        0.0, "weight of the mean squared logsumexp of the routers' logits", at_least=0
+    )
     max_bad_steps: int = key(10, "stop after so many non-finite steps in a row", at_least=1)
     profile_start: int = key(0, "first step of a jax.profiler trace; 0: no trace", at_least=0)
     profile_steps: int = key(3, "steps in the trace", at_least=1)
@@ -50,6 +52,11 @@ class TrainingConfig:
         0.0, "peak FLOP/s of a device for MFU; 0: known or measured; -1: no MFU", at_least=-1
     )
     tensorboard: bool = key(True, "write TensorBoard event files")
+
+    @property
+    def weights(self) -> Weights:
+        """Of the objective's terms beside the loss."""
+        return Weights(self.z_loss, self.load_balance_loss, self.router_z_loss)
 
 
 @jax.tree_util.register_dataclass
@@ -78,12 +85,15 @@ class Program:
 
     Attributes:
       init: PRNG key -> TrainState, each array made where it lives.
+      start: (parameters, donated; PRNG key) -> TrainState that begins with them; without the
+        adapters of a LoRA run, which it adds.
       step: (TrainState, donated; Batch) -> (TrainState, metrics).
       state, batch: what `step` takes, as ShapeDtypeStructs with shardings; enough to compile
         it ahead of time and to restore a checkpoint.
     """
 
     init: jax.stages.Wrapped
+    start: jax.stages.Wrapped
     step: jax.stages.Wrapped
     state: TrainState
     batch: Batch
@@ -95,41 +105,62 @@ class Program:
 
 
 # What a compiled step depends on; runs that differ in other keys of the section share it.
-STEP_KEYS = ("num_steps", "batch_size", "context_length", "num_microbatches", "z_loss")
+STEP_KEYS = (
+    *("num_steps", "batch_size", "context_length", "num_microbatches"),
+    *("z_loss", "load_balance_loss", "router_z_loss"),
+)
 
 
 def build(
-    config: ModelConfig, training: TrainingConfig, optimizer: OptimizerConfig, mesh: Mesh
+    config: ModelConfig,
+    training: TrainingConfig,
+    optimizer: OptimizerConfig,
+    mesh: Mesh,
+    adapters: LoraConfig = LoraConfig(),  # noqa: B008
 ) -> Program:
     """The program of a run on `mesh`.  Trace, compile and call it under `jax.set_mesh(mesh)`.
 
     Runs of one shape get the same Program, so that many in one process compile it once.
+    Raises: ConfigError for a `freeze` or adapters that don't fit the model.
     """
     kept = {name: getattr(training, name) for name in STEP_KEYS}
-    return _build(config, TrainingConfig(**kept), optimizer, mesh)
+    return _build(config, TrainingConfig(**kept), optimizer, mesh, adapters)
 
 
 @functools.lru_cache(maxsize=8)
 def _build(
-    config: ModelConfig, training: TrainingConfig, optimizer: OptimizerConfig, mesh: Mesh
+    config: ModelConfig,
+    training: TrainingConfig,
+    optimizer: OptimizerConfig,
+    mesh: Mesh,
+    adapters: LoraConfig,
 ) -> Program:
-    logical_axes = model.logical_axes(config)
-    transform = make_optimizer(optimizer, training.num_steps, logical_axes)
+    base_axes = model.logical_axes(config)
+    logical_axes = lora.add_axes(adapters, base_axes)
+    adapt = functools.partial(lora.add, adapters, logical_axes=base_axes)
+    params = jax.eval_shape(lambda rng: adapt(model.init(config, rng), rng=rng), jax.random.key(0))
+    mask = trained_mask(params, optimizer.freeze)
+    trained_axes, _ = split(logical_axes, mask)
+    transform = make_optimizer(optimizer, training.num_steps, trained_axes)
     schedule = make_schedule(optimizer, training.num_steps)
 
-    def init(rng: jax.Array) -> TrainState:
-        params = model.init(config, rng)
+    def start(params: Any, rng: jax.Array) -> TrainState:
+        params = adapt(params, rng=rng)
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(params, transform.init(params), zero, zero, zero)
+        return TrainState(params, transform.init(split(params, mask)[0]), zero, zero, zero)
 
-    param_shardings = shardings(mesh, logical_axes, model.abstract(config))
+    def init(rng: jax.Array) -> TrainState:
+        return start(model.init(config, rng), rng)
+
+    param_shardings = shardings(mesh, logical_axes, params)
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = placed(shapes, _state_shardings(shapes, param_shardings, mesh))
     batch = abstract_batch(training.batch_size, training.context_length, batch_sharding(mesh))
-    step = make_train_step(config, training, transform, schedule, param_shardings)
+    step = make_train_step(config, training, transform, schedule, mask, param_shardings)
     where = jax.tree.map(lambda leaf: leaf.sharding, (state, batch))
     return Program(
         init=jax.jit(init, out_shardings=where[0]),
+        start=jax.jit(start, out_shardings=where[0], donate_argnums=0),
         step=jax.jit(
             step,
             in_shardings=where,
@@ -146,26 +177,40 @@ def make_train_step(
     training: TrainingConfig,
     transform: optax.GradientTransformation,
     schedule: optax.Schedule,
+    mask: Any = None,
     param_shardings: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The step as a pure function, not yet jitted.
 
+    Args:
+      transform: for the parameters that `mask` marks as trained; None: all.
     Its metrics are scalars: `loss`, `grad_norm` (before clipping), `learning_rate`,
-    `num_tokens` (predicted), `skipped_steps`, `bad_in_a_row`, and `z_loss` if it has a weight.
+    `num_tokens` (predicted), `skipped_steps`, `bad_in_a_row`, `z_loss` if it has a weight, and
+    those of `objective.router_metrics`.
     """
+    everything = jax.tree.map(lambda _: True, model.abstract(config))
+    mask = everything if mask is None else mask
+    kept = None if param_shardings is None else split(param_shardings, mask)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        trained, frozen = split(state.params, mask)
         sums, gradient = loss_and_gradient(
-            config, state.params, batch, training.num_microbatches, training.z_loss, param_shardings
+            config,
+            trained,
+            batch,
+            training.num_microbatches,
+            training.weights,
+            frozen=frozen,
+            shardings=kept,
         )
-        count = jnp.maximum(sums.count, 1)
-        loss, grad_norm = sums.nll / count, optax.tree.norm(gradient)
+        count = jnp.maximum(sums.loss.count, 1)
+        loss, grad_norm = sums.loss.nll / count, optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = transform.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = transform.update(gradient, state.opt_state, trained)
+        new_trained = _where(finite, optax.apply_updates(trained, updates), trained)
         bad = jnp.int32(~finite)
         new = TrainState(
-            params=_where(finite, params, state.params),
+            params=join(new_trained, frozen),
             opt_state=_where(finite, opt_state, state.opt_state),
             step=state.step + 1,
             skipped=state.skipped + bad,
@@ -175,67 +220,15 @@ def make_train_step(
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": schedule(state.step - state.skipped),
-            "num_tokens": sums.count,
+            "num_tokens": sums.loss.count,
             "skipped_steps": new.skipped,
             "bad_in_a_row": new.bad_in_a_row,
         }
         if training.z_loss:
-            metrics["z_loss"] = training.z_loss * sums.z / count
-        return new, metrics
+            metrics["z_loss"] = training.z_loss * sums.loss.z / count
+        return new, metrics | router_metrics(sums.router, training.weights)
 
     return step
-
-
-def loss_and_gradient(
-    config: ModelConfig,
-    params: Any,
-    batch: Batch,
-    num_microbatches: int = 1,
-    z_loss: float = 0.0,
-    param_shardings: Any = None,
-) -> tuple[LossSums, Any]:
-    """Sums of the loss over all predicted tokens, and the gradient of their mean: (1), (2).
-
-    Args:
-      batch: arrays [b, t]; `num_microbatches` divides b.
-      param_shardings: where the gradient is kept while it is summed up; None: left to jit.
-    """
-
-    def objective(params, part):
-        sums = model.loss_sums(config, params, part)
-        return sums.nll + z_loss * sums.z, sums
-
-    def one(part):
-        gradient, sums = jax.grad(objective, has_aux=True)(params, part)
-        if param_shardings is not None:
-            gradient = jax.lax.with_sharding_constraint(gradient, param_shardings)
-        return sums, gradient
-
-    if num_microbatches == 1:
-        sums, gradient = one(batch)
-    else:
-        parts = split_batch(batch, num_microbatches)
-        total = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)),
-        )
-        add = lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None)  # noqa: E731
-        (sums, gradient), _ = jax.lax.scan(add, total, parts)
-    count = jnp.maximum(sums.count, 1)
-    return sums, jax.tree.map(lambda g: g / count, gradient)
-
-
-def split_batch(batch: Batch, num_microbatches: int) -> Batch:
-    """[b, t] arrays as [m, b/m, t]: micro-batch i holds the rows r with r mod m = i.
-
-    So each micro-batch is spread over all devices and no row leaves the one that it is on.
-    """
-
-    def split(x):
-        parts = x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
-        return constrain(parts, None, "batch", "time")
-
-    return jax.tree.map(split, batch)
 
 
 def abstract_batch(batch_size: int, context_length: int, sharding: Any = None) -> Batch:

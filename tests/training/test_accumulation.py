@@ -1,7 +1,8 @@
 """The loss is a sum over all tokens divided once: micro-batches and devices change nothing.
 
 64 rows whose predicted tokens are very unequal in number, some without any, as 1×64, 8×8 and 64×1
-on one device and as 1×64 and 8×8 on eight; float64, to 1e-9.
+on one device and as 1×64 and 8×8 on eight; float64, to 1e-9. The model has experts, with both
+router losses: the balance is formed of the whole step.
 """
 
 import json
@@ -10,12 +11,14 @@ import pytest
 import simulated
 
 ROWS, TIME = 64, 8
-Z_LOSS = 1e-2
-SPLITS = {
-    "one device, 8×8": (1, 8),
-    "one device, 64×1": (1, 64),
-    "data=8, 1×64": (8, 1),
-    "data=8, 8×8": (8, 8),
+WEIGHTS = {"z_loss": 1e-2, "load_balance_loss": 0.3, "router_z_loss": 0.1}
+SPLITS = {  # mesh, micro-batches
+    "one device, 8×8": ({"data": 1}, 8),
+    "one device, 64×1": ({"data": 1}, 64),
+    "data=8, 1×64": ({"data": 8}, 1),
+    "data=8, 8×8": ({"data": 8}, 8),
+    "expert=4, 1×64": ({"data": 2, "expert": 4}, 1),
+    "fsdp=2 tensor=2 expert=2, 8×8": ({"data": 1, "fsdp": 2, "tensor": 2, "expert": 2}, 8),
 }
 
 
@@ -40,18 +43,29 @@ def test_a_whole_step_moves_parameters_alike(report):
     assert report["params"] < 1e-9
 
 
+def test_every_router_statistic_is_that_of_the_whole_step(report):
+    assert report["num_router_metrics"] == 5
+    assert report["router metrics"] < 1e-9
+
+
+def test_balance_formed_a_micro_batch_at_a_time_would_be_another(report):
+    assert report["balance of means"] > 1e-3
+
+
 # --- The process with eight devices -----------------------------------------------------------
 
 
 def main():
     """Prints the errors against one batch on one device."""
+    import math
+
     import jax
     import numpy as np
 
     from hybrid import model
     from hybrid.model_config import ModelConfig
     from hybrid.sharding import MeshConfig, make_mesh
-    from hybrid.training import step
+    from hybrid.training import objective, step
     from hybrid.training.optimizer import OptimizerConfig
 
     config = ModelConfig(
@@ -63,6 +77,9 @@ def main():
         head_dim=8,
         ffn_dim=24,
         vocab_size=32,
+        num_experts=4,
+        num_active_experts=2,
+        expert_dim=8,
         dtype="float64",
     )
     host_batch = _batch(config.vocab_size)
@@ -72,52 +89,61 @@ def main():
         model.abstract(config),
     )
 
-    def build(num_devices, num_microbatches):
+    def build(sizes, num_microbatches):
         training = step.TrainingConfig(
-            batch_size=ROWS, context_length=TIME, num_microbatches=num_microbatches, z_loss=Z_LOSS
+            batch_size=ROWS, context_length=TIME, num_microbatches=num_microbatches, **WEIGHTS
         )
-        mesh = make_mesh(MeshConfig(), jax.devices()[:num_devices])
+        mesh = make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(sizes.values())])
         # A large eps, so that Adam's quotient doesn't blow up rounding where gradients vanish.
-        return mesh, step.build(config, training, OptimizerConfig(eps=1e-3), mesh)
+        return mesh, training, step.build(config, training, OptimizerConfig(eps=1e-3), mesh)
 
     def place(values, like):
         return jax.device_put(values, jax.tree.map(lambda leaf: leaf.sharding, like))
 
-    def gradient(num_devices, num_microbatches, *batches):
-        mesh, program = build(num_devices, num_microbatches)
+    def gradient(sizes, num_microbatches, *batches):
+        mesh, training, program = build(sizes, num_microbatches)
         run = jax.jit(
-            lambda *inputs: step.loss_and_gradient(config, *inputs, num_microbatches, Z_LOSS)
+            lambda *inputs: objective.loss_and_gradient(
+                config, *inputs, num_microbatches, training.weights
+            )
         )
         results = []
         with jax.set_mesh(mesh):
             for batch in batches:
                 inputs = place((params, batch), (program.state.params, program.batch))
                 sums, gradients = jax.device_get(run(*inputs))
-                results.append((sums.nll / sums.count, gradients))
+                metrics = objective.router_metrics(sums.router, training.weights)
+                metrics = jax.tree.map(np.asarray, metrics)
+                results.append((sums.loss.nll / sums.loss.count, gradients, metrics))
         return results
 
-    def moved(num_devices, num_microbatches):
-        mesh, program = build(num_devices, num_microbatches)
+    def moved(sizes, num_microbatches):
+        mesh, _, program = build(sizes, num_microbatches)
         with jax.set_mesh(mesh):
             state, _ = program.step(
                 program.init(jax.random.key(0)), place(host_batch, program.batch)
             )
         return jax.device_get(state.params)
 
-    one, first, second = gradient(1, 1, host_batch, *_halves(host_batch))
-    result = {}
+    one, first, second = gradient({"data": 1}, 1, host_batch, *_halves(host_batch))
+    result, router_errors = {}, []
     for name, split in SPLITS.items():
-        ((loss, gradients),) = gradient(*split, host_batch)
+        ((loss, gradients, metrics),) = gradient(*split, host_batch)
         errors = jax.tree.leaves(jax.tree.map(_relative, one[1], gradients))
         result[name] = {
             "loss": abs(loss / one[0] - 1),
             "gradient": max(errors),
             "num_leaves": len(errors),
         }
-    result["params"] = max(jax.tree.leaves(jax.tree.map(_relative, moved(1, 1), moved(8, 8))))
+        router_errors += [_relative(value, metrics[name]) for name, value in one[2].items()]
+    both = moved({"data": 1}, 1), moved({"data": 8}, 8)
+    result["params"] = max(jax.tree.leaves(jax.tree.map(_relative, *both)))
     result["dtype"] = str(one[1]["embedder"]["embedding"].dtype)
     result["mean of means"] = abs((first[0] + second[0]) / 2 / one[0] - 1)
-    print(json.dumps(result))
+    result["router metrics"], result["num_router_metrics"] = max(router_errors), len(one[2])
+    name = "load_balance_loss"
+    result["balance of means"] = abs((first[2][name] + second[2][name]) / 2 / one[2][name] - 1)
+    print(json.dumps(jax.tree.map(lambda x: x if isinstance(x, str) else float(x), result)))
 
 
 def _relative(one, other):

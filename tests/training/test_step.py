@@ -11,7 +11,7 @@ from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.model_config import ModelConfig
 from hybrid.sharding import MeshConfig, make_mesh
-from hybrid.training import step
+from hybrid.training import objective, step
 from hybrid.training.optimizer import OptimizerConfig, make_schedule
 
 CONFIG = ModelConfig(
@@ -61,12 +61,13 @@ def test_metrics_are_those_of_the_model_on_the_whole_batch(program, state):
 
 
 def test_the_gradient_is_that_of_the_mean_with_its_z_loss(program, state):
-    def objective(params, rows):
+    def mean(params, rows):
         sums = model.loss_sums(CONFIG, params, rows)
         return (sums.nll + 0.01 * sums.z) / sums.count
 
-    wanted = jax.jit(jax.grad(objective))(state.params, batch())
-    summed = jax.jit(lambda *inputs: step.loss_and_gradient(CONFIG, *inputs, 2, 0.01))
+    wanted = jax.jit(jax.grad(mean))(state.params, batch())
+    weights = objective.Weights(z_loss=0.01)
+    summed = jax.jit(lambda *inputs: objective.loss_and_gradient(CONFIG, *inputs, 2, weights))
     _, found = summed(state.params, batch())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)
 
@@ -112,5 +113,5 @@ def test_a_batch_without_a_token_to_predict_has_no_loss_and_is_finite(program, s
 
 def test_each_microbatch_takes_rows_from_every_device():
     rows = jnp.arange(16)[:, None]
-    parts = step.split_batch(Batch(rows, rows, rows, rows, rows > 0), 4).tokens[:, :, 0]
+    parts = objective.split_batch(Batch(rows, rows, rows, rows, rows > 0), 4).tokens[:, :, 0]
     assert parts.tolist() == [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]

@@ -1,0 +1,128 @@
+"""Experts: every implementation equals the oracle, drops no token, does no needless work."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hybrid.ops import experts as door
+from hybrid.ops.experts import ragged, reference, sorted
+from hybrid.plan.hlo import count_flops
+
+NAMES = ("x", "weights", "gate", "up", "down")
+# (b, t, d, f, e, a), and which experts are ever chosen.
+CASES = {
+    "some experts unused": ((2, 37, 8, 6, 5, 2), 3),
+    "one expert has every token": ((1, 50, 8, 4, 6, 1), 1),
+    "every expert for every token": ((1, 30, 8, 4, 3, 3), 3),
+    "one token": ((1, 1, 4, 4, 8, 2), 8),
+    "full blocks": ((2, 128, 8, 6, 4, 2), 4),
+}
+
+
+def arrays(case, dtype=jnp.float64):
+    (b, t, d, f, e, a), used = CASES[case]
+    rng = np.random.default_rng(0)
+    shapes = {"x": (b, t, d), "weights": (b, t, a), "gate": (e, d, f), "up": (e, d, f)}
+    shapes |= {"down": (e, f, d), "dout": (b, t, d)}
+    found = {name: jnp.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
+    choice = np.argsort(rng.random((b, t, used)), axis=-1)[..., :a]
+    return found | {"choice": jnp.asarray(choice, jnp.int32)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(implementation, inputs):
+    """The result and every gradient by name."""
+
+    def call(values):
+        x, weights, *kernels = (values[name] for name in NAMES)
+        return implementation.experts(x, inputs["choice"], weights, *kernels)
+
+    out, pullback = jax.vjp(call, {name: inputs[name] for name in NAMES})
+    return {"out": out, **pullback(inputs["dout"])[0]}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("implementation", [sorted, ragged], ids=["sorted", "ragged"])
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_equal_the_oracle(case, implementation):
+    inputs = arrays(case)
+    got, wanted = run(implementation, inputs), run(reference, inputs)
+    for name, want in wanted.items():
+        assert got[name].dtype == want.dtype
+        np.testing.assert_allclose(got[name], want, rtol=1e-12, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("implementation", [sorted, ragged, reference])
+def test_experts_without_a_token_have_no_gradient(implementation):
+    got = run(implementation, arrays("some experts unused"))
+    for name in ("gate", "up", "down"):
+        assert not np.asarray(got[name][3:]).any()
+        assert np.asarray(got[name][:3]).any(axis=(1, 2)).all()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("implementation", [sorted, ragged, reference])
+def test_a_choice_of_none_adds_nothing(implementation):
+    """A device of an expert mesh sees its own experts alone: others' choices are index e."""
+    inputs = arrays("some experts unused")
+    e = len(inputs["gate"])
+    first, second = (
+        run(implementation, inputs | {"choice": jnp.where(mine, inputs["choice"], e)})["out"]
+        for mine in (inputs["choice"] == 0, inputs["choice"] != 0)
+    )
+    whole = run(reference, inputs)["out"]
+    np.testing.assert_allclose(first + second, whole, rtol=1e-12, atol=1e-12)
+    nothing = run(implementation, inputs | {"choice": jnp.full_like(inputs["choice"], e)})
+    assert not any(np.asarray(array).any() for array in nothing.values())
+
+
+def test_the_oracle_is_the_formula():
+    inputs = arrays("some experts unused", jnp.float32)
+    x, w, gate, up, down = (np.asarray(inputs[name], np.float64) for name in NAMES)
+    gelu = lambda v: 0.5 * v * (1 + np.tanh(0.7978845608 * (v + 0.044715 * v**3)))  # noqa: E731
+    wanted = np.zeros_like(x)
+    for b, t, j in np.ndindex(w.shape):
+        e = int(inputs["choice"][b, t, j])
+        row = x[b, t]
+        wanted[b, t] += w[b, t, j] * ((gelu(row @ gate[e]) * (row @ up[e])) @ down[e])
+    np.testing.assert_allclose(run(reference, inputs)["out"], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", [sorted, ragged])
+def test_bfloat16_is_as_close_as_the_oracle(implementation):
+    narrow = arrays("full blocks", jnp.bfloat16)
+    exact = run(reference, {name: jnp.asarray(v, jnp.float32) if v.dtype != jnp.int32 else v
+                            for name, v in narrow.items()})  # fmt: skip
+    got, oracle = run(implementation, narrow), run(reference, narrow)
+    for name, want in exact.items():
+        errors = [float(jnp.abs(r[name].astype(jnp.float32) - want).max()) for r in (got, oracle)]
+        assert got[name].dtype == jnp.bfloat16
+        assert errors[0] <= 2 * errors[1] + 0.02, name
+
+
+def test_work_grows_with_the_choices_and_not_with_the_experts():
+    def flops(num_experts):
+        shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
+        wide = shape(num_experts, 16, 32)
+        inputs = shape(1, 512, 16), jax.ShapeDtypeStruct((1, 512, 2), jnp.int32)
+        inputs += shape(1, 512, 2), wide, wide, shape(num_experts, 32, 16)
+        return count_flops(jax.jit(sorted.experts).lower(*inputs).compile().as_text())
+
+    rows = 512 * 2
+    few, many = flops(4), flops(32)
+    assert few <= 1.6 * rows * 6 * 16 * 32
+    assert many <= 2.6 * rows * 6 * 16 * 32  # 16 times the oracle's work at 4 would be 8 × this
+
+
+def test_the_door_chooses_by_backend_and_a_named_one_never_falls_back():
+    assert door.choose(backend="cpu") == "sorted"
+    assert door.choose(backend="tpu") == door.choose(backend="gpu") == "ragged"
+    assert door.choose("reference", "tpu") == "reference"
+    with pytest.raises(door.Unsupported, match="ragged_dot computes all experts"):
+        door.choose("ragged", "cpu")
+    with pytest.raises(ValueError, match="no implementation 'dense'; known: auto, ragged"):
+        door.choose("dense")

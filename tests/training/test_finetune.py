@@ -1,0 +1,281 @@
+"""Training goes on from a folder: whole, with frozen parts, or by adapters alone."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from hybrid import api, lora, model
+from hybrid.config import ConfigError
+from hybrid.data.batch import Batch
+from hybrid.lora import LoraConfig
+from hybrid.sharding import MeshConfig, make_mesh
+from hybrid.training import checkpoint, loop, partition, step
+from hybrid.training.optimizer import OptimizerConfig
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """(folder, workdir) of a trained run."""
+    folder = tmp_path_factory.mktemp("base")
+    loop.run(tiny_run.experiment_of(folder, training__num_steps=4), folder / "run")
+    return folder, folder / "run"
+
+
+def experiment(base, **overrides):
+    keys = {"init_from": str(base[1]), "training__num_steps": 4, "optimizer__learning_rate": 1e-2}
+    return tiny_run.experiment_of(base[0], **keys | overrides)
+
+
+def params(workdir):
+    return api.load(workdir).params
+
+
+def assert_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+# --- Starting from a folder ------------------------------------------------------------------
+
+
+def test_a_run_begins_with_the_parameters_of_the_folder(base, tmp_path):
+    still = experiment(base, optimizer__learning_rate=0.0, training__num_steps=1)
+    loop.run(still, tmp_path / "run")
+    assert_equal(params(tmp_path / "run"), params(base[1]))
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    last = json.loads((base[1] / "metrics.jsonl").read_text().splitlines()[-1])
+    assert first["eval/loss"] == last["eval/loss"]
+
+
+def test_another_pattern_starts_from_the_folder_and_says_what_became_of_it(base, tmp_path, capsys):
+    other = experiment(base, model__pattern="LLG", model__num_layers=3, training__num_steps=1)
+    loop.run(other, tmp_path / "run")
+    told = capsys.readouterr().err
+    assert "init_from: 30 tensors mapped" in told
+    assert "init_from: made mixer/q_proj/kernel of layer 2: fresh" in told
+
+
+def test_a_folder_that_will_not_do_is_refused_and_nothing_is_made(base, tmp_path):
+    for key, overrides in {
+        "init_from": {"init_from": str(tmp_path / "nowhere")},
+        "model.d_model": {"model__d_model": 24},
+    }.items():
+        with pytest.raises(ConfigError, match=f"^{key}: "):
+            loop.run(experiment(base, **overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- Adapters --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(base, tmp_path_factory):
+    """(experiment, workdir) of a run with adapters of rank 3 on the base."""
+    workdir = tmp_path_factory.mktemp("adapted") / "run"
+    config = experiment(base, lora__rank=3, optimizer__learning_rate=3e-2)
+    loop.run(config, workdir)
+    return config, workdir
+
+
+def test_adapters_lower_the_loss_and_leave_the_base_alone(base, adapted):
+    rows = [json.loads(line) for line in (adapted[1] / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["eval/loss"] for row in rows if "eval/loss" in row]
+    start = json.loads((base[1] / "metrics.jsonl").read_text().splitlines()[-1])["eval/loss"]
+    assert losses[-1] < start - 0.01
+    before, after = params(base[1]), params(adapted[1])
+    for name, new in _named(after).items():
+        is_adapted = name.split("/")[-2] in lora.MODULES
+        assert np.array_equal(new, _named(before)[name]) != is_adapted, name
+
+
+def _named(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
+
+
+def test_a_checkpoint_holds_the_adapters_alone(adapted):
+    config, workdir = adapted
+    state = step.build(
+        config.model, config.training, config.optimizer, make_mesh(MeshConfig()), config.lora
+    ).state
+    trained = [leaf for name, leaf in _named(state.params).items() if lora.is_adapter(name)]
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in trained)
+    size = sum(f.stat().st_size for f in (workdir / "checkpoints/4/params").rglob("*"))
+    whole = sum(f.stat().st_size for f in (workdir / "checkpoints/4").rglob("*"))
+    assert size < whole
+    kept = jax.tree.leaves(lora.adapters(state.params))
+    assert len(kept) == len(trained) == 2 * 7 * 2
+
+
+def test_a_resumed_run_ends_with_the_same_bits(base, adapted, tmp_path, monkeypatch):
+    config, whole = adapted
+    stop_after(monkeypatch, 2)
+    with pytest.raises(loop.signals.Preempted):
+        loop.run(config, tmp_path / "run")
+    monkeypatch.undo()
+    loop.run(config, tmp_path / "run")
+    assert tiny_run.rows(tmp_path / "run") == tiny_run.rows(whole)
+    assert_equal(params(tmp_path / "run"), params(whole))
+
+
+def stop_after(monkeypatch, last):
+    import os
+    import signal
+
+    run_due = loop.run_due
+
+    def run_due_after_signal(events, finished):
+        if finished == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_due(events, finished)
+
+    monkeypatch.setattr(loop, "run_due", run_due_after_signal)
+
+
+def test_a_resume_without_its_base_is_refused(base, adapted, tmp_path):
+    config, _ = adapted
+    moved = tmp_path / "base"
+    import shutil
+
+    shutil.copytree(base[1], moved)
+    config = dataclasses.replace(config, init_from=str(moved))
+    loop.run(config, tmp_path / "run")
+    longer = tiny_run.with_key(config, "training", num_steps=6)
+    checkpoint.remove(moved / "checkpoints" / "4")
+    with pytest.raises(ConfigError, match="init_from: is not what the adapters were trained on"):
+        loop.run(longer, tmp_path / "run")
+    shutil.rmtree(moved)
+    with pytest.raises(ConfigError, match="init_from: no such folder"):
+        loop.run(longer, tmp_path / "run")
+
+
+def tiny_model(**keys):
+    return model.ModelConfig(
+        pattern="LG", num_layers=4, window_size=3, d_model=16, num_heads=2, head_dim=8,
+        ffn_dim=24, vocab_size=32, **keys,
+    )  # fmt: skip
+
+
+def with_adapters(config, settings):
+    params = model.init(config, jax.random.key(0))
+    axes = model.logical_axes(config)
+    return params, lora.add(settings, params, axes, jax.random.key(1))
+
+
+def test_rank_0_is_the_base_itself():
+    config = tiny_model()
+    params, same = with_adapters(config, LoraConfig(rank=0))
+    assert same is params
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    training = step.TrainingConfig(batch_size=2, context_length=8, num_steps=3)
+    plain = step.build(config, training, OptimizerConfig(), mesh)
+    assert step.build(config, training, OptimizerConfig(), mesh, LoraConfig()) is plain
+
+
+def test_fresh_adapters_change_no_bit_and_merging_trained_ones_equals_adding_them(x64):
+    config = tiny_model(dtype="float64", num_kv_shared_layers=2)
+    tokens = jax.random.randint(jax.random.key(2), (2, 9), 0, 32)
+    params, adapted = with_adapters(config, LoraConfig(rank=2))
+    names = set(_named(adapted)) - set(_named(params))
+    assert len(names) == 2 * (2 * 7 + 2 * 5)  # readers have no k_proj and v_proj
+    plain = model.logits(config, params, tokens)
+    np.testing.assert_allclose(model.logits(config, adapted, tokens), plain, atol=1e-12)
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, adapted)
+    got = model.logits(config, moved, tokens)
+    merged = lora.merge(moved)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    np.testing.assert_allclose(got, model.logits(config, merged, tokens), atol=1e-10)
+    assert float(jnp.abs(got - plain).max()) > 1e-2
+    assert_equal(lora.with_adapters(lora.base(moved), lora.adapters(moved)), moved)
+
+
+@pytest.mark.parametrize("name", ["experts", "router", "embedding", "layer_embedding", "q_norm"])
+def test_what_has_no_adapter_is_refused_by_name(name):
+    with pytest.raises(ConfigError, match=f"modules: has no adapter, got '?{name}"):
+        LoraConfig(rank=2, modules=("q_proj", name))
+
+
+def test_experts_and_embeddings_of_layers_get_no_adapters():
+    config = tiny_model(num_experts=3, num_active_experts=1, expert_dim=8, layer_embedding_dim=4)
+    _, adapted = with_adapters(config, LoraConfig(rank=2))
+    added = {name for name in _named(adapted) if lora.is_adapter(name)}
+    assert added
+    assert not any("experts" in name or "layer_embedding" in name for name in added)
+
+
+def test_adapters_need_a_base(base):
+    with pytest.raises(ConfigError, match=r"lora.rank: needs a base to adapt, got 3"):
+        tiny_run.experiment_of(base[0], lora__rank=3)
+
+
+# --- Frozen parts ----------------------------------------------------------------------------
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 32, (4, 9)).astype(np.int32)
+    ones = np.ones((4, 8), np.int32)
+    positions = np.tile(np.arange(8, dtype=np.int32), (4, 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], ones, positions, ones > 0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+def test_frozen_parameters_keep_their_bits_and_have_no_state(name):
+    config = tiny_model()
+    training = step.TrainingConfig(batch_size=4, context_length=8, num_steps=3)
+    optimizer = OptimizerConfig(name=name, freeze=("embedder/*", "*/mixer/*", "*_norm/scale"))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        program = step.build(config, training, optimizer, mesh)
+        state = program.init(jax.random.key(0))
+        before = jax.tree.map(np.array, state.params)
+        state, metrics = program.step(state, batch())
+    assert np.isfinite(metrics["loss"])
+    moved = {n for n, leaf in _named(state.params).items() if (leaf != _named(before)[n]).any()}
+    # One segment of two slots; layer scalars are constants.
+    assert moved == {
+        f"segments/0/{slot}/feed_forward/{kernel}_proj/kernel"
+        for slot in (0, 1)
+        for kernel in ("gate", "up", "down")
+    }
+    kept = {path for path in _paths(state.opt_state) if "mixer" in path or "embedder" in path}
+    assert not kept
+
+
+def _paths(tree):
+    return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_patterns_that_match_nothing_or_everything_are_refused():
+    shapes = model.abstract(tiny_model())
+    with pytest.raises(ConfigError, match=r"optimizer.freeze: matches no parameter, got '?embed"):
+        partition.trained_mask(shapes, ("embed/*",))
+    with pytest.raises(ConfigError, match=r"optimizer.freeze: leaves nothing to train"):
+        partition.trained_mask(shapes, ("*",))
+
+
+# --- Moments ---------------------------------------------------------------------------------
+
+
+def test_bfloat16_moments_halve_the_state_and_train_alike():
+    training = step.TrainingConfig(batch_size=4, context_length=8, num_steps=40)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    losses, sizes = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = OptimizerConfig(moment_dtype=dtype, learning_rate=1e-2)
+        with jax.set_mesh(mesh):
+            program = step.build(tiny_model(), training, optimizer, mesh)
+            state = program.init(jax.random.key(0))
+            for _ in range(40):
+                state, metrics = program.step(state, batch())
+        losses[dtype] = float(metrics["loss"])
+        moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+        sizes[dtype] = sum(leaf.nbytes for leaf in moments)
+    assert sizes["bfloat16"] * 2 == sizes["float32"]
+    assert losses["float32"] < 2.5  # from 3.5
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.03)
