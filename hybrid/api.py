@@ -11,10 +11,11 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from hybrid import initial
 from hybrid import model as model_lib
-from hybrid.axes import Logits, Tokens
+from hybrid.axes import Logits
 from hybrid.config import ConfigError
 from hybrid.model_config import ModelConfig
 from hybrid.origin import Origin, find
@@ -35,9 +36,9 @@ class Model:
     params: model_lib.Params
     origin: Origin
 
-    def __call__(self, tokens: Tokens) -> Logits:
+    def __call__(self, tokens: jax.typing.ArrayLike) -> Logits:
         """Next-token logits of int32 [batch, time]: [batch, time, vocab], float32 or wider."""
-        return _logits(self.config)(self.params, tokens)
+        return _logits(self.config)(self.params, jnp.asarray(tokens, jnp.int32))
 
 
 def from_pretrained(path: str | pathlib.Path, dtype: str = "float32") -> Model:

@@ -17,6 +17,7 @@ FLOORS = {
     "inference_config": 0,
     "pattern": 0,
     "host": 0,
+    "lora": 1,
     "files": 0,
     "ops": 1,
     "sharding": 1,

@@ -7,7 +7,8 @@ import pytest
 
 import hybrid
 
-NAMES = ["Band", "LayerPlan", "LayerSpec", "ModelConfig", "attend", "plan", "plan_layers"]
+NAMES = ["Band", "LayerPlan", "LayerSpec", "Model", "ModelConfig", "attend", "from_pretrained"]
+NAMES += ["load", "plan", "plan_layers", "save_pretrained"]
 
 
 def test_the_public_names_are_these():

@@ -3,14 +3,17 @@
 Other weights than the golden files have, so those cannot have grown around one seed.
 """
 
+import json
+
 import numpy as np
 import pytest
 from pretrained.parity import ours
 from pretrained.parity.variants import VARIANTS, token_rows
 
-from hybrid import api, pretrained
+from hybrid import api, experiment, pretrained
 from hybrid.evaluation.command import score
 from hybrid.evaluation.target import of_pretrained
+from hybrid.training import loop
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -114,3 +117,36 @@ def peer_nll(name, folder, text, dtype, inputs=47):
 def _nll(model, row):
     logits = model(input_ids=row[:, :-1], use_cache=False).logits[0]
     return torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="none").numpy()
+
+
+@pytest.mark.parametrize("variant", ["whole", "lora"])
+@pytest.mark.parametrize("name", ["kv_sharing", "experts"])
+def test_a_tuned_model_is_better_and_its_export_equals_it_there(name, variant, saved, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(chr(97 + i * i % 23) for i in range(4000)))
+    keys = {
+        "init_from": str(saved(name)),
+        "data.source": "text",
+        "data.paths": str(tmp_path / "text.txt"),
+        "data.eval_paths": str(tmp_path / "text.txt"),
+        "data.cache_dir": str(tmp_path / "cache"),
+        "training.num_steps": "30",
+        "training.context_length": "47",
+        "training.peak_flops": "-1",
+        "optimizer.learning_rate": "1e-2",
+        "eval.every_steps": "10",
+        "eval.max_tokens": "400",
+    }
+    run = tmp_path / "run"
+    loop.run(experiment.load(f"configs/finetune.py:{variant}", keys), run)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["eval/loss"] for row in rows if "eval/loss" in row]
+    assert losses[-1] < rows[0]["loss"] - 1
+    tuned = api.load(run)
+    api.save_pretrained(tuned, tmp_path / "exported")
+    there = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "exported", attn_implementation="eager"
+    )
+    tokens = token_rows(SEED)[:, :-1]
+    with torch.no_grad():
+        wanted = there(torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()
+    np.testing.assert_allclose(tuned(tokens), wanted, rtol=0, atol=1e-3)
