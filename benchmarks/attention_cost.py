@@ -19,8 +19,8 @@ from benchmarks import machine
 from benchmarks.model import MODEL
 from benchmarks.workers import readings
 from hybrid import stack
-from hybrid.host import keep_freed_memory
 from hybrid.blocks.block import LayerInputs
+from hybrid.host import keep_freed_memory
 from hybrid.mixers.placement import Placement
 from hybrid.pattern import GLOBAL, LOCAL, plan_layers
 
