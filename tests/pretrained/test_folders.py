@@ -15,6 +15,7 @@ from hybrid import api, pretrained
 from hybrid.config import ConfigError
 from hybrid.data import tokenizers
 from hybrid.data.config import DataConfig
+from hybrid.evaluation.__main__ import main as evaluate
 from hybrid.pretrained import tensors
 
 EXPERTS = dataclasses.replace(
@@ -136,6 +137,22 @@ def test_a_model_tuned_to_chat_is_told_apart(tmp_path):
     folder.rename(tmp_path / "gemma-4-e2b-it")
     (tmp_path / "gemma-4-e2b-it" / "chat_template.jinja").unlink()
     assert len(pretrained.raw_text_warning(tmp_path / "gemma-4-e2b-it")) == 1
+
+
+def test_scoring_warns_of_chat_models_and_of_losses_above_chance(tmp_path, capsys):
+    folder = tiny_folder.write(tmp_path / "gemma-it")
+    (tmp_path / "text.txt").write_text("some text of a few words, " * 4)
+    words = [f"--config.data.paths={tmp_path / 'text.txt'}", "--config.data.source=text"]
+    words += [f"--pretrained={folder}", f"--config.data.cache_dir={tmp_path / 'cache'}"]
+    words += ["--config.eval.context_length=16", f"--output={tmp_path / 'result.json'}"]
+    assert evaluate(words) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "tuned to chat" in said[0]
+    assert "the first window's loss" in said[1]  # random weights of variance 1
+    assert "above chance (5.58)" in said[1]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["step"], result["bos"]) == (None, "window")
+    assert result["num_tokens"] == 26 * 4 + 1
 
 
 # --- Eight devices, and memory ---------------------------------------------------------------
