@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid.ops import experts as door
-from hybrid.ops.experts import ragged, reference, sorted
+from hybrid.ops.experts import blocked, ragged, reference
 from hybrid.plan.hlo import count_flops
 
 NAMES = ("x", "weights", "gate", "up", "down")
@@ -45,7 +45,7 @@ def run(implementation, inputs):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("implementation", [sorted, ragged], ids=["sorted", "ragged"])
+@pytest.mark.parametrize("implementation", [blocked, ragged], ids=["blocked", "ragged"])
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_equal_the_oracle(case, implementation):
     inputs = arrays(case)
@@ -56,7 +56,7 @@ def test_values_and_gradients_equal_the_oracle(case, implementation):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("implementation", [sorted, ragged, reference])
+@pytest.mark.parametrize("implementation", [blocked, ragged, reference])
 def test_experts_without_a_token_have_no_gradient(implementation):
     got = run(implementation, arrays("some experts unused"))
     for name in ("gate", "up", "down"):
@@ -65,7 +65,7 @@ def test_experts_without_a_token_have_no_gradient(implementation):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("implementation", [sorted, ragged, reference])
+@pytest.mark.parametrize("implementation", [blocked, ragged, reference])
 def test_a_choice_of_none_adds_nothing(implementation):
     """A device of an expert mesh sees its own experts alone: others' choices are index e."""
     inputs = arrays("some experts unused")
@@ -92,7 +92,7 @@ def test_the_oracle_is_the_formula():
     np.testing.assert_allclose(run(reference, inputs)["out"], wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("implementation", [sorted, ragged])
+@pytest.mark.parametrize("implementation", [blocked, ragged])
 def test_bfloat16_is_as_close_as_the_oracle(implementation):
     narrow = arrays("full blocks", jnp.bfloat16)
     exact = run(reference, {name: jnp.asarray(v, jnp.float32) if v.dtype != jnp.int32 else v
@@ -110,7 +110,7 @@ def test_work_grows_with_the_choices_and_not_with_the_experts():
         wide = shape(num_experts, 16, 32)
         inputs = shape(1, 512, 16), jax.ShapeDtypeStruct((1, 512, 2), jnp.int32)
         inputs += shape(1, 512, 2), wide, wide, shape(num_experts, 32, 16)
-        return count_flops(jax.jit(sorted.experts).lower(*inputs).compile().as_text())
+        return count_flops(jax.jit(blocked.experts).lower(*inputs).compile().as_text())
 
     rows = 512 * 2
     few, many = flops(4), flops(32)
@@ -119,7 +119,7 @@ def test_work_grows_with_the_choices_and_not_with_the_experts():
 
 
 def test_the_door_chooses_by_backend_and_a_named_one_never_falls_back():
-    assert door.choose(backend="cpu") == "sorted"
+    assert door.choose(backend="cpu") == "blocked"
     assert door.choose(backend="tpu") == door.choose(backend="gpu") == "ragged"
     assert door.choose("reference", "tpu") == "reference"
     with pytest.raises(door.Unsupported, match="ragged_dot computes all experts"):

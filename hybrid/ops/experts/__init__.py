@@ -10,7 +10,7 @@ On a mesh each device computes its own experts for its own rows and the results 
     x, choice, weights    rows over data and fsdp, copies along expert and tensor
     kernels               experts over expert, width over tensor, gathered along fsdp
 
-Read next: `reference.py` (the oracle), `sorted.py` (what a CPU runs).
+Read next: `reference.py` (the oracle), `blocked.py` (what a CPU runs).
 """
 
 import functools
@@ -22,11 +22,11 @@ from jax.sharding import PartitionSpec as P
 
 from hybrid.axes import Hidden
 from hybrid.ops.attention.support import Unsupported
-from hybrid.ops.experts import ragged, reference, sorted
+from hybrid.ops.experts import blocked, ragged, reference
 
 __all__ = ["IMPLEMENTATIONS", "Unsupported", "choose", "experts"]
 
-IMPLEMENTATIONS = {"ragged": ragged, "sorted": sorted, "reference": reference}
+IMPLEMENTATIONS = {"ragged": ragged, "blocked": blocked, "reference": reference}
 _ROWS, _EXPERT, _TENSOR = ("data", "fsdp"), "expert", "tensor"
 
 

@@ -16,6 +16,9 @@ Kept: a and u of every row. Backward, with dr = dy of a row's token:
 
 The gradients of the matrices ride in the scan's carry and are added to in place, expert by
 expert; autodiff would add an array of all experts for each block.
+
+8192 tokens at d 256, f 128, 16 experts of which 2 a token, forward and backward: 0.15 to 0.22 s
+against 1.7 to 2.1 s of the oracle; blocks of 128 rows, 64 and 512 are slower (2 cores).
 """
 
 import functools
@@ -28,7 +31,7 @@ from hybrid.axes import Hidden
 from hybrid.ops.attention.support import Unsupported
 from hybrid.ops.experts.groups import Groups
 
-MOST_ROWS = 256  # of a block
+MOST_ROWS = 128  # of a block
 FEWEST_ROWS = 8
 
 
