@@ -63,6 +63,11 @@ class Experiment:
         if self.lora.rank and self.optimizer.freeze:
             problem = "has no use beside lora.rank: only the adapters are trained"
             raise ConfigError("optimizer.freeze", problem, self.optimizer.freeze)
+        for name in ("load_balance_loss", "router_z_loss"):
+            weight = getattr(self.training, name)
+            if weight and not self.model.num_experts:
+                problem = "is set although model.num_experts is 0"
+                raise ConfigError(f"training.{name}", problem, weight, "0")
         self._check_batch()
         lengths = self.eval.lengths(self.training.context_length)
         if self.data.is_task and self.eval.stride:
@@ -130,13 +135,15 @@ def load(page: str, overrides: Mapping[str, str] | None = None) -> Experiment:
     if values.get("inherit_model") and not values.get("init_from"):
         raise ConfigError("init_from", "is empty although inherit_model is set")
     if values.get("init_from"):
-        values = config_lib.updated(_from_origin(values), parsed)
+        origin = origins.find(values["init_from"])
+        # From any directory: a run remembers where its base is.
+        parsed["init_from"] = str(origin.path.resolve())
+        values = config_lib.updated(_from_origin(values, origin), parsed)
     return from_config(values)
 
 
-def _from_origin(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def _from_origin(values: Mapping[str, Any], origin: origins.Origin) -> Mapping[str, Any]:
     """`values` with what `init_from` decides: the model where it is inherited, BOS under auto."""
-    origin = origins.find(values["init_from"])
     if values.get("inherit_model"):
         return origins.inherit(values, origin)
     data = values.get("data", {})

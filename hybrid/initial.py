@@ -4,6 +4,8 @@ The folder's own model is read as it is, each tensor where the mesh has it, and 
 run's model is another (`conversion.py`). Checking comes first and reads no tensor.
 """
 
+import functools
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +21,7 @@ from hybrid.conversion import Report, convert
 from hybrid.experiment import Experiment
 from hybrid.model_config import ModelConfig
 from hybrid.modules import param_dtype
-from hybrid.origin import Origin, find, fingerprint
+from hybrid.origin import Origin, find
 from hybrid.sharding import placed, shardings
 from hybrid.training import checkpoint
 
@@ -113,19 +115,51 @@ def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str) -> mo
         origin.path, which, placed(shapes, shardings(mesh, names, shapes))
     )[0]
     base = read_initial(run, mesh)
-    check_base(run, checkpoint.read_record(origin.path, checkpoint.find_step(origin.path, which)))
+    step = checkpoint.find_step(origin.path, which)
+    check_base(run, checkpoint.read_record(origin.path, step), fingerprint(base))
     return lora.merge(lora.with_adapters(base, found))
 
 
-def base_fingerprint(experiment: Experiment) -> str:
-    """What `init_from` holds now, for a checkpoint's record."""
-    origin = find(experiment.init_from)
-    return fingerprint(origin, checkpoint.find_step(origin.path) if origin.is_run else None)
+def check_base(experiment: Experiment, record: Mapping[str, Any], now: str) -> None:
+    """Raises: ConfigError if the base that adapters were trained on has changed since.
 
-
-def check_base(experiment: Experiment, record: Mapping[str, Any]) -> None:
-    """Raises: ConfigError if the base that adapters were trained on has changed since."""
-    before, now = record.get("base"), base_fingerprint(experiment)
+    Args:
+      record: of the adapters' checkpoint.  now: the fingerprint of what `init_from` holds.
+    """
+    before = record.get("base")
     if before != now:
         problem = "is not what the adapters were trained on"
         raise ConfigError("init_from", problem, f"{experiment.init_from} ({now})", str(before))
+
+
+# --- A fingerprint ---------------------------------------------------------------------------
+
+
+def fingerprint(params: model.Params) -> str:
+    """16 hexadecimal digits of the parameters' values, the same however they are split.
+
+    A fine-tuned model has the shapes and sizes of its base, so nothing less would tell them apart.
+    """
+    sums = jax.device_get(jax.jit(functools.partial(jax.tree.map, _bit_sum))(params))
+    named = {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(sums)}
+    text = "\n".join(f"{name} {value}" for name, value in sorted(named.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _bit_sum(leaf: jax.Array) -> jax.Array:
+    """Σ_i bits_i · weight_i modulo 2^32: exact, so devices may add in any order.
+
+    Weights come from a number's place and are odd, so a change of any one number shows.
+    """
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        place = place * jnp.uint32(size) + index
+    mixed = place * jnp.uint32(2654435761)  # Knuth's multiplicative hash
+    weight = (mixed ^ (mixed >> 15)) | jnp.uint32(1)
+    if leaf.dtype.itemsize == 8:
+        halves = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        bits = halves[..., 0] + halves[..., 1] * jnp.uint32(3)
+    else:
+        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+    return jnp.sum(bits.astype(jnp.uint32) * weight, dtype=jnp.uint32)

@@ -99,10 +99,11 @@ def _targets(config: LoraConfig, logical_axes: Any) -> Iterator[tuple[str, Mappi
         for path, node in _kernels(logical_axes)
         if path.split("/")[-1] in config.modules and path.split("/")[-2] in _PARENTS
     ]
-    there = {path.split("/")[-1] for path, _ in found}
+    there = {p.split("/")[-1] for p, _ in _kernels(logical_axes) if p.split("/")[-2] in _PARENTS}
     for name in config.modules:
         if name not in there and config.modules != MODULES:
-            raise ConfigError("lora.modules", "names what this model doesn't have", name)
+            accepted = "some of " + ", ".join(m for m in MODULES if m in there)
+            raise ConfigError("lora.modules", "names what this model doesn't have", name, accepted)
     yield from found
 
 
@@ -124,9 +125,11 @@ def _cut(names: tuple, values: tuple) -> tuple[tuple, tuple]:
 def merge(params: Any) -> Any:
     """Plain parameters: each adapted kernel becomes W + A·B."""
 
+    def product(a, b):
+        return jnp.tensordot(a, b, axes=1, precision=jax.lax.Precision.HIGHEST)
+
     def merged(node):
-        product = jax.vmap(lambda a, b: jnp.tensordot(a, b, axes=1))(node[A], node[B])
-        return {"kernel": node["kernel"] + product}
+        return {"kernel": node["kernel"] + jax.vmap(product)(node[A], node[B])}
 
     return _with(params, {path: merged(n) for path, n in _kernels(params) if A in n})
 

@@ -5,7 +5,6 @@ parameters is `initial.py`'s work.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -62,16 +61,6 @@ def _of_hugging_face(folder: pathlib.Path, key: str) -> Origin:
     from hybrid import pretrained  # only those who read such folders pay for it
 
     return Origin(folder, False, *pretrained.describe(folder, key), key=key)
-
-
-def fingerprint(origin: Origin, step: int | None) -> str:
-    """Changes when the folder's parameters could: a run's step, or the files' sizes."""
-    if step is not None:
-        return f"step {step}"
-    files = sorted(origin.path.glob("*.safetensors"))
-    content = [f"{file.name}:{file.stat().st_size}" for file in files]
-    content.append((origin.path / CONFIG).read_text())
-    return hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
 
 
 def inherit(values: Mapping[str, Any], origin: Origin) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 from ml_collections import ConfigDict
+from pretrained import tiny_folder
 
 from hybrid import config as config_lib
 from hybrid import experiment
@@ -121,3 +122,17 @@ def test_float64_without_x64_is_refused():
 def test_experiments_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         loaded().model.num_layers = 3
+
+
+def test_init_from_is_remembered_whole_and_gives_model_and_tokenizer(tmp_path, monkeypatch):
+    folder = tiny_folder.write(tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    config = loaded("configs/finetune.py", init_from="folder", model__remat="full")
+    assert config.init_from == str(folder)
+    assert config.model == dataclasses.replace(
+        tiny_folder.CONFIG, last_layer="force_global", remat="full"
+    )
+    assert (config.data.tokenizer, config.data.bos) == (str(folder), "window")
+    other = loaded("configs/tiny.py", init_from="folder")
+    assert (other.data.tokenizer, other.data.bos) == ("byte", "window")
+    assert other.model == loaded("configs/tiny.py").model

@@ -23,4 +23,4 @@ def describe(folder: pathlib.Path, key: str) -> tuple[dict[str, Any], str, str]:
 
     Raises: ConfigError under `key`.
     """
-    return model_values(folder, key), str(folder), BOS
+    return model_values(folder, key), str(folder.resolve()), BOS

@@ -14,7 +14,6 @@ that is checked before anything is written.
 """
 
 import contextlib
-import functools
 import pathlib
 import time
 from typing import Any
@@ -25,7 +24,7 @@ from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.evaluation import held_out
 from hybrid.experiment import Experiment
-from hybrid.initial import base_fingerprint, read_initial
+from hybrid.initial import check_base, fingerprint, read_initial
 from hybrid.plan import cost
 from hybrid.sharding import batch_sharding, num_batch_parts
 from hybrid.training import metrics as metrics_lib
@@ -74,8 +73,7 @@ class Run:
         self.tokens_seen = prepared.resume.record["tokens_seen"] if prepared.resume else 0
         self.evaluation_due = bool(prepared.resume and prepared.resume.evaluation_due)
         self.saved_step = self.step
-        experiment = prepared.experiment
-        self.base = base_fingerprint(experiment) if experiment.lora.rank else None
+        self.base: str | None = None
         self.waiting: tuple[int, dict[str, jax.Array]] | None = None
         self.tracing = False
         self._introduce()
@@ -263,19 +261,25 @@ class Run:
         )
 
     def _first_state(self) -> Any:
-        prepared, experiment = self.prepared, self.prepared.experiment
+        prepared, base = self.prepared, self._read_base()
         resume, program = prepared.resume, prepared.program
-        key = jax.random.key(self.training.seed)
-        read = functools.partial(read_initial, experiment, prepared.mesh)
         if resume is None:
-            return (
-                program.start(read(self.progress.say), key)
-                if experiment.init_from
-                else (program.init(key))
-            )
+            key = jax.random.key(self.training.seed)
+            return program.init(key) if base is None else program.start(base, key)
         self.progress.say(f"resuming after step {resume.step}")
-        base = read() if experiment.lora.rank else None
         return restore_state(prepared.workdir, resume.step, program.state, base)
+
+    def _read_base(self) -> Any:
+        """The parameters of init_from, where they are needed; they must not have changed."""
+        experiment, resume = self.prepared.experiment, self.prepared.resume
+        has_adapters = experiment.lora.rank > 0
+        if not experiment.init_from or (resume and not has_adapters):
+            return None
+        base = read_initial(experiment, self.prepared.mesh, self.progress.say)
+        self.base = fingerprint(base) if has_adapters else None
+        if resume and self.base is not None:
+            check_base(experiment, resume.record, self.base)
+        return base
 
     def _begin(self, stage: Stage) -> None:
         """Compiles the step of a stage; a run of the same shape in this process has it ready."""
@@ -285,7 +289,8 @@ class Run:
         self.stage, self.compiled = stage, program.compiled
         tokens = training.batch_size * training.context_length
         per_token = cost.forward_flops_per_token(stage.model, training.context_length)
-        self.flops_per_step = 3 * per_token * tokens  # the backward costs two forwards
+        # The backward costs a forward for the stream, and one for the kernels that are trained.
+        self.flops_per_step = (2 + program.trained_share) * per_token * tokens
         self.progress.say(f"compiling took {time.perf_counter() - start:.1f} s")
 
     def _open_files(self) -> None:

@@ -10,6 +10,14 @@ notices; the two others do, and would mix layers if they took a stack for one te
                 stack go to muon, embeddings and vectors to Adam; updates are scaled to an rms of
                 0.2 (Liu et al., 2502.16982), so that Adam's learning rate and decay fit both.
 
+Kernels of experts, `[layers, experts, ...]`, are stacks twice over and treated alike.
+
+Moments kept in bfloat16 are computed in float32 and rounded when they are stored. That does no
+harm while a step moves them by more than bfloat16 resolves (2^-8): of normal gradients the mean
+second moment is off by 0.0, 0.5 and 5 % at a decay of 0.95, 0.98 and 0.99; at 0.999 it is 2.7
+times too large and never falls again, however small gradients become. Decays above 0.99 are
+refused, and adafactor, whose decay tends to 1.
+
 Order for every name: clip by the global norm, the optimizer's direction, decoupled weight decay
 (only where a tensor has two axes or more, the stack not counted), the learning rate.
 
@@ -28,6 +36,8 @@ from hybrid.axes import EMBED, EXPERTS, LAYERS, VOCAB
 from hybrid.config import ConfigError, key
 
 MUON_RMS = 0.2
+STACKS = (LAYERS, EXPERTS)
+LARGEST_BFLOAT16_DECAY = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +83,8 @@ class OptimizerConfig:
         for name in ("beta1", "beta2", "muon_beta"):
             if getattr(self, name) >= 1:
                 raise ConfigError(name, "must be less than 1", getattr(self, name))
+        if self.moment_dtype == "bfloat16":
+            self._check_narrow()
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
             raise ConfigError(
                 "decay_fraction",
@@ -80,6 +92,18 @@ class OptimizerConfig:
                 self.decay_fraction,
                 "together at most 1",
             )
+
+    def _check_narrow(self) -> None:
+        """What a moment gains or loses in a step must not be rounded away."""
+        if self.name == "adafactor":
+            problem = "does not serve optimizer.name adafactor"
+            raise ConfigError("moment_dtype", problem, self.moment_dtype, "float32")
+        used = ("beta1", "beta2", "muon_beta") if self.name == "muon" else ("beta1", "beta2")
+        for name in used:
+            if getattr(self, name) > LARGEST_BFLOAT16_DECAY:
+                problem = "is too slow for moments kept in bfloat16"
+                accepted = f"at most {LARGEST_BFLOAT16_DECAY}, or optimizer.moment_dtype=float32"
+                raise ConfigError(name, problem, getattr(self, name), accepted)
 
 
 # --- The learning rate -----------------------------------------------------------------------
@@ -151,7 +175,8 @@ def map_axes(function: Callable[[tuple], Any], logical_axes: Any, *trees: Any) -
 
 
 def _of_a_layer(names: tuple) -> tuple:
-    return names[1:] if names[:1] == (LAYERS,) else names
+    """The axes of one tensor: of a layer, and there of an expert."""
+    return _of_a_layer(names[1:]) if names and names[0] in STACKS else names
 
 
 def _adam(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
@@ -187,7 +212,7 @@ def _muon(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransform
 def kept_in(
     transform: optax.GradientTransformation, dtype: jax.typing.DTypeLike
 ) -> optax.GradientTransformation:
-    """`transform` with the floating arrays of its state kept in `dtype`, computed as they were."""
+    """`transform` with its moments, `mu` and `nu`, kept in `dtype` and computed as they were."""
 
     def init(params):
         return _cast(transform.init(params), dtype)
@@ -202,8 +227,13 @@ def kept_in(
 
 
 def _cast(state, dtype):
-    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)  # noqa: E731
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_float(leaf) else leaf, state)
+    """`state` with its moments in `dtype`; Muon's state holds constants too."""
+
+    def moment(path, leaf):
+        names = {getattr(entry, "name", None) for entry in path}
+        return leaf.astype(dtype) if names & {"mu", "nu"} else leaf
+
+    return jax.tree_util.tree_map_with_path(moment, state)
 
 
 # --- Layers of a stack on their own ----------------------------------------------------------
@@ -212,14 +242,16 @@ def _cast(state, dtype):
 def per_layer(
     transform: optax.GradientTransformation, logical_axes: Any
 ) -> optax.GradientTransformation:
-    """`transform` run on each tensor by itself, and on each layer of a stacked one.
+    """`transform` run on each tensor by itself, and on each layer and expert of a stacked one.
 
     Its state is a tree like the parameters, with the transform's own state at each leaf, the
     leaves of stacked tensors stacked alike.
     """
 
     def mapped(function, names):
-        return jax.vmap(function) if names[:1] == (LAYERS,) else function
+        for _ in range(len(names) - len(_of_a_layer(names))):
+            function = jax.vmap(function)
+        return function
 
     def init(params):
         return map_axes(lambda names, p: mapped(transform.init, names)(p), logical_axes, params)
@@ -247,10 +279,7 @@ def muon_dimensions(logical_axes: Any) -> Any:
 
     def dimensions(names: tuple) -> Any:
         kernel = _of_a_layer(names)
-        if kernel == names or VOCAB in kernel:
-            return None
-        kernel = kernel[1:] if kernel[:1] == (EXPERTS,) else kernel
-        if len(kernel) < 2:
+        if kernel == names or VOCAB in kernel or len(kernel) < 2:
             return None
         first, end = len(names) - len(kernel), len(names)
         cut = first + 1 if kernel[0] in (EMBED, None) else end - 1

@@ -69,12 +69,14 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     mesh = make_mesh(experiment.mesh)
     experiment.check_mesh(mesh)
     check_writable(workdir)
-    resume = _find_resume(experiment, workdir, progress)
-    _check_origin(experiment, resume)
     training, model = experiment.training, experiment.model
+    program = step.build(model, training, experiment.optimizer, mesh, experiment.lora)
+    resume = _find_resume(experiment, workdir, progress)
     if resume and resume.step >= training.num_steps and not resume.evaluation_due:
         progress.say(f"finished: all {training.num_steps} steps are done in {workdir}")
         return None
+    if experiment.init_from and (resume is None or experiment.lora.rank):
+        initial.check_initial(experiment)
     # First what is evaluated: it is only tokenized, while the rows leave a cache on disk.
     held_out = pipeline.open_held_out(
         experiment.data,
@@ -94,7 +96,6 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     now = provenance.describe(rows.fingerprint, sys.argv)
     for warning in provenance.changed_machine(workdir, now) if resume else ():
         progress.say(f"warning: {warning}")
-    program = step.build(model, training, experiment.optimizer, mesh, experiment.lora)
     devices = list(mesh.devices.flat)
     peak = peak_flops(training.peak_flops, model.dtype, devices)
     return Prepared(experiment, workdir, mesh, program, rows, held_out, resume, now, peak)
@@ -113,16 +114,6 @@ def _find_resume(
     rows = read_rows(workdir / METRICS, "eval/loss")
     evaluated = any(row["step"] == last for row in rows)
     return Resume(last, record, bool(record["evaluation_due"]) and not evaluated)
-
-
-def _check_origin(experiment: Experiment, resume: Resume | None) -> None:
-    """Raises: ConfigError where the parameters of init_from will be needed and won't do."""
-    if not experiment.init_from:
-        return
-    if resume is None:
-        initial.check_initial(experiment)
-    elif experiment.lora.rank:
-        initial.check_base(experiment, resume.record)
 
 
 def check_writable(workdir: pathlib.Path) -> None:

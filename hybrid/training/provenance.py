@@ -100,7 +100,9 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 
 def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
     """Warnings about what a resumed run changes.  Raises: ConfigError for what it must not."""
-    before = config_lib.flatten(read_config(workdir))
+    # A key that is newer than the run had its default there.
+    before = config_lib.flatten(experiment_lib.defaults().to_dict())
+    before |= config_lib.flatten(read_config(workdir))
     now = config_lib.flatten(experiment_lib.to_dict(experiment))
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)

@@ -90,6 +90,7 @@ class Program:
       step: (TrainState, donated; Batch) -> (TrainState, metrics).
       state, batch: what `step` takes, as ShapeDtypeStructs with shardings; enough to compile
         it ahead of time and to restore a checkpoint.
+      trained_share: of all parameters, 1 where none is frozen.
     """
 
     init: jax.stages.Wrapped
@@ -97,6 +98,7 @@ class Program:
     step: jax.stages.Wrapped
     state: TrainState
     batch: Batch
+    trained_share: float
 
     @functools.cached_property
     def compiled(self) -> jax.stages.Compiled:
@@ -169,7 +171,12 @@ def _build(
         ),
         state=state,
         batch=batch,
+        trained_share=_num(split(params, mask)[0]) / _num(params),
     )
+
+
+def _num(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def make_train_step(

@@ -2,20 +2,23 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_run
 
 from hybrid import api, lora, model
 from hybrid.config import ConfigError
 from hybrid.data.batch import Batch
+from hybrid.initial import fingerprint
 from hybrid.lora import LoraConfig
 from hybrid.sharding import MeshConfig, make_mesh
-from hybrid.training import checkpoint, loop, partition, step
-from hybrid.training.optimizer import OptimizerConfig
+from hybrid.training import loop, partition, step
+from hybrid.training.optimizer import OptimizerConfig, make_optimizer
 
 
 @pytest.fixture(scope="module")
@@ -137,21 +140,45 @@ def stop_after(monkeypatch, last):
     monkeypatch.setattr(loop, "run_due", run_due_after_signal)
 
 
-def test_a_resume_without_its_base_is_refused(base, adapted, tmp_path):
-    config, _ = adapted
-    moved = tmp_path / "base"
-    import shutil
-
+def test_a_base_that_is_another_or_gone_is_refused_and_nothing_changes(base, adapted, tmp_path):
+    moved, workdir = tmp_path / "base", tmp_path / "run"
     shutil.copytree(base[1], moved)
-    config = dataclasses.replace(config, init_from=str(moved))
-    loop.run(config, tmp_path / "run")
+    config = dataclasses.replace(adapted[0], init_from=str(moved))
+    loop.run(config, workdir)
     longer = tiny_run.with_key(config, "training", num_steps=6)
-    checkpoint.remove(moved / "checkpoints" / "4")
-    with pytest.raises(ConfigError, match="init_from: is not what the adapters were trained on"):
-        loop.run(longer, tmp_path / "run")
+    before = tiny_run.snapshot(workdir)
+    # Of the same shapes, sizes and step; only the numbers differ.
+    shutil.rmtree(moved)
+    loop.run(tiny_run.experiment_of(base[0], training__num_steps=4, training__seed=1), moved)
+    for use in (lambda: loop.run(longer, workdir), lambda: api.load(workdir)):
+        with pytest.raises(ConfigError, match="init_from: is not what the adapters were trained"):
+            use()
     shutil.rmtree(moved)
     with pytest.raises(ConfigError, match="init_from: no such folder"):
-        loop.run(longer, tmp_path / "run")
+        loop.run(longer, workdir)
+    loop.run(config, workdir)  # finished: nothing is read
+    assert tiny_run.snapshot(workdir) == before
+
+
+def test_a_fingerprint_tells_values_places_and_names_apart():
+    plain = {"a": {"kernel": jnp.arange(6.0).reshape(2, 3)}, "b": jnp.ones(2, jnp.bfloat16)}
+    kernel = plain["a"]["kernel"]
+    others = [
+        {**plain, "a": {"kernel": kernel.at[1, 2].add(1e-6)}},
+        {**plain, "a": {"kernel": kernel[:, ::-1]}},
+        {**plain, "a": {"kernel": kernel[::-1]}},
+        {**plain, "a": {"other": kernel}},
+        {**plain, "b": plain["b"].at[0].set(1.01)},
+    ]
+    prints = {fingerprint(tree) for tree in (plain, *others)}
+    assert len(prints) == 1 + len(others)
+    assert fingerprint(jax.tree.map(jnp.copy, plain)) in prints
+
+
+def test_a_module_that_no_layer_has_is_refused_with_those_there(base):
+    config = model.ModelConfig(pattern="G", num_layers=1, unified_kv=True)
+    with pytest.raises(ConfigError, match=r"modules: .* got v_proj; some of q_proj, k_proj, o"):
+        with_adapters(config, LoraConfig(rank=1, modules=("q_proj", "v_proj")))
 
 
 def tiny_model(**keys):
@@ -251,6 +278,39 @@ def _paths(tree):
     return {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def test_a_frozen_run_that_was_stopped_ends_with_the_same_bits(base, tmp_path, monkeypatch):
+    config = experiment(base, optimizer__freeze=("embedder/*", "*/mixer/*"))
+    loop.run(config, tmp_path / "whole")
+    stop_after(monkeypatch, 2)
+    with pytest.raises(loop.signals.Preempted):
+        loop.run(config, tmp_path / "run")
+    monkeypatch.undo()
+    loop.run(config, tmp_path / "run")
+    assert tiny_run.rows(tmp_path / "run") == tiny_run.rows(tmp_path / "whole")
+    assert_equal(params(tmp_path / "run"), params(tmp_path / "whole"))
+    assert_equal(params(tmp_path / "run")["embedder"], params(base[1])["embedder"])
+
+
+def test_a_pattern_without_a_match_leaves_no_token_cache_behind(base, tmp_path):
+    config = experiment(base, optimizer__freeze=("embed/*",), data__cache_dir=str(tmp_path / "c"))
+    with pytest.raises(ConfigError, match=r"optimizer.freeze: matches no parameter"):
+        loop.run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_frozen_saves_its_part_of_the_backward():
+    config = dataclasses.replace(tiny_model(unroll=True), d_model=64, ffn_dim=256)
+    training = step.TrainingConfig(batch_size=4, context_length=8, num_steps=3)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    flops = {}
+    for rank in (0, 1):
+        with jax.set_mesh(mesh):
+            program = step.build(config, training, OptimizerConfig(), mesh, LoraConfig(rank=rank))
+            flops[rank] = program.compiled.cost_analysis()["flops"]
+        assert (program.trained_share < 0.2) == bool(rank)
+    assert flops[1] < 0.75 * flops[0]
+
+
 def test_patterns_that_match_nothing_or_everything_are_refused():
     shapes = model.abstract(tiny_model())
     with pytest.raises(ConfigError, match=r"optimizer.freeze: matches no parameter, got '?embed"):
@@ -260,6 +320,51 @@ def test_patterns_that_match_nothing_or_everything_are_refused():
 
 
 # --- Moments ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_alone_are_kept_in_bfloat16(name):
+    config, axes = tiny_model(), model.logical_axes(tiny_model())
+    optimizer = OptimizerConfig(name=name, moment_dtype="bfloat16")
+    state = make_optimizer(optimizer, 3, axes).init(model.init(config, jax.random.key(0)))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    dtypes = {(".mu" in (p := jax.tree_util.keystr(path))) or (".nu" in p): leaf.dtype.name
+              for path, leaf in leaves if leaf.dtype != jnp.int32}  # fmt: skip
+    assert dtypes == {True: "bfloat16"} | ({False: "float32"} if name == "muon" else {})
+
+
+@pytest.mark.parametrize(
+    ("key", "keys"),
+    [
+        ("beta2", {"beta2": 0.999}),
+        ("beta1", {"beta1": 0.995}),
+        ("muon_beta", {"name": "muon", "muon_beta": 0.995}),
+        ("moment_dtype", {"name": "adafactor"}),
+    ],
+)
+def test_moments_that_bfloat16_cannot_hold_are_refused(key, keys):
+    OptimizerConfig(**keys)
+    with pytest.raises(ConfigError) as error:
+        OptimizerConfig(moment_dtype="bfloat16", **keys)
+    assert error.value.key == key
+
+
+def test_a_second_moment_in_bfloat16_follows_gradients_down_as_far_as_it_is_allowed_to():
+    config = OptimizerConfig(beta2=0.99, moment_dtype="bfloat16", clip_norm=0.0)
+    transform = make_optimizer(config, 3, {"w": ("embed",)})
+    params = {"w": jnp.zeros(200)}
+    noise = np.random.default_rng(0).standard_normal((2000, 200)).astype(np.float32)
+
+    @jax.jit
+    def run(state, rows):
+        step = lambda state, row: (transform.update({"w": row}, state, params)[1], None)  # noqa: E731
+        return jax.lax.scan(step, state, rows)[0]
+
+    state = transform.init(params)
+    for scale in (1.0, 0.01):
+        state = run(state, scale * noise)
+        second = optax.tree.get(state, "nu")["w"].astype(jnp.float32)
+        assert float(second.mean()) == pytest.approx(scale**2, rel=0.1)
 
 
 def test_bfloat16_moments_halve_the_state_and_train_alike():

@@ -96,6 +96,26 @@ def test_adafactor_of_a_whole_stack_would_differ(x64):
     assert np.abs(one - other).max() > 1e-3
 
 
+def test_adafactor_sees_each_expert_alone(x64):
+    config = OptimizerConfig(name="adafactor", learning_rate=0.1, warmup_fraction=0.0, clip_norm=0)
+    names = {"kernel": ("layers", "experts", "embed", "ffn")}
+    grow = np.array([1.0, 10.0, 100.0]).reshape(1, 3, 1, 1)
+
+    def moved(take):
+        transform = optimizer.make_optimizer(config, NUM_STEPS, names)
+        rng = np.random.default_rng(0)
+        params, gradient = (
+            {"kernel": jnp.asarray(take(grow * rng.standard_normal((2, 3, 130, 128))))}
+            for _ in range(2)
+        )
+        return transform.update(gradient, transform.init(params), params)[0]["kernel"]
+
+    together = moved(lambda leaf: leaf)
+    for expert in range(3):
+        alone = moved(lambda leaf, e=expert: leaf[:, e : e + 1])
+        np.testing.assert_allclose(together[:, expert], alone[:, 0], rtol=1e-9)
+
+
 def test_muon_updates_have_orthogonal_layers_and_adams_size(x64):
     config = OptimizerConfig(
         name="muon", learning_rate=1.0, warmup_fraction=0.0, weight_decay=0.0, schedule="constant"

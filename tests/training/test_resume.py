@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def test_another_config_is_refused_by_its_key_and_changes_nothing(straight, sect
         loop.run(tiny_run.with_key(straight[1], section, **keys), straight[2])
     assert error.value.key == named
     assert tiny_run.snapshot(straight[2]) == before
+
+
+def test_a_run_that_is_older_than_a_key_goes_on(straight, tmp_path):
+    _, experiment, workdir = straight
+    shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["lora"], config["optimizer"]["freeze"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    loop.run(tiny_run.with_key(experiment, "training", num_steps=7), tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run")[-1] == 7
 
 
 def test_another_text_is_refused_and_changes_nothing(straight, tmp_path):
