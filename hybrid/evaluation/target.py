@@ -83,8 +83,8 @@ def of_pretrained(folder: str, page: str | None, texts: Mapping[str, str]) -> Ta
         raise ConfigError("--pretrained", "is a run's workdir", folder, "--workdir reads it")
     of_page = config_lib.load_page(page) if page else {}
     overrides = config_lib.parse_overrides(Experiment, texts)
-    own = {key: value for key, value in of_page.items() if key not in ("init_from", "mesh")}
-    values = origin.inherit(own | {"inherit_model": False}, found)
+    own = {**of_page, "init_from": "", "inherit_model": False}
+    values = origin.inherit(own, found)
     return Target(changed(values, overrides), found, None, page or folder, "all", overrides)
 
 

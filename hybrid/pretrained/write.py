@@ -61,6 +61,8 @@ def write_folder(
         tensors.write(beside, shards, lambda name: _gathered(params, parts[name]))
         if folder.exists():
             folder.rmdir()
+        for file in beside.iterdir():
+            file.chmod(0o644)  # safetensors makes them private
         beside.chmod(0o755)
         beside.rename(folder)
     finally:

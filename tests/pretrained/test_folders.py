@@ -56,6 +56,13 @@ def test_bfloat16_files_are_read_as_they_are_or_wider(tmp_path):
     assert wide(tokens).dtype == narrow(tokens).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8"])
+def test_dtypes_that_are_not_served_are_refused_by_name(dtype, tmp_path):
+    folder = tiny_folder.write(tmp_path / "folder")
+    with pytest.raises(ConfigError, match=f"dtype: .*{dtype}"):  # x64 mode is off here
+        api.from_pretrained(folder, dtype)
+
+
 def test_unneeded_tensors_of_layers_that_reuse_keys_and_values_are_ignored(tmp_path):
     folder = tiny_folder.write(tmp_path / "folder")
     redundant = {
