@@ -74,6 +74,8 @@ def convert(
         if getattr(old, name) != getattr(new, name):
             accepted = f"init_from has {getattr(old, name)}"
             raise ConfigError(f"model.{name}", "can't be another", getattr(new, name), accepted)
+    if _shapes(old) == _shapes(new):  # and so the same cuts: nothing moves, nothing is copied
+        return dict(params), Report(_num_tensors(params))
     layers_key = jax.random.split(key)[1]
     specs = list(model.layer_plan(new).layers())
     layers: list[Named] = []
@@ -94,6 +96,20 @@ def convert(
     num_tensors = len(_named(outside)) + sum(map(len, layers))
     result = {**outside, "segments": _stacked(new, layers)}
     return result, Report(num_tensors - len(made), tuple(made), tuple(sorted(dropped)))
+
+
+def _shapes(config):
+    return jax.tree.map(lambda leaf: leaf.shape, model.abstract(config))
+
+
+def _num_tensors(params):
+    """Tensors of all layers one by one, and those outside."""
+    stacked = jax.tree.leaves(params["segments"])
+    return sum(leaf.shape[0] for leaf in stacked) + len(_named(_without_layers(params)))
+
+
+def _without_layers(params):
+    return {name: part for name, part in params.items() if name != "segments"}
 
 
 # --- One layer -------------------------------------------------------------------------------
@@ -154,7 +170,7 @@ def _fresh(config, spec, key):
 
 def _outside(params, new):
     """What stands outside the layers; the norm of per-layer embeddings may have to be made."""
-    shapes = {name: part for name, part in model.abstract(new).items() if name != "segments"}
+    shapes = _without_layers(model.abstract(new))
     have = {name: params[name] for name in shapes if name in params}
     made: list[Note] = []
     for name in shapes.keys() - have.keys():

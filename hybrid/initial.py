@@ -64,7 +64,7 @@ def read_initial(
 
 def model_of(origin: Origin, dtype: str) -> ModelConfig:
     """The folder's own model, computing in `dtype`.  Raises: ConfigError for one it can't be."""
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError("dtype", "needs jax's x64 mode", dtype, "set JAX_ENABLE_X64=1")
     values = {**origin.model, "dtype": dtype}
     try:

@@ -50,6 +50,17 @@ def logits(config, params):
     return model.logits(config, params, TOKENS)
 
 
+def test_a_model_of_the_same_shapes_is_taken_as_it_is():
+    start = params_of(HYBRID)
+    for same in (
+        changed(window_size=2, global_rope_theta=5e5),
+        changed(pattern="LLG", remat="full"),
+    ):
+        params, report = convert(HYBRID, start, same, jax.random.key(0))
+        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a is b, params, start)))
+        assert report.lines() == [f"{6 * 14 + 2} tensors mapped"]
+
+
 def test_another_pattern_of_one_geometry_takes_everything():
     params, report = converted(ALL_GLOBAL, HYBRID)
     assert report.made == report.dropped == ()
