@@ -138,16 +138,9 @@ def load(page: str, overrides: Mapping[str, str] | None = None) -> Experiment:
         origin = origins.find(values["init_from"])
         # From any directory: a run remembers where its base is.
         parsed["init_from"] = str(origin.path.resolve())
-        values = config_lib.updated(_from_origin(values, origin), parsed)
+        made = origins.inherit if values.get("inherit_model") else origins.with_bos
+        values = config_lib.updated(made(values, origin), parsed)
     return from_config(values)
-
-
-def _from_origin(values: Mapping[str, Any], origin: origins.Origin) -> Mapping[str, Any]:
-    """`values` with what `init_from` decides: the model where it is inherited, BOS under auto."""
-    if values.get("inherit_model"):
-        return origins.inherit(values, origin)
-    data = values.get("data", {})
-    return {**values, "data": {**data, "bos": origin.bos}} if data.get("bos") == "auto" else values
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

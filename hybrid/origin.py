@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybrid.config import ConfigError
+from hybrid.data.tasks import TASKS
 from hybrid.model_config import RUNTIME_KEYS
 
 CONFIG = "config.json"
@@ -70,5 +71,13 @@ def inherit(values: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
     """
     own = values.get("model", {})
     model = {**origin.model, **{name: own[name] for name in RUNTIME_KEYS if name in own}}
-    data = {**values.get("data", {}), "tokenizer": origin.tokenizer, "bos": origin.bos}
-    return {**values, "model": model, "data": data}
+    data = {**values.get("data", {}), "tokenizer": origin.tokenizer}
+    return with_bos({**values, "model": model, "data": data}, origin)
+
+
+def with_bos(values: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """`values` with the BOS policy of `origin` in place of `auto`; a task has no BOS."""
+    data = values.get("data", {})
+    if data.get("bos", "auto") != "auto" or data.get("source") in TASKS:
+        return dict(values)
+    return {**values, "data": {**data, "bos": origin.bos}}

@@ -136,3 +136,5 @@ def test_init_from_is_remembered_whole_and_gives_model_and_tokenizer(tmp_path, m
     other = loaded("configs/tiny.py", init_from="folder")
     assert (other.data.tokenizer, other.data.bos) == ("byte", "window")
     assert other.model == loaded("configs/tiny.py").model
+    task = loaded("configs/tiny.py", init_from="folder", data__source="needle")
+    assert task.data.bos == "auto"  # a task has no BOS

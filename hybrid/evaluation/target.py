@@ -16,6 +16,7 @@ from hybrid import config as config_lib
 from hybrid import experiment, initial, model, origin
 from hybrid.config import ConfigError
 from hybrid.data.config import WITHOUT_PATHS
+from hybrid.data.tasks import TASKS
 from hybrid.experiment import Experiment
 from hybrid.origin import Origin
 from hybrid.training import checkpoint, provenance
@@ -96,6 +97,8 @@ def changed(values: Values, overrides: Values) -> Experiment:
         values = config_lib.updated(values, {"model.window_schedule": ()})
     if overrides.get("data.source") in WITHOUT_PATHS:  # the run's paths are of another source
         values = config_lib.updated(values, {"data.paths": (), "data.eval_paths": ()})
+    if overrides.get("data.source") in TASKS:  # which have no BOS
+        values = config_lib.updated(values, {"data.bos": "auto"})
     config = experiment.from_config(config_lib.updated(values, overrides))
     check_shapes(trained, config, overrides)
     return config
