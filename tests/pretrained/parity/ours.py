@@ -70,8 +70,10 @@ def batch(rows: np.ndarray) -> Batch:
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=_QUICK)
 def forward(config: ModelConfig, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Logits [b, t, v] and nll [b, t]."""
-    return model.logits(config, params, batch.tokens), model.token_nll(config, params, batch)
+    """Logits [b, t, v] and the nll [b, t] that follows from them."""
+    logits = model.logits(config, params, batch.tokens)
+    chosen = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
+    return logits, jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=_QUICK)
