@@ -1,4 +1,4 @@
-"""Hybrid local/global attention in JAX: train, evaluate and ablate.
+"""Hybrid local/global attention in JAX: train, evaluate, ablate and generate.
 
 Start with `pattern.py` (a pattern and a depth become a plan), then `model.py`; `docs/design.md`
 tells what was decided and why.
@@ -10,8 +10,9 @@ from hybrid.ops.attention import attend
 from hybrid.ops.band import Band
 from hybrid.pattern import LayerPlan, LayerSpec, plan_layers
 
-# Bound last: the package `hybrid.plan` and this function share a name (the module is callable).
-from hybrid.plan import plan
+# Bound last: packages and these functions share names (the modules are callable).
+from hybrid.generate import generate  # isort: skip
+from hybrid.plan import plan  # isort: skip
 
 __all__ = [
     "Band",
@@ -21,6 +22,7 @@ __all__ = [
     "ModelConfig",
     "attend",
     "from_pretrained",
+    "generate",
     "load",
     "plan",
     "plan_layers",

@@ -88,6 +88,11 @@ class LayerSpec:
         return KIND_NAMES[self.letter]
 
     @property
+    def rope_key(self) -> str:
+        """Names the layer's angles: equal for all layers whose heads turn alike."""
+        return f"{self.rope}/{self.head_dim}"
+
+    @property
     def owns_kv(self) -> bool:
         """Whether the layer computes (and caches) keys and values of its own."""
         return self.donor is None
@@ -154,6 +159,16 @@ class LayerPlan:
                 return None
             reach += spec.window_size - 1
         return reach
+
+    def unrolled(self) -> "LayerPlan":
+        """The same layers with every repetition a segment of its own: nothing is scanned."""
+        return LayerPlan(
+            tuple(
+                Segment(segment.specs, 1, segment.first_layer + r * len(segment.specs))
+                for segment in self.segments
+                for r in range(segment.repetitions)
+            )
+        )
 
     def locate(self, layer: int) -> Location:
         """The bijection from depth to parameters, used by everything that names layers."""

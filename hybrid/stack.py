@@ -19,6 +19,7 @@ from hybrid import axes, lora
 from hybrid.axes import Hidden
 from hybrid.blocks.block import Block, LayerInputs
 from hybrid.mixers.kv import KV
+from hybrid.mixers.kv_cache import LayerCache, View
 from hybrid.model_config import ModelConfig
 from hybrid.pattern import LayerPlan, LayerSpec, Segment
 from hybrid.sharding import constrain
@@ -87,50 +88,79 @@ def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
     }
 
 
+def unrolled(plan: LayerPlan, params: dict) -> dict:
+    """Parameters of `plan` in the layout of `plan.unrolled()`: its leaves cut along the layers."""
+    segments = {}
+    for i, segment in enumerate(plan.segments):
+        for r in range(segment.repetitions):
+            row = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params[i])
+            segments[len(segments)] = row
+    return segments
+
+
 class StackOutputs(NamedTuple):
-    """The stream after all layers, and the router's sums [segment][slot], leaves stacked."""
+    """The stream after all layers; router's sums and caches [segment][slot], leaves stacked."""
 
     x: Hidden
     router: dict
+    caches: dict
 
 
 def apply(
-    plan: LayerPlan, config: ModelConfig, params: dict, x: Hidden, inputs: LayerInputs
+    plan: LayerPlan,
+    config: ModelConfig,
+    params: dict,
+    x: Hidden,
+    inputs: LayerInputs,
+    caches: dict | None = None,
 ) -> StackOutputs:
     """The stream after all layers.  x: [b, t, d].
 
     Donors stand in segments of one repetition; their keys and values go by their depth to the
     layers that reuse them, constants of the scans that follow.
+
+    Args:
+      caches: with `inputs.placement.step`, those of `state.py`, [segment][slot].
     """
-    donated: dict[int, KV] = {}
-    router = {}
+    donated: dict[int, KV | View] = {}
+    router, after = {}, {}
     for index, segment in enumerate(plan.segments):
-        x, router[index], given = _run_segment(segment, config, params[index], x, inputs, donated)
+        before = {slot: {} for slot in range(len(segment.specs))} if not caches else caches[index]
+        x, router[index], after[index], given = _run_segment(
+            segment, config, params[index], x, inputs, donated, before
+        )
         donated |= given
-    return StackOutputs(x, router if config.num_experts else {})
+    return StackOutputs(x, router if config.num_experts else {}, after if caches else {})
 
 
-def _run_segment(segment: Segment, config, params, x, inputs, donated):
-    """The stream, the router's sums {slot: [repetitions, ...]}, and {depth: keys and values}."""
+def _run_segment(segment: Segment, config, params, x, inputs, donated, caches):
+    """The stream, the router's sums {slot: [repetitions, ...]}, caches, {depth: keys and values}.
 
-    def period(x, layers):
-        sums, given = {}, {}
+    Caches ride whole in the scan's carry and every layer writes its tokens into its row of them;
+    as inputs and outputs of the scan they would be copied.
+    """
+
+    def period(carry, layers):
+        x, caches, row = carry
+        caches, sums, given = dict(caches), {}, {}
         for slot, spec in enumerate(segment.specs):
             reused = None if spec.owns_kv else donated[spec.donor]
-            x, kv, sums[slot] = _layer(spec, config)(layers[slot], x, inputs, reused)
+            own = LayerCache(caches[slot], row) if caches[slot] else None
+            x, kv, sums[slot], kept = _layer(spec, config)(layers[slot], x, inputs, reused, own)
+            caches[slot] = kept or {}
             if spec.donates:
                 given[segment.first_layer + slot] = kv
-        return x, (sums, given)
+        return (x, caches, row + 1), (sums, given)
 
     if segment.repetitions > 1 and not config.unroll:
-        x, (sums, _) = jax.lax.scan(period, x, params)
-        return x, sums, {}
-    steps = []
+        (x, caches, _), (sums, _) = jax.lax.scan(period, (x, caches, jnp.int32(0)), params)
+        return x, sums, caches, {}
+    carry, steps = (x, caches, 0), []
     for repetition in range(segment.repetitions):
-        x, step = period(x, jax.tree.map(lambda leaf, r=repetition: leaf[r], params))
+        carry, step = period(carry, jax.tree.map(lambda leaf, r=repetition: leaf[r], params))
         steps.append(step)
     sums = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(sums for sums, _ in steps))
-    return x, sums, steps[-1][1]
+    return carry[0], sums, carry[1], steps[-1][1]
 
 
 def _layer(spec: LayerSpec, config: ModelConfig):
@@ -139,10 +169,10 @@ def _layer(spec: LayerSpec, config: ModelConfig):
     Keys and values leave it only where they are reused: as an output they would be kept.
     """
 
-    def run(params, x, inputs, donated):
+    def run(params, x, inputs, donated, cache):
         graph, _ = abstract_layer(spec, config, lora.adapted(params))
         x = constrain(x, axes.BATCH, axes.TIME, None)
-        out = nnx.merge(graph, params)(x, inputs, donated)
+        out = nnx.merge(graph, params)(x, inputs, donated, cache)
         return out if spec.donates else out._replace(kv=None)
 
     if config.remat == "none":

@@ -8,7 +8,7 @@ import pytest
 import hybrid
 
 NAMES = ["Band", "LayerPlan", "LayerSpec", "Model", "ModelConfig", "attend", "from_pretrained"]
-NAMES += ["load", "plan", "plan_layers", "save_pretrained"]
+NAMES += ["generate", "load", "plan", "plan_layers", "save_pretrained"]
 
 
 def test_the_public_names_are_these():

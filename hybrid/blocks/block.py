@@ -27,6 +27,7 @@ from hybrid.blocks.feed_forward import FeedForward
 from hybrid.blocks.layer_embedding import LayerEmbedding
 from hybrid.mixers import MIXERS
 from hybrid.mixers.kv import KV
+from hybrid.mixers.kv_cache import Kept, LayerCache, View
 from hybrid.mixers.placement import Placement
 from hybrid.model_config import ModelConfig
 from hybrid.modules import RMSNorm, param_dtype
@@ -54,11 +55,12 @@ class LayerInputs:
 
 
 class LayerOutputs(NamedTuple):
-    """The stream after a layer, the keys and values it attended to, its router's sums."""
+    """The stream after a layer, what it attended to, its router's sums, its cache."""
 
     x: Hidden
-    kv: KV
+    kv: KV | View | None
     router: RouterSums | None
+    cache: Kept | None
 
 
 class Block(nnx.Module):
@@ -86,15 +88,22 @@ class Block(nnx.Module):
         if config.layer_scalar != "none":
             self.layer_scalar = nnx.Param(jnp.ones((), param_dtype(config)), axes=())
 
-    def __call__(self, x: Hidden, inputs: LayerInputs, donated: KV | None = None) -> LayerOutputs:
-        """donated: keys and values of another layer, for one that owns none."""
-        mixed, kv = self.mixer(self.pre_mixer_norm(x), inputs.placement, donated)
+    def __call__(
+        self,
+        x: Hidden,
+        inputs: LayerInputs,
+        donated: KV | View | None = None,
+        cache: LayerCache | None = None,
+    ) -> LayerOutputs:
+        """donated, cache: as the mixer takes them."""
+        normed = self.pre_mixer_norm(x)
+        mixed, kv, cache = self.mixer(normed, inputs.placement, donated, cache)
         x = x + self.post_mixer_norm(mixed)
         branch, router = self._feed_forward(x, inputs.counted)
         x = x + self.post_ffn_norm(branch)
         if self.config.layer_embedding_dim:
             x = x + self.layer_embedding(x, inputs.tokens, inputs.embedded, inputs.embedding_norm)
-        return LayerOutputs(self._scaled(x), kv, router)
+        return LayerOutputs(self._scaled(x), kv, router, cache)
 
     def _feed_forward(self, x, counted):
         dense = self.feed_forward(self.pre_ffn_norm(x))

@@ -116,6 +116,7 @@ def score(target: Target, lines: Callable[[str], cache.Progress] | None = None) 
             context_length=config.training.context_length,
             put=lambda batch: jax.device_put(batch, batch_sharding(mesh)),
             batch_multiple=num_batch_parts(mesh),
+            inference=config.inference,
             progress=evaluating,
         )
     assert result is not None, "nobody asked it to stop"

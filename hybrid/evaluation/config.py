@@ -23,6 +23,12 @@ class EvalConfig:
         0, "tokens a window goes beyond the one before; 0: the context length", at_least=0
     )
     max_tokens: int = key(0, "stop after exactly so many predicted tokens; 0: all", at_least=0)
+    mode: str = key(
+        "forward",
+        "forward: windows at once, several a row; cached: chunk by chunk through the cache of "
+        "inference.*, for contexts that do not fit otherwise and to measure a cache's dtype",
+        choices=("forward", "cached"),
+    )
     batch_size: int = key(0, "rows scored at a time; 0: chosen by size", at_least=0)
 
     def __post_init__(self):

@@ -16,6 +16,8 @@ from hybrid.data.tasks import Examples
 from hybrid.evaluation import perplexity, recall, scoring
 from hybrid.evaluation.config import EvalConfig
 from hybrid.evaluation.result import Result
+from hybrid.inference.scoring import through_cache
+from hybrid.inference_config import InferenceConfig
 from hybrid.model_config import ModelConfig
 
 
@@ -28,6 +30,7 @@ def evaluate(
     context_length: int,
     put: Callable[[Batch], Batch] = jax.device_put,
     batch_multiple: int = 1,
+    inference: InferenceConfig | None = None,
     score_fn: scoring.ScoreFn | None = None,
     should_stop: Callable[[], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -39,6 +42,7 @@ def evaluate(
       context_length: training's, which stands for a 0 in `eval.context_length`.
       put: places a Batch of numpy arrays on the devices (rows over data and fsdp on a mesh).
       batch_multiple: what the rows of a batch must be a multiple of.
+      inference: how caches are kept, for `eval.mode=cached`; None: the defaults.
       score_fn: (params, batch) -> what by default `model.token_nll` gives of text, and
         `model.token_scores` of a task, under jit.
       should_stop: asked before each batch; a True ends the evaluation without a result.
@@ -52,6 +56,9 @@ def evaluate(
         of_batch = lambda batch: score_fn(params, batch)  # noqa: E731
     else:
         scores = model.token_scores if is_task else model.token_nll
+        if eval_config.mode == "cached":
+            of_stream = model.stream_scores if is_task else model.stream_nll
+            scores = through_cache(of_stream, inference or InferenceConfig())
         of_batch = scoring.of_model(scores, model_config, params)
     scorer = scoring.Scorer(of_batch, put, batch_multiple, should_stop, progress)
     at_length: Callable[..., Result] = recall.score if is_task else perplexity.score

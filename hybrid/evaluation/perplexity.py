@@ -43,6 +43,7 @@ def score(scorer: Scorer, documents: EvalDocuments, config: EvalConfig, length: 
         max_tokens=config.max_tokens,
         batch_size=config.batch_size,
         batch_multiple=scorer.batch_multiple,
+        share_rows=config.mode != "cached",
     )
     if not plan.num_tokens:
         raise ConfigError("data.paths", "hold no token to predict (the text is empty)")

@@ -96,6 +96,7 @@ def plan(
     max_tokens: int = 0,
     batch_size: int = 0,
     batch_multiple: int = 1,
+    share_rows: bool = True,
 ) -> Plan:
     """Plans the scoring of documents of the given lengths (tokens with EOS, without BOS).
 
@@ -104,13 +105,14 @@ def plan(
       max_tokens: stop after exactly so many predicted tokens; 0: all.
       batch_size: rows a batch; 0: about TOKENS_A_BATCH tokens, in batches of equal size.
       batch_multiple: what the rows of a batch must be a multiple of (devices).
+      share_rows: whether windows may share a row; else each has its own.
     Raises: ConfigError for a stride above context_length, or a window that can't move on.
     """
     stride = checked_stride(context_length, stride, bos)
     windows = list(_windows(document_lengths, context_length, stride, bos, max_tokens))
     longest = max((window.length for window in windows), default=1)
     row_length = min(context_length, _power_of_two(longest))
-    rows = pack(windows, row_length)
+    rows = pack(windows, row_length) if share_rows else tuple((window,) for window in windows)
     num_tokens = sum(window.num_scored for window in windows)
     size = rows_a_batch(len(rows), row_length, batch_size, batch_multiple)
     return Plan(bos, num_tokens, row_length, size, rows)

@@ -16,12 +16,14 @@ from flax import nnx
 
 from hybrid import axes
 from hybrid.axes import Hidden
+from hybrid.mixers import kv_cache
 from hybrid.mixers.kv import KV, Separate, Unified
+from hybrid.mixers.kv_cache import Kept, LayerCache, View
 from hybrid.mixers.placement import Placement
 from hybrid.model_config import ModelConfig
 from hybrid.modules import Linear, RMSNorm, param_dtype
 from hybrid.ops import rope
-from hybrid.ops.attention import Request, attend
+from hybrid.ops.attention import Request, attend, cached
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
 from hybrid.pattern import LayerSpec
@@ -64,24 +66,51 @@ class Attention(nnx.Module):
             self.sinks = nnx.Param(jnp.zeros((heads,), param_dtype(config)), axes=(axes.HEADS,))
 
     def __call__(
-        self, x: Hidden, placement: Placement, donated: KV | None = None
-    ) -> tuple[Hidden, KV]:
-        """The layer's result and the keys and values it read: `donated`, or its own."""
+        self,
+        x: Hidden,
+        placement: Placement,
+        donated: KV | View | None = None,
+        cache: LayerCache | None = None,
+    ) -> tuple[Hidden, KV | View, Kept | None]:
+        """The layer's result, the keys and values it read, and its cache with x's tokens in it.
+
+        Args:
+          donated: what another layer read, for one that owns no keys and values.
+          cache: with `placement.step`, the layer's tokens so far.
+        """
         config, turn = self.config, placement.rotation(self.spec)
         q = self.q_proj(x)
         q = rope.apply(self.q_norm(q) if config.qk_norm else q, turn)
-        kv = self.project_kv(x, turn) if self.spec.owns_kv else donated
-        assert kv is not None, "a layer that owns no keys and values needs its donor's"
-        out = attend(
-            q,
-            *kv.keys_values(turn),
-            Band.of_row(self.spec.window_size, placement.segment_ids),
-            scale=config.attention_scale,
-            softcap=config.attention_softcap or None,
-            sinks=self.sinks[...] if config.attention_sinks else None,
-            implementation=config.attention,
+        kept, seen = None, donated
+        if self.spec.owns_kv:
+            seen = self.project_kv(x, turn)
+            if placement.step is not None:
+                seen, kept = kv_cache.extend(self.spec, cache, seen, turn, placement.step)
+        assert seen is not None, "a layer that owns no keys and values needs its donor's"
+        keys = {
+            "scale": config.attention_scale,
+            "softcap": config.attention_softcap or None,
+            "sinks": self.sinks[...] if config.attention_sinks else None,
+        }
+        if isinstance(seen, View):
+            out = self._attend_to_cache(q, seen, placement, **keys)
+        else:
+            band = Band.of_row(self.spec.window_size, placement.segment_ids)
+            keys["implementation"] = config.attention
+            out = attend(q, *seen.keys_values(turn), band, **keys)
+        return self.o_proj(out), seen, kept
+
+    def _attend_to_cache(self, q, view: View, placement: Placement, **keys):
+        pairs = rope.num_rotated_pairs(self.spec.head_dim, self.spec.rope.fraction)
+        return cached.attend(
+            view.queries(q, pairs),
+            view.read(pairs),
+            placement.positions,
+            view.positions,
+            in_use=view.in_use,
+            window_size=self.spec.window_size,
+            **keys,
         )
-        return self.o_proj(out), kv
 
     def project_kv(self, x: Hidden, turn: rope.Rotation) -> KV:
         """The keys and values of x [b, t, d], whose positions have the angles `turn`."""

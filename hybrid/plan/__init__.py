@@ -76,7 +76,8 @@ def report(experiment: Any, context: int | None = None, batch: int = 1) -> PlanR
             raise ConfigError(f"--{name}", "must be at least 1", value)
     layers = model.layer_plan(config)
     dtype = experiment.inference.cache_dtype or config.dtype
-    caches = cost.cache_bytes(layers, context, batch, dtype)
+    unified = experiment.inference.unified_cache
+    caches = cost.cache_bytes(layers, context, batch, dtype, unified)
     all_global = cost.cache_bytes_all_global(layers, context, batch, dtype)
     params = cost.num_params(config)
     return PlanReport(

@@ -9,19 +9,17 @@ Symbols: d = d_model, f = ffn_dim, v = vocab_size, e experts, p = layer_embeddin
 heads of a layer, T the context.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 
 from hybrid import model
+from hybrid.mixers import kv_cache
+from hybrid.mixers.kv_cache import CacheFormat
 from hybrid.model_config import ModelConfig
 from hybrid.pattern import LayerPlan, LayerSpec
-
-# Bytes beside the elements: quantised caches keep a float32 scale for each head and token.
-SCALE_BYTES = {"int8": 4}
-
 
 # --- Parameters ------------------------------------------------------------------------------
 
@@ -84,8 +82,9 @@ def layer_flops_per_token(config: ModelConfig, spec: LayerSpec, context: int) ->
 
 def projection_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
     """2·d·h·(n for queries, n for the output, k for each tensor of keys and values)."""
-    kept = kv_tensors(spec) * spec.num_kv_heads if spec.owns_kv else 0
-    return 2 * config.d_model * spec.head_dim * (2 * spec.num_heads + kept)
+    tensors = 1 if spec.unified_kv else 2
+    made = tensors * spec.num_kv_heads if spec.owns_kv else 0
+    return 2 * config.d_model * spec.head_dim * (2 * spec.num_heads + made)
 
 
 def feed_forward_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
@@ -130,35 +129,29 @@ def mean_visible_keys(window_size: int | None, context: int) -> float:
 # --- Caches ----------------------------------------------------------------------------------
 
 
-def cache_bytes(plan: LayerPlan, context: int, batch: int, dtype: str) -> dict[str, int]:
+def cache_bytes(
+    plan: LayerPlan, context: int, batch: int, dtype: str, unified: str = "value"
+) -> dict[str, int]:
     """Bytes of the caches after exactly `context` tokens, by layer kind, and their total.
 
-    A local layer keeps its last window_size tokens, a unified one a single tensor for keys and
-    values, a layer that reuses another's nothing. `state` is that of recurrent mixers.
+    A local layer keeps its last window_size tokens, a unified one what `unified` says
+    (`inference.unified_cache`), a layer that reuses another's nothing. `state` is that of
+    recurrent mixers.
     """
-    sizes = {"total": 0, "local": 0, "global": 0, "state": 0}
+    sizes, form = {"total": 0, "local": 0, "global": 0, "state": 0}, CacheFormat(context)
     for spec in plan.layers():
-        if spec.owns_kv:
-            tokens = min(context, spec.window_size or context)
-            size = batch * tokens * kv_tensors(spec) * _token_bytes(spec, dtype)
-            sizes[spec.kind] += size
-            sizes["total"] += size
+        tokens = kv_cache.num_slots(spec, form)
+        size = batch * tokens * kv_cache.token_bytes(spec, unified, dtype)
+        sizes[spec.kind] += size
+        sizes["total"] += size
     return sizes
 
 
 def cache_bytes_all_global(plan: LayerPlan, context: int, batch: int, dtype: str) -> int:
     """The same if every layer kept keys and values apart for the whole context, none shared."""
-    return sum(batch * context * 2 * _token_bytes(spec, dtype) for spec in plan.layers())
-
-
-def kv_tensors(spec: LayerSpec) -> int:
-    """Tensors that a layer projects and keeps: keys and values, or one for both."""
-    return 1 if spec.unified_kv else 2
-
-
-def _token_bytes(spec: LayerSpec, dtype: str) -> int:
-    head = spec.head_dim * jnp.dtype(dtype).itemsize + SCALE_BYTES.get(dtype, 0)
-    return spec.num_kv_heads * head
+    owners = (dataclasses.replace(spec, donor=None) for spec in plan.layers())
+    apart = (kv_cache.token_bytes(spec, "keys_and_values", dtype) for spec in owners)
+    return batch * context * sum(apart)
 
 
 def _layers(config: ModelConfig) -> Iterator[LayerSpec]:

@@ -209,6 +209,7 @@ class Run:
             context_length=self.training.context_length,
             put=self.put,
             batch_multiple=num_batch_parts(self.prepared.mesh),
+            inference=experiment.inference,
             should_stop=lambda: bool(self.interrupts),
         )
         self.evaluation_due = result is None

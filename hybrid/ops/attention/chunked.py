@@ -45,6 +45,7 @@ from einops import rearrange
 from hybrid.axes import Key, Query, Value
 from hybrid.ops.attention.support import Request
 from hybrid.ops.band import Band
+from hybrid.ops.dot import dot
 
 
 def check(request: Request) -> None:
@@ -179,7 +180,7 @@ def _forward(q, k, v, sinks, arrays, structure, scale, softcap, blocks):
         p = jnp.exp(s - new_peak)
         shrink = jnp.exp(peak - new_peak)
         total = total * shrink + jnp.sum(p, axis=-2, keepdims=True)  # (3)
-        out = out * shrink + _dot("bkhc,bkcr->bkhr", _cut(values_t, start, layout.keys, 3), p)
+        out = out * shrink + dot("bkhc,bkcr->bkhr", _cut(values_t, start, layout.keys, 3), p)
         new = (new_peak, total, out)
         return jax.tree.map(lambda array, part: _put(array, block, part), state, new), None
 
@@ -227,15 +228,15 @@ def _backward(structure, scale, softcap, blocks, kept, dout):
         s = _scores(_cut(keys, start, layout.keys), q_i, scale, softcap)
         shown = _hide(s, tell(block, start, edge), jnp.finfo(wide).min)
         p = jnp.exp(shown - _at(lse, block))  # (5)
-        dp = _dot("bkch,bkrh->bkcr", _cut(values, start, layout.keys), dout_i)
+        dp = dot("bkch,bkrh->bkcr", _cut(values, start, layout.keys), dout_i)
         ds = p * (dp - _at(delta, block))  # (6)
         if softcap is not None:
             ds = ds * (1 - jnp.square(s / softcap))
         if scale != 1:
             ds = ds * scale
-        dv = _add(dv, start, _dot("bkcr,bkrh->bkch", p, dout_i))  # (7)
-        dk = _add(dk, start, _dot("bkcr,bkrh->bkch", ds, q_i))
-        dq_i = _dot("bkhc,bkcr->bkhr", _cut(keys_t, start, layout.keys, 3), ds)
+        dv = _add(dv, start, dot("bkcr,bkrh->bkch", p, dout_i))  # (7)
+        dk = _add(dk, start, dot("bkcr,bkrh->bkch", ds, q_i))
+        dq_i = dot("bkhc,bkcr->bkhr", _cut(keys_t, start, layout.keys, 3), ds)
         dq = _put(dq, block, _at(dq, block) + dq_i)
         return (dq, dk, dv), None
 
@@ -308,20 +309,9 @@ def _hide(scores, seen, lowest):
 
 
 def _scores(k, q, scale, softcap):
-    s = _dot("bkch,bkrh->bkcr", k, q)
+    s = dot("bkch,bkrh->bkcr", k, q)
     s = s if scale == 1 else s * scale
     return s if softcap is None else softcap * jnp.tanh(s / softcap)
-
-
-def _dot(equation, left, right):
-    """A product that accumulates in at least float32, its operands of the narrower dtype."""
-    wide = jnp.promote_types(left.dtype, jnp.float32)
-    if jax.default_backend() == "cpu":  # XLA's bfloat16 products on CPU are slower than float32
-        left, right = left.astype(wide), right.astype(wide)
-    else:
-        narrow = left.dtype if left.dtype.itemsize < right.dtype.itemsize else right.dtype
-        left, right = left.astype(narrow), right.astype(narrow)
-    return jnp.einsum(equation, left, right, preferred_element_type=wide)
 
 
 def _at(array, block):

@@ -1,0 +1,148 @@
+"""Text from a model: `generate(model, tokens)` and `python -m hybrid.generate`.
+
+`__main__.py` and `command.py` are the command, `text.py` turns tokens into text as they come.
+The work is done by `hybrid.inference.Session`.
+"""
+
+import sys
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid import config as config_lib
+from hybrid.api import Model
+from hybrid.config import ConfigError
+from hybrid.data import tokenizers
+from hybrid.data.config import DataConfig
+from hybrid.inference import sampling
+from hybrid.inference.sampling import Sampling
+from hybrid.inference.session import MOST_STOP_TOKENS, TOKENS_A_CALL, Session, checked_lengths
+from hybrid.inference_config import InferenceConfig
+
+__all__ = ["generate", "session_of"]
+
+_sessions: weakref.WeakKeyDictionary[Model, Session] = weakref.WeakKeyDictionary()
+
+
+def generate(
+    model: Model,
+    tokens: Any,
+    max_new_tokens: int = 16,
+    temperature: float = 0.0,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int | Sequence[int] = 0,
+    lengths: Any = None,
+    stop_tokens: Sequence[int] = (),
+    pad_id: int | None = None,
+    inference: InferenceConfig | None = None,
+    on_tokens: Callable[[np.ndarray], None] | None = None,
+) -> jax.Array:
+    """Continues prompts, token by token.
+
+    Args:
+      tokens: int [batch, time], or [time] for one prompt.
+      max_new_tokens: tokens that each row gets.
+      temperature: 0 takes the likeliest token, else tokens are drawn; `top_k`, `top_p` and
+        `min_p` leave out unlikely ones (`hybrid.inference.sampling`).
+      seed: of the draws; row i draws by (seed, i), or by its own where there is one a row.
+      lengths: int [batch], prompts are padded on the right and row i goes on at lengths[i].
+      stop_tokens: a row ends behind the first of these.
+      pad_id: what stands behind a row's end; None: the tokenizer's.
+      inference: form of the cache; None: the run's own, or the defaults.
+      on_tokens: told the new tokens [batch, n] as they come, pad behind a row's end.
+    Returns: int32 [batch, time + max_new_tokens].
+    Raises: ConfigError naming an argument out of range; ValueError for shapes that disagree.
+    """
+    prompt = np.atleast_2d(np.asarray(tokens))
+    _check_ids(prompt, model.config.vocab_size, "tokens")
+    prompt = prompt.astype(np.int32)
+    lengths = checked_lengths(prompt, lengths)
+    how = Sampling(temperature, top_k, top_p, min_p)
+    if max_new_tokens < 0:
+        raise ConfigError("max_new_tokens", "must be at least 0", max_new_tokens)
+    if len(stop_tokens) > MOST_STOP_TOKENS:
+        raise ConfigError("stop_tokens", f"must be at most {MOST_STOP_TOKENS}", list(stop_tokens))
+    (batch, time), session = prompt.shape, session_of(model, inference)
+    pad_id = pad_of(model) if pad_id is None else pad_id
+    out = np.full((batch, time + max_new_tokens), pad_id, np.int32)
+    is_prompt = np.arange(time)[None, :] < lengths[:, None]
+    out[:, :time] = np.where(is_prompt, prompt, pad_id)
+    if not max_new_tokens:
+        return jnp.asarray(out)
+    cache = session.empty(batch, int(lengths.max()) + max_new_tokens)
+    cache, logits = session.prefill(cache, prompt, lengths)
+    keys, is_done, done = sampling.row_keys(_seeds(seed, batch), batch), None, 0
+    while done < max_new_tokens:
+        asked = min(TOKENS_A_CALL, max_new_tokens - done)
+        step = session.decode(
+            cache,
+            logits,
+            asked,
+            how,
+            keys=keys,
+            stop_tokens=stop_tokens,
+            is_done=is_done,
+            pad_id=pad_id,
+        )
+        cache, logits, is_done = step.cache, step.logits, step.is_done
+        new = np.asarray(step.tokens)[:, :asked]
+        for row, start in enumerate(lengths + done):
+            out[row, start : start + asked] = new[row]
+        if on_tokens is not None:
+            on_tokens(new)
+        done += asked
+        if stop_tokens and bool(jnp.all(is_done)):
+            break
+    return jnp.asarray(out)
+
+
+def session_of(model: Model, inference: InferenceConfig | None = None) -> Session:
+    """The session that generates with `model`, kept as long as the model is."""
+    if inference is None:
+        of_run = (model.origin.run or {}).get("inference", {})
+        inference = config_lib.build(InferenceConfig, of_run)
+    session = _sessions.get(model)
+    if session is None or session.inference != inference:
+        session = _sessions[model] = Session(model.config, model.params, inference)
+    return session
+
+
+def pad_of(model: Model) -> int:
+    """The pad id of the model's tokenizer; 0 where its folder has none."""
+    try:
+        return tokenizers.load(DataConfig(tokenizer=model.origin.tokenizer)).pad_id
+    except ConfigError:
+        return 0
+
+
+def _seeds(seed: Any, batch: int) -> Any:
+    seeds = np.asarray(seed)
+    if seeds.shape not in ((), (batch,)):
+        raise ConfigError("seed", f"must be a number or {batch} of them, one a row", seed)
+    return seeds
+
+
+def _check_ids(tokens: np.ndarray, vocab_size: int, name: str) -> None:
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise ValueError(f"{name}: must be integers, got {tokens.dtype}")
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        worst = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise ConfigError(name, f"must be ids below vocab_size ({vocab_size})", int(worst))
+
+
+class _CallableModule(types.ModuleType):
+    """Lets `hybrid.generate(...)` work whichever of function and module holds the name."""
+
+    def __call__(self, *args, **kwargs):
+        return generate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

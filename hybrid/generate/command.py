@@ -1,0 +1,201 @@
+"""The command behind `python -m hybrid.generate`: a prompt in, its continuation as it comes.
+
+The text goes to standard output; progress of a long prompt and speeds go to standard error. There
+is nothing to save, so signals stop it at once.
+"""
+
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import TextIO
+
+import jax
+import numpy as np
+from absl import flags
+
+from hybrid import api, cli
+from hybrid import config as config_lib
+from hybrid.api import Model
+from hybrid.config import ConfigError, section
+from hybrid.data import tokenizers
+from hybrid.data.config import DataConfig
+from hybrid.data.tokenizers import Tokenizer
+from hybrid.generate import session_of
+from hybrid.generate.text import TextStream
+from hybrid.inference import sampling
+from hybrid.inference.sampling import Sampling
+from hybrid.inference.session import TOKENS_A_CALL
+from hybrid.inference_config import InferenceConfig
+
+TOKENS_A_LINE = 8  # decoded between two looks at what came
+LONG_PROMPT = 4096  # tokens from which on progress is told
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """The config keys that the command takes."""
+
+    inference: InferenceConfig = section(InferenceConfig)
+
+
+def _define(values: flags.FlagValues) -> None:
+    def text(name: str, doc: str, default: str | None = None) -> None:
+        flags.DEFINE_string(name, default, doc, flag_values=values)
+
+    text("workdir", "folder of a run")
+    text("checkpoint", "of the run: latest, best (by eval/loss) or a step", "latest")
+    text("pretrained", "a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir")
+    text("dtype", "compute dtype of a Hugging Face folder", "float32")
+    text("prompt", "the text to continue; empty: from the tokenizer's BOS")
+    text("prompt_file", "a file that holds it; -: standard input")
+    flags.DEFINE_integer(
+        "max_new_tokens", 128, "tokens to add, fewer if EOS comes first", flag_values=values
+    )
+    flags.DEFINE_float("temperature", 0.0, "0: the likeliest token; else drawn", flag_values=values)
+    flags.DEFINE_integer("top_k", 0, "draw from the k likeliest; 0: all", flag_values=values)
+    flags.DEFINE_float("top_p", 1.0, "from the likeliest that reach p together", flag_values=values)
+    flags.DEFINE_float("min_p", 0.0, "from those p times as likely as the best", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of the draws", flag_values=values)
+
+
+def _run(arguments: cli.Arguments) -> None:
+    values = arguments.flags
+    how = _sampling(values)
+    if values.max_new_tokens < 0:
+        raise ConfigError("--max_new_tokens", "must be at least 0", values.max_new_tokens)
+    prompt = _prompt(values)
+    parsed = config_lib.parse_overrides(GenerateConfig, arguments.overrides)
+    model = _model(values)
+    tokenizer = _tokenizer(model)
+    ids = _prompt_ids(prompt, tokenizer, model)
+    of_run = {"inference": (model.origin.run or {}).get("inference", {})}
+    settings = config_lib.build(GenerateConfig, config_lib.updated(of_run, parsed))
+    if values.pretrained:
+        from hybrid import pretrained
+
+        for warning in pretrained.raw_text_warning(model.origin.path):
+            print(f"warning: {warning}", file=sys.stderr)
+    write(
+        model, tokenizer, prompt, ids, values.max_new_tokens, how, values.seed, settings.inference
+    )
+
+
+def _sampling(values: flags.FlagValues) -> Sampling:
+    try:
+        return Sampling(values.temperature, values.top_k, values.top_p, values.min_p)
+    except ConfigError as error:
+        raise ConfigError(f"--{error.key}", error.problem, error.got, error.accepted) from None
+
+
+def _prompt(values: flags.FlagValues) -> str:
+    """The text of the flags.  Raises: ConfigError for none, two, or a file that can't be read."""
+    given = [name for name in ("prompt", "prompt_file") if values[name].value is not None]
+    if len(given) != 1:
+        got = "both" if given else "neither"
+        raise ConfigError("--prompt", "must be given, or --prompt_file", got, "one of them")
+    if values.prompt is not None:
+        return values.prompt
+    path = values.prompt_file
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
+        return data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("--prompt_file", f"can't be read ({error})", path) from None
+
+
+def _model(values: flags.FlagValues) -> Model:
+    folders = [name for name in ("workdir", "pretrained") if values[name].value]
+    if len(folders) != 1:
+        got = "both" if folders else "neither"
+        raise ConfigError("--workdir", "must be given, or --pretrained", got, "one of them")
+    try:
+        if values.pretrained:
+            return api.from_pretrained(values.pretrained, values.dtype)
+        return api.load(values.workdir, values.checkpoint)
+    except ConfigError as error:
+        if error.key not in ("path", "workdir", "dtype", "checkpoint"):
+            raise
+        name = "pretrained" if error.key == "path" else error.key
+        raise ConfigError(f"--{name}", error.problem, error.got, error.accepted) from None
+
+
+def _tokenizer(model: Model) -> Tokenizer:
+    try:
+        return tokenizers.load(DataConfig(tokenizer=model.origin.tokenizer))
+    except ConfigError as error:
+        raise ConfigError("tokenizer", error.problem, error.got, "a tokenizer.json") from None
+
+
+def _prompt_ids(prompt: str, tokenizer: Tokenizer, model: Model) -> np.ndarray:
+    """BOS, unless the model's policy is never, and the text's own ids."""
+    ids = tokenizer.encode(prompt)
+    bos = tokenizers.resolve_bos(model.origin.bos, tokenizer)
+    ids = ids if bos == "never" else np.concatenate([[tokenizer.bos_id], ids])
+    if not len(ids):
+        raise ConfigError("--prompt", "is empty, and the model has no BOS to begin with", "''")
+    if ids.max() >= model.config.vocab_size:
+        problem = (
+            f"the tokenizer gives ids beyond the model's vocabulary ({model.config.vocab_size})"
+        )
+        raise ConfigError("--prompt", problem, int(ids.max()))
+    return ids.astype(np.int32)
+
+
+def write(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompt: str,
+    ids: np.ndarray,
+    max_new_tokens: int,
+    how: Sampling,
+    seed: int,
+    inference: InferenceConfig,
+    out: TextIO = sys.stdout,
+) -> None:
+    """Writes the prompt and its continuation to `out` as it comes, and speeds to standard error."""
+    session = session_of(model, inference)
+    out.write(prompt)
+    out.flush()
+    progress = _tell_progress if len(ids) >= LONG_PROMPT else None
+    start = time.perf_counter()
+    cache = session.empty(1, len(ids) + max_new_tokens)
+    cache, logits = session.prefill(cache, ids[None], progress=progress)
+    jax.block_until_ready(logits)
+    read = time.perf_counter() - start
+    keys, stops = sampling.row_keys(seed, 1), [tokenizer.eos_id] if tokenizer.eos_id else []
+    rest = {"keys": keys, "stop_tokens": stops, "pad_id": tokenizer.pad_id}
+    step = session.decode(cache, logits, 0, how, **rest)  # compiles
+    stream, done, start = TextStream(tokenizer, ids), 0, time.perf_counter()
+    while done < max_new_tokens and not bool(step.is_done[0]):
+        asked = min(TOKENS_A_LINE, TOKENS_A_CALL, max_new_tokens - done)
+        step = session.decode(step.cache, step.logits, asked, how, is_done=step.is_done, **rest)
+        new = np.asarray(step.tokens)[0, : int(step.num_tokens[0])]
+        out.write(stream.feed(new))
+        out.flush()
+        done += len(new)
+    seconds = time.perf_counter() - start
+    out.write(stream.rest() + "\n")
+    out.flush()
+    speed = f"{done / seconds:.0f} tokens/s" if done else "nothing asked for"
+    print(
+        f"prompt: {len(ids)} tokens in {read:.2f} s (compiling included); "
+        f"new: {done} tokens, {speed}; cache: {step.cache.num_bytes()['total']:,} bytes",
+        file=sys.stderr,
+    )
+
+
+def _tell_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(
+        f"\rreading the prompt: {done:,} of {total:,} tokens", end=end, file=sys.stderr, flush=True
+    )
+
+
+COMMAND = cli.Command(
+    name="python -m hybrid.generate",
+    doc="Continues a prompt with a trained run or a Hugging Face folder, printing as it goes.",
+    define=_define,
+    config_class=GenerateConfig,
+    run=_run,
+)

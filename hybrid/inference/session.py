@@ -1,0 +1,306 @@
+"""A model made ready to infer: its parameters prepared once, three programs compiled once.
+
+    session = Session(config, params, inference)
+    cache = session.empty(batch, length)
+    cache, logits = session.prefill(cache, tokens, lengths)      chunk by chunk
+    step = session.decode(cache, logits, num_tokens, ...)        a loop on the device
+
+What a program depends on is rounded up: capacities to a few sizes (`bucket`), chunks to powers of
+two. So no prompt length and no number of tokens compiles anew. Programs use up the cache that
+they are given; `cache.copy()` keeps one.
+
+Read next: `sampling.py`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from hybrid import model, stack, state
+from hybrid.inference import sampling
+from hybrid.inference.sampling import Sampling
+from hybrid.inference_config import InferenceConfig
+from hybrid.mixers.kv_cache import CacheFormat
+from hybrid.model_config import ModelConfig
+from hybrid.pattern import LayerPlan
+from hybrid.state import Cache
+
+FEWEST_SLOTS = 128
+FEWEST_IN_CHUNK = 16
+TOKENS_A_CALL = 64  # of the decoding loop
+MOST_STOP_TOKENS = 8
+CAST = ("kernel", "embedding")  # parameters that are used in the stream's dtype
+DEFAULTS, GREEDY = InferenceConfig(), Sampling()
+
+
+class Decoded(NamedTuple):
+    """What a call of the decoding loop gives.
+
+    Attributes:
+      tokens: int32 [b, n]; pad from a row's end on.
+      num_tokens: int32 [b], tokens of each row before its padding, a stop token counted.
+      is_done: bool [b], rows that have met a stop token.
+      cache, logits: to go on from.
+    """
+
+    tokens: jax.Array
+    num_tokens: jax.Array
+    is_done: jax.Array
+    cache: Cache
+    logits: jax.Array
+
+
+def bucket(tokens: int) -> int:
+    """The capacity that holds `tokens`: eight sizes a doubling, so at most an eighth is spare.
+
+    >>> [bucket(n) for n in (1, 128, 129, 1000, 2049)]
+    [128, 128, 144, 1024, 2304]
+    """
+    step = max(FEWEST_SLOTS, 1 << (max(tokens, 1) - 1).bit_length()) // 16
+    step = max(step, FEWEST_SLOTS // 8)
+    return max(FEWEST_SLOTS, -(-tokens // step) * step)
+
+
+class Session:
+    """Prefill and decode with one model."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: model.Params,
+        inference: InferenceConfig = DEFAULTS,
+    ):
+        plan = model.layer_plan(config)
+        layers = inference.layers
+        if layers == "auto":
+            layers = "loop" if jax.default_backend() == "cpu" else "scan"
+        self.config = dataclasses.replace(config, remat="none", unroll=False)
+        self.plan = plan.unrolled() if layers == "loop" else plan
+        self.inference = inference
+        prepared = _prepared(self.config, plan, layers, params)
+        # Flattened once: a call then passes a list, not a tree of dicts.
+        self._leaves, self._structure = jax.tree.flatten(prepared)
+        self._turns: dict[CacheFormat, Any] = {}
+
+    @property
+    def params(self) -> model.Params:
+        """The parameters as steps use them, in the layout of `plan`."""
+        return jax.tree.unflatten(self._structure, self._leaves)
+
+    # --- Caches ------------------------------------------------------------------------------
+
+    def empty(self, batch: int, length: int) -> Cache:
+        """An empty cache with room for at least `length` tokens a row."""
+        form = CacheFormat(
+            capacity=bucket(length),
+            dtype=self.inference.cache_dtype or self.config.dtype,
+            slack=self.inference.slack,
+            unified=self.inference.unified_cache,
+        )
+        return _allocate(self.plan, form, batch)
+
+    def _with_room(self, cache: Cache, more: int) -> Cache:
+        """The cache, grown if `more` tokens a row do not fit."""
+        need = int(jnp.max(cache.length)) + more
+        return cache if need <= cache.form.capacity else cache.grown(bucket(need))
+
+    def turns(self, form: CacheFormat) -> dict:
+        """The angles of a cache's slots, made once a capacity."""
+        if form not in self._turns:
+            self._turns[form] = model.slot_turns(self.plan, form, self.config.dtype)
+        return self._turns[form]
+
+    # --- Prefill -----------------------------------------------------------------------------
+
+    def prefill(
+        self,
+        cache: Cache,
+        tokens: Any,
+        lengths: Any = None,
+        *,
+        chunk: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Cache, jax.Array]:
+        """Reads tokens behind those in the cache.
+
+        Args:
+          tokens: int32 [b, t], t at least 1.
+          lengths: int [b], how many of a row's tokens are there, each at least 1; None: all.
+          chunk: tokens at a time; 0: `inference.prefill_chunk`.
+          progress: told (tokens done, tokens in all) after each chunk.
+        Returns: the cache, and the logits [b, v] behind each row's last token.
+        Raises: ValueError for lengths outside 1 to t.
+        """
+        tokens = np.asarray(tokens, np.int32)
+        lengths = checked_lengths(tokens, lengths)
+        total, size = int(lengths.max()), chunk or self.inference.prefill_chunk
+        cache = self._with_room(cache, total)
+        turns, logits = self.turns(cache.form), None
+        for start in range(0, total, size):
+            part = tokens[:, start : min(start + size, total)]
+            width = part.shape[1]
+            if width < size and not chunk:
+                width = min(size, max(FEWEST_IN_CHUNK, 1 << (width - 1).bit_length()))
+            part = np.pad(part, ((0, 0), (0, width - part.shape[1])))
+            num_new = np.clip(lengths - start, 0, part.shape[1])
+            if logits is None:
+                logits = _no_logits(self.config, len(tokens))
+            cache, logits = _read_chunk(
+                self.config, self._structure, self._leaves, part, num_new, cache, logits, turns
+            )
+            if progress is not None:
+                jax.block_until_ready(logits)
+                progress(min(start + size, total), total)
+        return cache, logits
+
+    # --- Decode ------------------------------------------------------------------------------
+
+    def decode(
+        self,
+        cache: Cache,
+        logits: jax.Array,
+        num_tokens: int,
+        how: Sampling = GREEDY,
+        *,
+        keys: jax.Array | None = None,
+        stop_tokens: Sequence[int] = (),
+        is_done: jax.Array | None = None,
+        pad_id: int = 0,
+    ) -> Decoded:
+        """Chooses up to `num_tokens` (at most TOKENS_A_CALL) and puts them behind the cache.
+
+        With 0 nothing happens but that the loop is compiled.
+
+        Args:
+          logits: [b, v], what `prefill` or `decode` gave.
+          keys: of `sampling.row_keys`; None: seed 0.
+          stop_tokens: a row ends with the first of these; all rows done end the loop.
+          is_done: bool [b], rows that have ended already.
+          pad_id: stands behind a row's end.
+        Raises: ValueError for more tokens or stop tokens than the loop takes.
+        """
+        if not 0 <= num_tokens <= TOKENS_A_CALL:
+            raise ValueError(f"num_tokens: must be 0 to {TOKENS_A_CALL} a call, got {num_tokens}")
+        if len(stop_tokens) > MOST_STOP_TOKENS:
+            raise ValueError(f"stop_tokens: at most {MOST_STOP_TOKENS}, got {len(stop_tokens)}")
+        cache = self._with_room(cache, num_tokens)
+        keys = sampling.row_keys(0, cache.batch) if keys is None else keys
+        is_done = jnp.zeros(cache.batch, bool) if is_done is None else is_done
+        stops = np.full(MOST_STOP_TOKENS, -1, np.int32)
+        stops[: len(stop_tokens)] = stop_tokens
+        return _decode(
+            self.config,
+            self._structure,
+            how.kind,
+            self._leaves,
+            cache,
+            logits,
+            is_done,
+            keys,
+            {
+                "limit": np.int32(num_tokens),
+                "stops": stops,
+                "pad": np.int32(pad_id),
+                "how": how.numbers(),
+                "turns": self.turns(cache.form),
+            },
+        )
+
+
+def checked_lengths(tokens: np.ndarray, lengths: Any) -> np.ndarray:
+    """int32 [b] of prompts [b, t].  Raises: ValueError naming what is wrong."""
+    if tokens.ndim != 2 or not tokens.size:
+        raise ValueError(f"tokens: shape must be [batch, time], both above 0, got {tokens.shape}")
+    batch, time = tokens.shape
+    if lengths is None:
+        return np.full(batch, time, np.int32)
+    lengths = np.asarray(lengths)
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths: shape is {lengths.shape}, tokens have {batch} rows")
+    if lengths.min() < 1 or lengths.max() > time:
+        raise ValueError(f"lengths: must be from 1 to {time}, got {lengths.tolist()}")
+    return lengths.astype(np.int32)
+
+
+# --- Programs --------------------------------------------------------------------------------
+
+
+def _prepared(config: ModelConfig, plan: LayerPlan, layers: str, params):
+    """Parameters as steps use them: in the stream's dtype, layers cut apart for a loop.
+
+    On one device they forget the mesh that they were read on: what comes out of a program would
+    have its sharding, what starts a loop would not, and each difference compiles anew.
+    """
+    prepared = jax.jit(_prepare, static_argnums=(0, 1, 2))(config, plan, layers, params)
+    devices = {device for leaf in jax.tree.leaves(prepared) for device in leaf.devices()}
+    if len(devices) > 1:
+        return prepared
+    place = SingleDeviceSharding(devices.pop())
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_single_device_arrays(
+            leaf.shape, place, [leaf.addressable_shards[0].data]
+        ),
+        prepared,
+    )
+
+
+def _prepare(config, plan, layers, params):
+    def cast(path, leaf):
+        return leaf.astype(config.dtype) if path[-1].key in CAST else leaf
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    if layers == "loop":
+        params = params | {"segments": stack.unrolled(plan, params["segments"])}
+    return params
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _allocate(plan: LayerPlan, form: CacheFormat, batch: int) -> Cache:
+    return state.allocate(plan, form, batch)
+
+
+def _no_logits(config: ModelConfig, batch: int) -> jax.Array:
+    return jnp.zeros((batch, config.vocab_size), jnp.promote_types(config.dtype, jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(5, 6))
+def _read_chunk(config, structure, leaves, tokens, num_new, cache, logits, turns):
+    """The cache with a chunk in it; logits of a row's last token, the old ones if it has none."""
+    params = jax.tree.unflatten(structure, leaves)
+    x, cache = model.extend(config, params, tokens, num_new, cache, turns)
+    last = jnp.maximum(num_new - 1, 0)[:, None, None]
+    x = jnp.take_along_axis(x, last, axis=1)[:, 0]
+    return cache, jnp.where(num_new[:, None] > 0, model.head(config, params, x), logits)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(4, 5, 6))
+def _decode(config, structure, kind, leaves, cache, logits, is_done, keys, settings) -> Decoded:
+    params = jax.tree.unflatten(structure, leaves)
+    batch = len(is_done)
+
+    def goes_on(carry):
+        i, is_done = carry[0], carry[3]
+        return (i < settings["limit"]) & ~jnp.all(is_done)
+
+    def step(carry):
+        i, tokens, count, is_done, cache, logits = carry
+        token = sampling.sample(logits, keys, cache.length, kind, settings["how"])
+        token = jnp.where(is_done, settings["pad"], token)
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], i, axis=1)
+        num_new = jnp.where(is_done, 0, 1).astype(jnp.int32)
+        x, cache = model.extend(config, params, token[:, None], num_new, cache, settings["turns"])
+        stops = jnp.any(token[:, None] == settings["stops"][None, :], axis=1)
+        logits = model.head(config, params, x[:, 0])
+        return i + 1, tokens, count + num_new, is_done | stops, cache, logits
+
+    tokens = jnp.full((batch, TOKENS_A_CALL), settings["pad"], jnp.int32)
+    count = jnp.zeros(batch, jnp.int32)
+    start = (jnp.int32(0), tokens, count, is_done, cache, logits)
+    _, tokens, count, is_done, cache, logits = jax.lax.while_loop(goes_on, step, start)
+    return Decoded(tokens, count, is_done, cache, logits)

@@ -1,0 +1,158 @@
+"""`python -m hybrid.generate` on a run and on a folder: text as it comes, speeds, refusals."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small_run
+from pretrained import tiny_folder
+
+import hybrid
+from hybrid.data.tokenizers import BYTE_BOS, BYTE_EOS, ByteTokenizer
+from hybrid.generate.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Hugging Face folder with the byte tokenizer; its model was never trained."""
+    return tiny_folder.write(tmp_path_factory.mktemp("generate"))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of a few steps."""
+    root = tmp_path_factory.mktemp("run")
+    page = small_run.write_page(root)
+    keys = ["--config.training.num_steps=2", "--config.eval.max_tokens=50"]
+    small_run.finish(
+        small_run.start(
+            root, small_run.ROOT / "train.py", f"--config={page}", f"--workdir={root / 'w'}", *keys
+        )
+    )
+    return root / "w"
+
+
+def run(*words):
+    """Exit status, standard output and standard error of the command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(word) for word in words])
+    return status, out.getvalue(), err.getvalue()
+
+
+def wanted(model, prompt, count, **keys):
+    """What the Python interface gives of BOS and the prompt's bytes, up to EOS, as text."""
+    ids = np.concatenate([[BYTE_BOS], ByteTokenizer().encode(prompt)])[None]
+    new = hybrid.generate(model, ids, count, stop_tokens=[BYTE_EOS], **keys)[0, ids.shape[1] :]
+    return prompt + ByteTokenizer().decode(new.tolist())
+
+
+def test_a_runs_prompt_and_continuation(workdir):
+    status, out, err = run(f"--workdir={workdir}", "--prompt=abc é", "--max_new_tokens=30")
+    assert status == 0
+    assert out == wanted(hybrid.load(workdir), "abc é", 30) + "\n"
+    assert "tokens/s" in err
+    assert "prompt: 7 tokens" in err
+
+
+def test_draws_by_seed_and_the_checkpoint_by_name(workdir):
+    words = [f"--workdir={workdir}", "--prompt=ab", "--max_new_tokens=20", "--temperature=0.9"]
+    words += ["--top_k=20", "--top_p=0.9", "--min_p=0.01", "--seed=3", "--checkpoint=2"]
+    status, out, _ = run(*words)
+    assert status == 0
+    keys = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3}
+    assert out == wanted(hybrid.load(workdir, 2), "ab", 20, **keys) + "\n"
+
+
+def test_a_folder_a_file_as_prompt_and_the_form_of_the_cache(folder, tmp_path):
+    (tmp_path / "prompt.txt").write_text("word " * 30)
+    status, out, err = run(
+        f"--pretrained={folder}",
+        f"--prompt_file={tmp_path / 'prompt.txt'}",
+        "--max_new_tokens=12",
+        "--config.inference.cache_dtype=bfloat16",
+        "--config.inference.prefill_chunk=32",
+    )
+    assert status == 0
+    assert out.startswith("word " * 30)
+    assert "prompt: 151 tokens" in err
+
+
+def test_an_empty_prompt_begins_with_bos(folder):
+    status, out, err = run(f"--pretrained={folder}", "--prompt=", "--max_new_tokens=0")
+    assert (status, out) == (0, "\n")
+    assert "prompt: 1 tokens" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["--prompt=a"], "--workdir"),
+        (["--prompt=a", "--workdir={folder}", "--pretrained={folder}"], "--workdir"),
+        (["--prompt=a", "--workdir=/nowhere"], "--workdir"),
+        (["--prompt=a", "--pretrained=/nowhere"], "--pretrained"),
+        (["--prompt=a", "--workdir={folder}"], "--workdir"),
+        (["--prompt=a", "--pretrained={folder}", "--dtype=float16"], "--dtype"),
+        (["--pretrained={folder}"], "--prompt"),
+        (["--pretrained={folder}", "--prompt=a", "--prompt_file=b"], "--prompt"),
+        (["--pretrained={folder}", "--prompt_file=/nowhere"], "--prompt_file"),
+        (["--pretrained={folder}", "--prompt=a", "--max_new_tokens=-1"], "--max_new_tokens"),
+        (["--pretrained={folder}", "--prompt=a", "--max_new_tokens=few"], "--max_new_tokens"),
+        (["--pretrained={folder}", "--prompt=a", "--temperature=-1"], "--temperature"),
+        (["--pretrained={folder}", "--prompt=a", "--top_p=0"], "--top_p"),
+        (["--pretrained={folder}", "--prompt=a", "--top_k=-1"], "--top_k"),
+        (["--pretrained={folder}", "--prompt=a", "--min_p=2"], "--min_p"),
+        (["--pretrained={folder}", "--prompt=a", "--beams=2"], "--beams"),
+        (
+            ["--pretrained={folder}", "--prompt=a", "--config.model.window_size=2"],
+            "model.window_size",
+        ),
+        (
+            ["--pretrained={folder}", "--prompt=a", "--config.inference.cache_dtype=int4"],
+            "inference.cache_dtype",
+        ),
+        (["--pretrained={folder}", "--prompt=a", "--config.inference.slack=-1"], "inference.slack"),
+    ],
+)
+def test_wrong_input_is_one_line_that_names_it(words, key, folder):
+    status, out, err = run(*(word.format(folder=folder) for word in words))
+    lines = [line for line in err.splitlines() if line]
+    assert status == 2
+    assert not out
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {key}: "), lines[0]
+
+
+def test_a_wrong_checkpoint_is_named(workdir):
+    status, _, err = run(f"--workdir={workdir}", "--prompt=a", "--checkpoint=7")
+    assert status == 2
+    assert err.startswith("error: --checkpoint: ")
+
+
+def test_help_lists_flags_and_keys():
+    status, out, _ = run("--help")
+    assert status == 0
+    for name in ("--prompt", "--max_new_tokens", "--min_p", "--checkpoint", "inference.slack"):
+        assert name in out
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import hybrid",
+        "import hybrid.generate",
+        "import hybrid, hybrid.generate.__main__, hybrid.generate.command",
+        "from hybrid import generate",
+    ],
+)
+def test_generate_is_callable_after_any_import_of_its_package(imports, folder):
+    name = "generate" if imports.startswith("from") else "hybrid.generate"
+    code = f"""{imports}
+import hybrid as h
+print({name}(h.from_pretrained({str(folder)!r}), [[1, 2]], max_new_tokens=3).shape)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.replace("(", "[").replace(")", "]")) == [1, 5]
