@@ -34,8 +34,8 @@ class Cache:
     """
 
     layers: dict[int, dict[int, Any]]
-    length: jax.Array
-    written: jax.Array
+    length: Any
+    written: Any
     plan: LayerPlan = dataclasses.field(metadata={"static": True})
     form: CacheFormat = dataclasses.field(metadata={"static": True})
 

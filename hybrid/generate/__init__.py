@@ -76,7 +76,7 @@ def generate(
     is_prompt = np.arange(time)[None, :] < lengths[:, None]
     out[:, :time] = np.where(is_prompt, prompt, pad_id)
     if not max_new_tokens:
-        return jnp.asarray(out)
+        return jax.device_put(out)
     cache = session.empty(batch, int(lengths.max()) + max_new_tokens)
     cache, logits = session.prefill(cache, prompt, lengths)
     keys, is_done, done = sampling.row_keys(_seeds(seed, batch), batch), None, 0
@@ -101,7 +101,7 @@ def generate(
         done += asked
         if stop_tokens and bool(jnp.all(is_done)):
             break
-    return jnp.asarray(out)
+    return jax.device_put(out)
 
 
 def session_of(model: Model, inference: InferenceConfig | None = None) -> Session:

@@ -8,7 +8,6 @@ import dataclasses
 import pathlib
 import sys
 import time
-from typing import TextIO
 
 import jax
 import numpy as np
@@ -25,10 +24,18 @@ from hybrid.generate import session_of
 from hybrid.generate.text import TextStream
 from hybrid.inference import sampling
 from hybrid.inference.sampling import Sampling
-from hybrid.inference.session import TOKENS_A_CALL
+from hybrid.inference.session import Session
 from hybrid.inference_config import InferenceConfig
 
-TOKENS_A_LINE = 8  # decoded between two looks at what came
+TOKENS_A_LOOK = 8  # decoded between two looks at what came
+# The flag behind what the Python interface names in its complaints.
+FLAG_OF = {
+    "path": "--pretrained",
+    "workdir": "--workdir",
+    "checkpoint": "--checkpoint",
+    "dtype": "--dtype",
+    "model.dtype": "--dtype",
+}
 LONG_PROMPT = 4096  # tokens from which on progress is told
 
 
@@ -37,6 +44,17 @@ class GenerateConfig:
     """The config keys that the command takes."""
 
     inference: InferenceConfig = section(InferenceConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to continue, and how: the prompt and its ids [t], how many tokens, drawn how."""
+
+    prompt: str
+    ids: np.ndarray
+    max_new_tokens: int
+    how: Sampling
+    seed: int
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -76,9 +94,8 @@ def _run(arguments: cli.Arguments) -> None:
 
         for warning in pretrained.raw_text_warning(model.origin.path):
             print(f"warning: {warning}", file=sys.stderr)
-    write(
-        model, tokenizer, prompt, ids, values.max_new_tokens, how, values.seed, settings.inference
-    )
+    request = Request(prompt, ids, values.max_new_tokens, how, values.seed)
+    write(request, session_of(model, settings.inference), tokenizer)
 
 
 def _sampling(values: flags.FlagValues) -> Sampling:
@@ -114,10 +131,9 @@ def _model(values: flags.FlagValues) -> Model:
             return api.from_pretrained(values.pretrained, values.dtype)
         return api.load(values.workdir, values.checkpoint)
     except ConfigError as error:
-        if error.key not in ("path", "workdir", "dtype", "checkpoint"):
+        if error.key not in FLAG_OF:
             raise
-        name = "pretrained" if error.key == "path" else error.key
-        raise ConfigError(f"--{name}", error.problem, error.got, error.accepted) from None
+        raise ConfigError(FLAG_OF[error.key], error.problem, error.got, error.accepted) from None
 
 
 def _tokenizer(model: Model) -> Tokenizer:
@@ -142,45 +158,37 @@ def _prompt_ids(prompt: str, tokenizer: Tokenizer, model: Model) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def write(
-    model: Model,
-    tokenizer: Tokenizer,
-    prompt: str,
-    ids: np.ndarray,
-    max_new_tokens: int,
-    how: Sampling,
-    seed: int,
-    inference: InferenceConfig,
-    out: TextIO = sys.stdout,
-) -> None:
-    """Writes the prompt and its continuation to `out` as it comes, and speeds to standard error."""
-    session = session_of(model, inference)
-    out.write(prompt)
-    out.flush()
-    progress = _tell_progress if len(ids) >= LONG_PROMPT else None
+def write(request: Request, session: Session, tokenizer: Tokenizer) -> None:
+    """Writes prompt and continuation to standard output as it comes, speeds to standard error."""
+    ids, limit = request.ids, request.max_new_tokens
+    sys.stdout.write(request.prompt)
+    sys.stdout.flush()
     start = time.perf_counter()
-    cache = session.empty(1, len(ids) + max_new_tokens)
+    progress = _tell_progress if len(ids) >= LONG_PROMPT else None
+    cache = session.empty(1, len(ids) + limit)
     cache, logits = session.prefill(cache, ids[None], progress=progress)
     jax.block_until_ready(logits)
     read = time.perf_counter() - start
-    keys, stops = sampling.row_keys(seed, 1), [tokenizer.eos_id] if tokenizer.eos_id else []
-    rest = {"keys": keys, "stop_tokens": stops, "pad_id": tokenizer.pad_id}
-    step = session.decode(cache, logits, 0, how, **rest)  # compiles
+    stops = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    settings = {"keys": sampling.row_keys(request.seed, 1), "stop_tokens": stops}
+    step = session.decode(cache, logits, 0, request.how, **settings)  # compiles
     stream, done, start = TextStream(tokenizer, ids), 0, time.perf_counter()
-    while done < max_new_tokens and not bool(step.is_done[0]):
-        asked = min(TOKENS_A_LINE, TOKENS_A_CALL, max_new_tokens - done)
-        step = session.decode(step.cache, step.logits, asked, how, is_done=step.is_done, **rest)
+    while done < limit and not bool(step.is_done[0]):
+        step = session.decode(
+            *(step.cache, step.logits, min(TOKENS_A_LOOK, limit - done), request.how),
+            is_done=step.is_done,
+            **settings,
+        )
         new = np.asarray(step.tokens)[0, : int(step.num_tokens[0])]
-        out.write(stream.feed(new))
-        out.flush()
+        sys.stdout.write(stream.feed(new))
+        sys.stdout.flush()
         done += len(new)
     seconds = time.perf_counter() - start
-    out.write(stream.rest() + "\n")
-    out.flush()
-    speed = f"{done / seconds:.0f} tokens/s" if done else "nothing asked for"
+    sys.stdout.write(stream.rest() + "\n")
+    sys.stdout.flush()
     print(
-        f"prompt: {len(ids)} tokens in {read:.2f} s (compiling included); "
-        f"new: {done} tokens, {speed}; cache: {step.cache.num_bytes()['total']:,} bytes",
+        f"prompt: {len(ids)} tokens in {read:.2f} s (compiling included); new: {done} tokens, "
+        f"{done / seconds:.0f} tokens/s; cache: {step.cache.num_bytes()['total']:,} bytes",
         file=sys.stderr,
     )
 

@@ -7,9 +7,7 @@ first bytes of a character whose others are still to come. One that does not bec
 within a few tokens is broken text, and is handed out as it is.
 """
 
-from collections.abc import Iterable
-
-from hybrid.data.tokenizers import Tokenizer
+from hybrid.data.tokenizers import Ids, Tokenizer
 
 BROKEN = "\ufffd"
 MOST_HELD = 12  # bytes of three characters, which byte-fallback vocabularies may all show broken
@@ -19,12 +17,12 @@ CONTEXT = 8  # tokens of the prompt that are decoded with the new ones
 class TextStream:
     """The text of a growing list of tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Iterable[int] = ()):
+    def __init__(self, tokenizer: Tokenizer, prompt: Ids = ()):
         self._tokenizer = tokenizer
         self._ids = [int(token) for token in prompt][-CONTEXT:]
         self._given = len(tokenizer.decode(self._ids))
 
-    def feed(self, tokens: Iterable[int]) -> str:
+    def feed(self, tokens: Ids) -> str:
         """What the tokens add to the text, as far as it is certain."""
         self._ids += [int(token) for token in tokens]
         text = self._tokenizer.decode(self._ids)

@@ -60,7 +60,7 @@ class Sampling:
         }
 
 
-def row_keys(seed: int | jax.Array, batch: int) -> jax.Array:
+def row_keys(seed: jax.typing.ArrayLike, batch: int) -> jax.Array:
     """A key for each row: of (seed, row), or of each row's own seed where there is one a row."""
     seeds = jnp.asarray(seed)
     if seeds.ndim:

@@ -85,7 +85,9 @@ class Session:
         self.inference = inference
         prepared = _prepared(self.config, plan, layers, params)
         # Flattened once: a call then passes a list, not a tree of dicts.
-        self._leaves, self._structure = jax.tree.flatten(prepared)
+        leaves, self._structure = jax.tree.flatten(prepared)
+        self._device = _only_device(leaves)
+        self._leaves = [self._put(leaf) for leaf in leaves]
         self._turns: dict[CacheFormat, Any] = {}
 
     @property
@@ -103,7 +105,20 @@ class Session:
             slack=self.inference.slack,
             unified=self.inference.unified_cache,
         )
-        return _allocate(self.plan, form, batch)
+        return self._put(_allocate(self.plan, form, batch))
+
+    def _put(self, tree: Any) -> Any:
+        """Arrays as a program's results are, so that no first call compiles for itself alone.
+
+        On one device they forget a mesh that they were read on, and are committed to the device.
+        """
+        if self._device is None:
+            return tree
+        place = SingleDeviceSharding(self._device)
+        one = jax.make_array_from_single_device_arrays
+        return jax.tree.map(
+            lambda leaf: one(leaf.shape, place, [leaf.addressable_shards[0].data]), tree
+        )
 
     def _with_room(self, cache: Cache, more: int) -> Cache:
         """The cache, grown if `more` tokens a row do not fit."""
@@ -150,7 +165,7 @@ class Session:
             part = np.pad(part, ((0, 0), (0, width - part.shape[1])))
             num_new = np.clip(lengths - start, 0, part.shape[1])
             if logits is None:
-                logits = _no_logits(self.config, len(tokens))
+                logits = self._put(_no_logits(self.config, len(tokens)))
             cache, logits = _read_chunk(
                 self.config, self._structure, self._leaves, part, num_new, cache, logits, turns
             )
@@ -191,7 +206,7 @@ class Session:
             raise ValueError(f"stop_tokens: at most {MOST_STOP_TOKENS}, got {len(stop_tokens)}")
         cache = self._with_room(cache, num_tokens)
         keys = sampling.row_keys(0, cache.batch) if keys is None else keys
-        is_done = jnp.zeros(cache.batch, bool) if is_done is None else is_done
+        is_done = self._put(jnp.zeros(cache.batch, bool)) if is_done is None else is_done
         stops = np.full(MOST_STOP_TOKENS, -1, np.int32)
         stops[: len(stop_tokens)] = stop_tokens
         return _decode(
@@ -231,26 +246,10 @@ def checked_lengths(tokens: np.ndarray, lengths: Any) -> np.ndarray:
 # --- Programs --------------------------------------------------------------------------------
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _prepared(config: ModelConfig, plan: LayerPlan, layers: str, params):
-    """Parameters as steps use them: in the stream's dtype, layers cut apart for a loop.
+    """Parameters as steps use them: in the stream's dtype, layers cut apart for a loop."""
 
-    On one device they forget the mesh that they were read on: what comes out of a program would
-    have its sharding, what starts a loop would not, and each difference compiles anew.
-    """
-    prepared = jax.jit(_prepare, static_argnums=(0, 1, 2))(config, plan, layers, params)
-    devices = {device for leaf in jax.tree.leaves(prepared) for device in leaf.devices()}
-    if len(devices) > 1:
-        return prepared
-    place = SingleDeviceSharding(devices.pop())
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_single_device_arrays(
-            leaf.shape, place, [leaf.addressable_shards[0].data]
-        ),
-        prepared,
-    )
-
-
-def _prepare(config, plan, layers, params):
     def cast(path, leaf):
         return leaf.astype(config.dtype) if path[-1].key in CAST else leaf
 
@@ -258,6 +257,12 @@ def _prepare(config, plan, layers, params):
     if layers == "loop":
         params = params | {"segments": stack.unrolled(plan, params["segments"])}
     return params
+
+
+def _only_device(leaves: Sequence[jax.Array]) -> jax.Device | None:
+    """The device that all arrays are on; None where there are several."""
+    devices = {device for leaf in leaves for device in leaf.devices()}
+    return devices.pop() if len(devices) == 1 else None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

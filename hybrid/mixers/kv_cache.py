@@ -199,7 +199,7 @@ def extend(
         in_use = None if is_ring else jnp.max(after)
         return View(_row(kept, cache.row), positions, in_use, k_scale, angles), kept
     old = _positions(spec, form, step.written, step.length)
-    index = jnp.arange(length)[None, :]
+    index = jnp.arange(length, dtype=jnp.int32)[None, :]
     fresh = jnp.where(index < step.num_new[:, None], step.length[:, None] + index, -1)
     both = jax.tree.map(
         lambda ring, chunk: jnp.concatenate([ring, chunk], axis=2), _row(cache.kept, cache.row), new
@@ -232,7 +232,7 @@ def _quantised(x: jax.Array, dtype: str) -> Stored:
 def _write(spec: LayerSpec, cache: LayerCache, new: Kept, step: CacheStep, after) -> Kept:
     """The stacked arrays with new tokens in their slots; padding and overrun tokens go nowhere."""
     slots, length = num_slots(spec, step.form), next(iter(new.values())).values.shape[2]
-    index = jnp.arange(length)[None, :]
+    index = jnp.arange(length, dtype=jnp.int32)[None, :]
     positions = step.length[:, None] + index
     is_kept = (index < step.num_new[:, None]) & (positions >= after[:, None] - slots)
     at = jnp.where(is_kept, positions % slots if spec.window_size else positions, slots)
@@ -254,7 +254,7 @@ def _write(spec: LayerSpec, cache: LayerCache, new: Kept, step: CacheStep, after
 def _positions(spec: LayerSpec, form: CacheFormat, written, length) -> jax.Array:
     """int32 [b, slots]: the position that each slot holds, -1 where none is valid."""
     slots = num_slots(spec, form)
-    slot = jnp.arange(slots)[None, :]
+    slot = jnp.arange(slots, dtype=jnp.int32)[None, :]
     if spec.window_size is None:
         return jnp.where(slot < length[:, None], slot, -1)
     newest = written[:, None] - 1

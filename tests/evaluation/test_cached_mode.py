@@ -46,7 +46,7 @@ def test_with_strides_limits_and_bos_in_every_window(keys):
     forward, cached = (scored(config, mode, **keys) for mode in ("forward", "cached"))
     np.testing.assert_allclose(cached.per_token, forward.per_token, rtol=0, atol=1e-6)
     for one, other in zip(cached.by_position, forward.by_position, strict=True):
-        assert (one["start"], one["num_tokens"]) == (other["start"], other["num_tokens"])
+        assert (one.start, one.num_tokens) == (other.start, other.num_tokens)
 
 
 def test_questions_of_a_task():

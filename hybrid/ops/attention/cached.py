@@ -57,7 +57,7 @@ class Tile(NamedTuple):
 
 
 def attend(
-    queries: Sequence[Query],
+    queries: Sequence[jax.Array],
     read: Callable[[jax.Array | int, int], Tile],
     q_positions: jax.Array,
     kv_positions: jax.Array,
