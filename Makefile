@@ -10,6 +10,14 @@ SWEEP ?= ablate_window
 demo: $(VENV)/.run
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(RUN)
 	$(BIN)/python eval.py --config=configs/tiny.py --workdir=$(RUN)
+	$(BIN)/python -m hybrid.generate --workdir=$(RUN) --prompt="$$SAMPLE" --max_new_tokens=160 \
+		--temperature=0.6 --top_p=0.9
+
+define SAMPLE
+class Example:
+    def close(self):
+endef
+export SAMPLE
 
 ablate: $(VENV)/.run
 	$(BIN)/python -m hybrid.ablate --config=configs/$(SWEEP).py --workdir=runs/$(SWEEP)

@@ -6,7 +6,15 @@ python -m benchmarks.report
 import json
 from pathlib import Path
 
-from benchmarks import attention_cost, machine, parts, train_step, vmapped_seeds
+from benchmarks import (
+    attention_cost,
+    cache_dtype,
+    decode,
+    machine,
+    parts,
+    train_step,
+    vmapped_seeds,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
@@ -23,6 +31,19 @@ SECTIONS = {
         "python -m benchmarks.train_step",
         "Both sides start from the same weights; losses of the first steps agree before timing.",
         train_step.markdown,
+    ),
+    "decode": (
+        "Decoding against transformers",
+        "python -m benchmarks.decode",
+        "The same weights; the first 32 greedy tokens of all sides are equal before timing. "
+        "Ours by what unified layers keep (`inference.unified_cache`).",
+        decode.markdown,
+    ),
+    "cache_dtype": (
+        "What narrower caches cost",
+        "python -m benchmarks.cache_dtype --workdir=runs/demo",
+        "Another model: that of `make demo`, scored on its held-out text through the cache.",
+        cache_dtype.markdown,
     ),
     "parts": (
         "Parts of the train step",

@@ -1,7 +1,8 @@
 """Writes the pages that are made from code: `python docs/generate.py` (or `make docs`).
 
 docs/configs.md lists every config key from the dataclasses; the tables of docs/ablation.md come
-from the results of real sweeps, docs/ablation/NAME.json. A test fails when one is out of date.
+from the results of real sweeps, docs/ablation/NAME.json, those of docs/memory.md from
+`hybrid.plan`. A test fails when one is out of date.
 """
 
 import json
@@ -10,10 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import hybrid
 from hybrid import config as config_lib
+from hybrid import experiment
 from hybrid.ablate import notation
 from hybrid.ablate.config import SweepConfig
 from hybrid.experiment import Experiment
+from hybrid.inference_config import UNIFIED_CACHES
 
 DOCS = pathlib.Path(__file__).resolve().parent
 
@@ -132,6 +136,77 @@ TABLES = {
 }
 
 
+# --- docs/memory.md --------------------------------------------------------------------------
+
+PRESETS = {"e2b": "E2B", "e4b": "E4B", "12b": "12B", "26b_a4b": "26B-A4B", "31b": "31B"}
+CONTEXTS = [4096 << doubling for doubling in range(7)]
+_FIGURES = re.compile(r"(<!-- memory (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def memory_page() -> str:
+    """docs/memory.md with its tables made anew."""
+
+    def fill(match: re.Match) -> str:
+        opening, table, end = match.groups()
+        return f"{opening}\n{MEMORY_TABLES[table]()}\n\n{end}"
+
+    return _FIGURES.sub(fill, (DOCS / "memory.md").read_text())
+
+
+def presets_table() -> str:
+    """Cache bytes of each preset and context, and what the layers would keep all-global."""
+    rows = []
+    for preset, name in PRESETS.items():
+        plans = [hybrid.plan(f"configs/gemma4.py:{preset}", context=c) for c in CONTEXTS]
+        last = plans[-1]
+        rows.append(
+            [
+                name,
+                *(notation.binary(plan.kv_cache_bytes["total"]) for plan in plans),
+                notation.binary(last.kv_cache_bytes_all_global),
+                notation.times(last.kv_cache_ratio),
+            ]
+        )
+    lengths = [f"{context // 1024}K" for context in CONTEXTS]
+    return _markdown(["preset", *lengths, "all-global, 256K", "ratio at 256K"], rows)
+
+
+def forms_table() -> str:
+    """31B at 256K by what is kept of unified layers, and in which dtype."""
+    rows = []
+    for layout in UNIFIED_CACHES:
+        sizes = []
+        for dtype in ("bfloat16", "int8"):
+            keys = {"inference.unified_cache": layout, "inference.cache_dtype": dtype}
+            page = experiment.load("configs/gemma4.py:31b", keys)
+            sizes.append(hybrid.plan(experiment.to_dict(page), context=CONTEXTS[-1]).kv_cache_bytes)
+        rows.append(
+            [
+                f"`{layout}`",
+                *(notation.binary(size[kind]) for size in sizes for kind in ("global", "total")),
+            ]
+        )
+    head = ["`inference.unified_cache`", "bfloat16, global layers", "total", "int8, global layers"]
+    return _markdown([*head, "total"], rows)
+
+
+def ratios_table() -> str:
+    """60 layers of equal heads at 256K under several patterns and windows."""
+    rows = []
+    for pattern in ("LG", "LLLLLG"):
+        for window in (512, 1024):
+            model = {"pattern": pattern, "num_layers": 60, "window_size": window}
+            plan = hybrid.plan({"model": model | {"unified_kv": False}}, context=CONTEXTS[-1])
+            globals_ = 60 // len(pattern)
+            rows.append(
+                [f"{pattern}, {globals_} of 60 global", str(window), f"{plan.kv_cache_ratio:.2f} ×"]
+            )
+    return _markdown(["pattern", "window", "all-global over hybrid"], rows)
+
+
+MEMORY_TABLES = {"presets": presets_table, "forms": forms_table, "ratios": ratios_table}
+
+
 def _loss_and_difference(entry: Mapping[str, Any]) -> str:
     loss = notation.fixed(entry["loss"]["mean"])
     difference = entry["difference"]
@@ -154,3 +229,4 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
 if __name__ == "__main__":
     (DOCS / "configs.md").write_text(config_page())
     (DOCS / "ablation.md").write_text(ablation_page())
+    (DOCS / "memory.md").write_text(memory_page())

@@ -90,7 +90,7 @@ def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
 
 def unrolled(plan: LayerPlan, params: dict) -> dict:
     """Parameters of `plan` in the layout of `plan.unrolled()`: its leaves cut along the layers."""
-    segments = {}
+    segments: dict[int, dict] = {}
     for i, segment in enumerate(plan.segments):
         for r in range(segment.repetitions):
             row = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params[i])

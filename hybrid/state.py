@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hybrid.mixers import kv_cache
+from hybrid.mixers import MIXERS, kv_cache
 from hybrid.mixers.kv_cache import CacheFormat
 from hybrid.pattern import LayerPlan
 
@@ -111,7 +111,7 @@ def allocate(plan: LayerPlan, form: CacheFormat, batch: int) -> Cache:
     """An empty cache for `batch` rows."""
     layers = {
         i: {
-            j: kv_cache.allocate(spec, form, segment.repetitions, batch)
+            j: MIXERS[spec.letter].init_state(spec, form, segment.repetitions, batch)
             for j, spec in enumerate(segment.specs)
         }
         for i, segment in enumerate(plan.segments)

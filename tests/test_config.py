@@ -94,6 +94,7 @@ def test_every_key_has_a_meaning_and_the_page_of_keys_is_current():
     found.loader.exec_module(generate)
     assert (ROOT / "docs/configs.md").read_text() == generate.config_page()
     assert (ROOT / "docs/ablation.md").read_text() == generate.ablation_page()
+    assert (ROOT / "docs/memory.md").read_text() == generate.memory_page()
 
 
 def test_every_key_is_read_somewhere():

@@ -97,13 +97,13 @@ class Block(nnx.Module):
     ) -> LayerOutputs:
         """donated, cache: as the mixer takes them."""
         normed = self.pre_mixer_norm(x)
-        mixed, kv, cache = self.mixer(normed, inputs.placement, donated, cache)
+        mixed, kv, kept = self.mixer(normed, inputs.placement, donated, cache)
         x = x + self.post_mixer_norm(mixed)
         branch, router = self._feed_forward(x, inputs.counted)
         x = x + self.post_ffn_norm(branch)
         if self.config.layer_embedding_dim:
             x = x + self.layer_embedding(x, inputs.tokens, inputs.embedded, inputs.embedding_norm)
-        return LayerOutputs(self._scaled(x), kv, router, cache)
+        return LayerOutputs(self._scaled(x), kv, router, kept)
 
     def _feed_forward(self, x, counted):
         dense = self.feed_forward(self.pre_ffn_norm(x))

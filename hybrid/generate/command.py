@@ -170,15 +170,17 @@ def write(request: Request, session: Session, tokenizer: Tokenizer) -> None:
     jax.block_until_ready(logits)
     read = time.perf_counter() - start
     stops = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    settings = {"keys": sampling.row_keys(request.seed, 1), "stop_tokens": stops}
-    step = session.decode(cache, logits, 0, request.how, **settings)  # compiles
+    keys = sampling.row_keys(request.seed, 1)
+
+    def decode(cache, logits, count, is_done=None):
+        return session.decode(
+            cache, logits, count, request.how, keys=keys, stop_tokens=stops, is_done=is_done
+        )
+
+    step = decode(cache, logits, 0)  # compiles
     stream, done, start = TextStream(tokenizer, ids), 0, time.perf_counter()
     while done < limit and not bool(step.is_done[0]):
-        step = session.decode(
-            *(step.cache, step.logits, min(TOKENS_A_LOOK, limit - done), request.how),
-            is_done=step.is_done,
-            **settings,
-        )
+        step = decode(step.cache, step.logits, min(TOKENS_A_LOOK, limit - done), step.is_done)
         new = np.asarray(step.tokens)[0, : int(step.num_tokens[0])]
         sys.stdout.write(stream.feed(new))
         sys.stdout.flush()

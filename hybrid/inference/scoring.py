@@ -21,10 +21,11 @@ from hybrid.model_config import ModelConfig
 
 @functools.cache
 def through_cache(of_stream: Callable, inference: InferenceConfig) -> Callable:
-    """A function (config, params, batch) -> arrays [b, t], made of one for streams.
+    """A function (config, params, batch) -> arrays [b, t, ...], made of one for streams.
 
     Args:
-      of_stream: (config, params, x, targets, loss_mask) -> arrays [b, t], say `model.stream_nll`.
+      of_stream: (config, params, x, targets, loss_mask) -> arrays [b, t, ...]; say
+        `model.stream_nll`.
       inference: form of the cache, and the chunk.
     The batch's rows hold one window each, from position 0, padding (segment 0) behind it.
     """
@@ -53,7 +54,7 @@ def through_cache(of_stream: Callable, inference: InferenceConfig) -> Callable:
         starts = chunk * jnp.arange(num_chunks, dtype=jnp.int32)
         parts = *map(cut, (batch.tokens, batch.targets, batch.loss_mask)), starts
         _, scores = jax.lax.scan(step, state.allocate(plan, form, rows), parts)
-        whole = functools.partial(rearrange, pattern="c b i -> b (c i)")
+        whole = functools.partial(rearrange, pattern="c b i ... -> b (c i) ...")
         return jax.tree.map(lambda array: whole(array)[:, :length], scores)
 
     return score

@@ -156,7 +156,8 @@ class Session:
         lengths = checked_lengths(tokens, lengths)
         total, size = int(lengths.max()), chunk or self.inference.prefill_chunk
         cache = self._with_room(cache, total)
-        turns, logits = self.turns(cache.form), None
+        turns = self.turns(cache.form)
+        logits = self._put(_no_logits(self.config, len(tokens)))
         for start in range(0, total, size):
             part = tokens[:, start : min(start + size, total)]
             width = part.shape[1]
@@ -164,8 +165,6 @@ class Session:
                 width = min(size, max(FEWEST_IN_CHUNK, 1 << (width - 1).bit_length()))
             part = np.pad(part, ((0, 0), (0, width - part.shape[1])))
             num_new = np.clip(lengths - start, 0, part.shape[1])
-            if logits is None:
-                logits = self._put(_no_logits(self.config, len(tokens)))
             cache, logits = _read_chunk(
                 self.config, self._structure, self._leaves, part, num_new, cache, logits, turns
             )

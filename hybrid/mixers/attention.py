@@ -10,6 +10,8 @@ only a fraction of its rotary pairs, and may share one projection between keys a
 Source: Gemma 4 (2607.02770), sec. 2; QK-norm of 2302.05442.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -33,6 +35,8 @@ _KV_NAMES = (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM)
 
 class Attention(nnx.Module):
     """The attention of one layer; parameters as its spec says."""
+
+    init_state = staticmethod(kv_cache.allocate)
 
     def __init__(self, spec: LayerSpec, config: ModelConfig, *, rngs: nnx.Rngs):
         self.spec, self.config = spec, config
@@ -84,23 +88,20 @@ class Attention(nnx.Module):
         kept, seen = None, donated
         if self.spec.owns_kv:
             seen = self.project_kv(x, turn)
-            if placement.step is not None:
+            if placement.step is not None and cache is not None:
                 seen, kept = kv_cache.extend(self.spec, cache, seen, turn, placement.step)
         assert seen is not None, "a layer that owns no keys and values needs its donor's"
-        keys = {
-            "scale": config.attention_scale,
-            "softcap": config.attention_softcap or None,
-            "sinks": self.sinks[...] if config.attention_sinks else None,
-        }
-        if isinstance(seen, View):
-            out = self._attend_to_cache(q, seen, placement, **keys)
-        else:
-            band = Band.of_row(self.spec.window_size, placement.segment_ids)
-            keys["implementation"] = config.attention
-            out = attend(q, *seen.keys_values(turn), band, **keys)
+        in_cache = isinstance(seen, View)
+        out = (self._attend_to_cache if in_cache else self._attend_to_row)(q, seen, placement)
         return self.o_proj(out), seen, kept
 
-    def _attend_to_cache(self, q, view: View, placement: Placement, **keys):
+    def _attend_to_row(self, q, kv, placement: Placement):
+        band = Band.of_row(self.spec.window_size, placement.segment_ids)
+        key, value = kv.keys_values(placement.rotation(self.spec))
+        name = self.config.attention
+        return attend(q, key, value, band, implementation=name, **self._scoring())
+
+    def _attend_to_cache(self, q, view, placement: Placement):
         pairs = rope.num_rotated_pairs(self.spec.head_dim, self.spec.rope.fraction)
         return cached.attend(
             view.queries(q, pairs),
@@ -109,8 +110,16 @@ class Attention(nnx.Module):
             view.positions,
             in_use=view.in_use,
             window_size=self.spec.window_size,
-            **keys,
+            **self._scoring(),
         )
+
+    def _scoring(self) -> dict[str, Any]:
+        """What both doors to attention do to scores."""
+        return {
+            "scale": self.config.attention_scale,
+            "softcap": self.config.attention_softcap or None,
+            "sinks": self.sinks[...] if self.config.attention_sinks else None,
+        }
 
     def project_kv(self, x: Hidden, turn: rope.Rotation) -> KV:
         """The keys and values of x [b, t, d], whose positions have the angles `turn`."""
