@@ -6,6 +6,8 @@ import pytest
 from inference.small_models import (
     BATCH,
     CASES,
+    LAYOUTS,
+    SWITCHES,
     TIME,
     WINDOW,
     config_of,
@@ -49,19 +51,21 @@ def test_chunks_of_every_size_and_single_tokens(name, layout):
     assert_chunks_give(session, tokens, wanted, 1, True, TOLERANCE["float64"])
 
 
+WIDTHS = [(name, "value") for name in SWITCHES] + [("unified", layout) for layout in LAYOUTS[1:]]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize(("name", "layout"), CASES)
-def test_programs_of_every_width_scanned_and_looped(name, layout, dtype):
-    config = config_of(name, dtype)
+@pytest.mark.parametrize(("name", "layout"), WIDTHS)
+def test_programs_of_every_width_scanned_and_some_looped(name, layout):
+    config = config_of(name)
     tokens = tokens_of(config)
     wanted = logits_of(config, tokens)
-    for layers, slack in (("scan", 0), ("loop", 3)):
+    for layers, slack, widths in (("scan", 0, range(1, TIME + 1)), ("loop", 3, (1, 3, 6, TIME))):
         session = session_of(config, layout, layers=layers, slack=slack)
-        for chunk in range(1, TIME + 1):
-            assert_chunks_give(session, tokens, wanted, chunk, True, TOLERANCE[dtype])
-        jax.clear_caches()  # programs of many shapes, each with memory maps of its own
+        for width in widths:
+            assert_chunks_give(session, tokens, wanted, width, True, TOLERANCE["float64"])
+    jax.clear_caches()  # programs of many shapes, each with memory maps of its own
 
 
 @pytest.mark.parametrize("layers", ["scan", "loop"])
