@@ -123,7 +123,8 @@ class View(NamedTuple):
     """Keys and values as a layer attends to them: the cache, or what it held and the new tokens.
 
     Attributes:
-      kept: arrays [b, k, s, width].
+      kept: stacked arrays [repetitions, b, k, s, width], and
+      row: the layer's among them. Tiles are cut out of all: a whole row would be copied first.
       positions: int32 [b, s], -1 where a slot is empty.
       in_use: slots from here on are empty; None: all may be in use.
       k_scale: [h], of unified keys and values.
@@ -131,6 +132,7 @@ class View(NamedTuple):
     """
 
     kept: Kept
+    row: jax.Array | int
     positions: jax.Array
     in_use: Any
     k_scale: Any
@@ -154,7 +156,7 @@ class View(NamedTuple):
         """The function that gives tiles, for `cached.attend`."""
 
         def read(start, size: int) -> Tile:
-            kept = {name: stored.tile(start, size) for name, stored in self.kept.items()}
+            kept = jax.tree.map(lambda array: _tile(array, self.row, start, size), self.kept)
             if not self.is_unified:
                 return Tile([kept["k"]], kept["v"])
             value = kept["v"]
@@ -197,14 +199,16 @@ def extend(
         positions = _positions(spec, form, highest, after)
         angles = None if is_ring else step.turns.get(spec.rope_key)
         in_use = None if is_ring else jnp.max(after)
-        return View(_row(kept, cache.row), positions, in_use, k_scale, angles), kept
+        return View(kept, cache.row, positions, in_use, k_scale, angles), kept
     old = _positions(spec, form, step.written, step.length)
     index = jnp.arange(length, dtype=jnp.int32)[None, :]
     fresh = jnp.where(index < step.num_new[:, None], step.length[:, None] + index, -1)
     both = jax.tree.map(
-        lambda ring, chunk: jnp.concatenate([ring, chunk], axis=2), _row(cache.kept, cache.row), new
+        lambda ring, chunk: jnp.concatenate([_row(ring, cache.row), chunk], axis=2)[None],
+        cache.kept,
+        new,
     )
-    return View(both, jnp.concatenate([old, fresh], axis=1), None, k_scale, None), kept
+    return View(both, 0, jnp.concatenate([old, fresh], axis=1), None, k_scale, None), kept
 
 
 def _stored(kv: KV, turn: rope.Rotation, step: CacheStep) -> Kept:
@@ -262,10 +266,15 @@ def _positions(spec: LayerSpec, form: CacheFormat, written, length) -> jax.Array
     return jnp.where((held >= 0) & (held < length[:, None]), held, -1)
 
 
-def _row(kept: Kept, row) -> Kept:
-    return jax.tree.map(
-        lambda array: jax.lax.dynamic_index_in_dim(array, row, axis=0, keepdims=False), kept
-    )
+def _row(stacked: jax.Array, row) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stacked, row, axis=0, keepdims=False)
+
+
+def _tile(stacked: jax.Array, row, start, size: int) -> jax.Array:
+    """[b, k, size, ...] of one layer."""
+    starts = (row, 0, 0, start, *[0] * (stacked.ndim - 4))
+    sizes = (1, *stacked.shape[1:3], size, *stacked.shape[4:])
+    return jax.lax.dynamic_slice(stacked, starts, sizes)[0]
 
 
 def _turned(head_dim: int, pairs: int):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from hybrid.evaluation.__main__ import main
+from hybrid.export import main as export
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONTEXT = 32
@@ -243,3 +244,24 @@ def test_a_float64_run_is_evaluated_in_float64(wide_run, evaluated, x64):
 def test_a_float64_run_without_x64_is_refused_by_key(wide_run, capsys):
     assert main([f"--workdir={wide_run}"]) == 2
     assert capsys.readouterr().err.startswith("error: model.dtype: needs jax's x64 mode")
+
+
+def test_a_run_its_cache_and_its_export_score_the_same_text_alike(run, evaluated, tmp_path):
+    """`eval.mode=cached`, and the Hugging Face folder that `hybrid.export` writes."""
+    assert export([f"--workdir={run}", f"--output={tmp_path / 'exported'}"]) == 0
+    text = [f"--config.data.paths={run.parent}/*.txt", "--config.eval.context_length=16"]
+    forward = evaluated(*text)
+    cached = evaluated(*text, "--config.eval.mode=cached", "--config.inference.prefill_chunk=5")
+    output = tmp_path / "exported.json"
+    folder = [f"--pretrained={tmp_path / 'exported'}", f"--output={output}"]
+    own = [
+        "--config.data.source=text",
+        "--config.data.bos=document",
+        "--config.eval.max_tokens=300",
+    ]
+    assert main([*folder, *text, *own]) == 0
+    exported = json.loads(output.read_text())
+    for other in (cached, exported):
+        assert other["num_tokens"] == forward["num_tokens"]
+        assert other["num_bytes"] == forward["num_bytes"]
+        assert other["loss"] == pytest.approx(forward["loss"], rel=1e-6)

@@ -3,11 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from inference.small_models import BATCH, CASES, TIME, WINDOW, config_of, params_of, tokens_of
 
-from hybrid import experiment, plan, state
+from hybrid import experiment, model, plan, state
 from hybrid.inference.session import Session, bucket
 from hybrid.inference_config import InferenceConfig
 from hybrid.mixers.kv_cache import CacheFormat
@@ -212,6 +213,29 @@ def all_global(layers: LayerPlan) -> LayerPlan:
         for segment in layers.segments
     )
     return LayerPlan(tuple(segments))
+
+
+@pytest.mark.parametrize("layers", ["scan", "loop"])
+def test_reading_a_chunk_takes_the_same_memory_whatever_the_context(layers):
+    """Counted in the compiled program: no copy of a layer's cache, no scores of all slots."""
+    config = dataclasses.replace(config_of("unified", "float32"), num_layers=8)
+    session = Session(config, params_of(config), InferenceConfig(layers=layers))
+    chunk = jnp.zeros((1, 256), jnp.int32), jnp.full(1, 256)
+
+    def temporaries(capacity: int) -> int:
+        cache = session.empty(1, capacity)
+        step = jax.jit(
+            lambda params, cache: model.extend(
+                session.config, params, *chunk, cache, session.turns(cache.form)
+            ),
+            donate_argnums=1,
+        )
+        compiled = step.lower(session.params, cache).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    small, large = temporaries(2048), temporaries(32_768)
+    one_layer = cost.cache_bytes(layer_plan(config), 32_768, 1, "float32")["global"] // 4
+    assert large - small < 0.2 * one_layer
 
 
 def test_int8_costs_a_bfloat16_scale_a_head_and_token():

@@ -126,6 +126,7 @@ def test_scales_multiply_what_is_stored(tile_size):
     np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
 
 
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("tile_size", [None, 16])
 def test_a_query_that_sees_nothing_gives_zeros(tile_size):
     case = CASES[2]

@@ -10,9 +10,9 @@ is a sum of products of parts of the query with what is stored, so no whole key 
 with the state of `chunked.py`: a sink starts it at m = sink, l = 1. Slots of int8 have a scale
 each, which multiplies a column of scores and of weights in place of the stored tensor.
 
-Where all scores are few, one tile holds all slots: a step of decoding is two products. Else the
-walk ends at the last slot in use, a traced number, so a prompt pays for what it has and no
-program depends on its length. Inference only: there is no gradient.
+Where queries are few, one tile holds all slots: a step of decoding is two products. Else the walk
+ends at the last slot in use, a traced number, so a prompt pays for what it has and no program
+depends on its length. Inference only: there is no gradient.
 
 The stored side stands left in (1) and right in (3): of all forms the fastest on 2 CPU cores
 (16 384 slots of 128, 4 queries: 0.11 ms each; the query left 0.16; the value left 1.0).
@@ -28,9 +28,9 @@ from einops import rearrange
 from hybrid.axes import Query
 from hybrid.ops.dot import dot
 
-TILE = 512
+TILE = 512  # slots of a tile, or more where queries are few
 FEW_ROWS = 64  # up to which the stored side of a product stands left
-WHOLE_AT_MOST = 1 << 20  # scores of a row that are held at once
+MOST_SCORES = 1 << 20  # of a row that are held at once, where a tile is larger than TILE
 
 
 class Stored(NamedTuple):
@@ -77,7 +77,7 @@ def attend(
       q_positions: int32 [b, t].  kv_positions: int32 [b, s], -1 for an empty slot.
       in_use: slots from here on are empty; None: all may be in use.
       window_size, scale, softcap, sinks: as `hybrid.ops.attention.attend`.
-      tile_size: slots at a time; None: all where scores are few, else TILE.
+      tile_size: slots at a time; None: as many as MOST_SCORES and TILE say.
     Returns: [b, t, n, h] in the queries' dtype; a query that sees no slot gives zeros.
     """
     (batch, length, num_heads, _), num_slots = queries[0].shape, kv_positions.shape[1]
@@ -88,7 +88,7 @@ def attend(
     group = num_heads // num_kv_heads
     lowest = jnp.finfo(wide).min
     if tile_size is None:
-        tile_size = num_slots if length * num_heads * num_slots <= WHOLE_AT_MOST else TILE
+        tile_size = max(TILE, MOST_SCORES // (length * num_heads))
     tile_size = min(tile_size, num_slots)
 
     def visible(start, first_new):
