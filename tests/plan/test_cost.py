@@ -215,10 +215,10 @@ def test_a_window_beyond_the_context_keeps_the_context_only():
     assert cache(GEMMA4_31B, 100, batch=3)["total"] == 3 * short["total"]
 
 
-def test_int8_counts_a_float32_scale_for_each_head_and_token():
+def test_int8_counts_a_bfloat16_scale_for_each_head_and_token():
     sizes = cache(GEMMA4_31B, 100, dtype="int8")
-    assert sizes["global"] == 10 * 100 * 4 * (512 + 4)
-    assert sizes["local"] == 50 * 100 * 2 * 16 * (256 + 4)
+    assert sizes["global"] == 10 * 100 * 4 * (512 + 2)
+    assert sizes["local"] == 50 * 100 * 2 * 16 * (256 + 2)
 
 
 def test_a_layer_that_reuses_keys_and_values_caches_and_projects_none():
