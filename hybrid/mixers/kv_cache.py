@@ -272,7 +272,7 @@ def _row(stacked: jax.Array, row) -> jax.Array:
 
 def _tile(stacked: jax.Array, row, start, size: int) -> jax.Array:
     """[b, k, size, ...] of one layer."""
-    starts = (row, 0, 0, start, *[0] * (stacked.ndim - 4))
+    starts = [jnp.asarray(at, jnp.int32) for at in (row, 0, 0, start, *[0] * (stacked.ndim - 4))]
     sizes = (1, *stacked.shape[1:3], size, *stacked.shape[4:])
     return jax.lax.dynamic_slice(stacked, starts, sizes)[0]
 
