@@ -22,7 +22,7 @@ class InferenceConfig:
     unified_cache: str = key(
         "value",
         "what layers with unified keys and values keep: the value alone (keys are made on "
-        "reading), the value and the rotated part of the key (more bytes, less work), both whole",
+        "reading), the value and the rotated part of the key (more bytes, less work), or both",
         choices=UNIFIED_CACHES,
     )
     slack: int = key(

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import machine, train_step
+from benchmarks import cache_dtype, decode, machine, train_step
 from benchmarks.model import MODEL, NUM_PARAMS, Shape, peer_weights, shaken, tokens
 from hybrid import model
+from hybrid.data.batch import Batch
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,35 @@ def test_ratio_is_to_the_fastest_peer():
 
 def test_table_is_markdown():
     assert machine.table(("a", "b"), [(1, 2)]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_sides_that_go_on_differently_are_not_timed():
+    rows = {name: {"tokens": [[1, 2]]} for name in decode.SIDES}
+    decode.check_tokens(rows)
+    rows[decode.COMPILED] = {"tokens": [[1, 3]]}
+    with pytest.raises(AssertionError, match="go on differently"):
+        decode.check_tokens(rows)
+
+
+def test_decoding_is_compared_with_the_fastest_peer():
+    speeds = dict(zip(decode.SIDES, (300, 400, 350, 100, 200), strict=True))
+    rows = [
+        {"task": "1x2048", "side": side, "tokens_per_second": speed}
+        for side, speed in speeds.items()
+    ]
+    assert decode.ratios({"rows": rows}) == {"1x2048": (2.0, 1.5)}
+
+
+def test_a_moved_distribution_shows_in_the_buckets_it_is_in():
+    """Two positions: at the first nothing moves, at the second ln 2 goes from one token to two."""
+    exact = np.log([[[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]])
+    other = exact.copy()
+    other[0, 1] = np.log([0.25, 0.5, 0.25])
+    batch = Batch(*(np.array([row]) for row in ([1, 2], [0, 0], [1, 1], [0, 1], [True, True])))
+    first, second, whole = cache_dtype.compare([exact], [other], [batch], 2)
+    assert (first["kl"], first["same_top"], first["perplexity_change"]) == (0, 1, 0)
+    assert second["kl"] == pytest.approx(0.5 * np.log(2) - 0.25 * np.log(2))
+    assert second["same_top"] == 0
+    assert second["perplexity_change"] == pytest.approx(1)
+    assert whole["perplexity_change"] == pytest.approx(2**0.5 - 1)
+    assert (whole["start"], whole["end"], whole["num_tokens"]) == (0, 2, 2)

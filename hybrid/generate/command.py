@@ -5,6 +5,7 @@ is nothing to save, so signals stop it at once.
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 import time
@@ -95,7 +96,10 @@ def _run(arguments: cli.Arguments) -> None:
         for warning in pretrained.raw_text_warning(model.origin.path):
             print(f"warning: {warning}", file=sys.stderr)
     request = Request(prompt, ids, values.max_new_tokens, how, values.seed)
-    write(request, session_of(model, settings.inference), tokenizer)
+    try:
+        write(request, session_of(model, settings.inference), tokenizer)
+    except BrokenPipeError:  # whoever read the text has seen enough: `... | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what is left at exit goes nowhere)
 
 
 def _sampling(values: flags.FlagValues) -> Sampling:

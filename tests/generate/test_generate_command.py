@@ -133,6 +133,19 @@ def test_a_wrong_checkpoint_is_named(workdir):
     assert err.startswith("error: --checkpoint: ")
 
 
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(folder):
+    words = [f"--pretrained={folder}", "--prompt=" + "word " * 99, "--max_new_tokens=4000"]
+    command = [sys.executable, "-m", "hybrid.generate", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=small_run.environment(folder)
+    ) as process:
+        assert process.stdout.read(4) == b"word"
+        process.stdout.close()
+        errors = process.stderr.read().decode()
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+
+
 def test_help_lists_flags_and_keys():
     status, out, _ = run("--help")
     assert status == 0
