@@ -26,6 +26,8 @@ from hybrid.inference_config import InferenceConfig
 
 __all__ = ["generate", "session_of"]
 
+MOST_SEED = 2**32 - 1
+
 _sessions: weakref.WeakKeyDictionary[Model, Session] = weakref.WeakKeyDictionary()
 
 
@@ -70,7 +72,8 @@ def generate(
         raise ConfigError("max_new_tokens", "must be at least 0", max_new_tokens)
     if len(stop_tokens) > MOST_STOP_TOKENS:
         raise ConfigError("stop_tokens", f"must be at most {MOST_STOP_TOKENS}", list(stop_tokens))
-    (batch, time), session = prompt.shape, session_of(model, inference)
+    batch, time = prompt.shape
+    seeds, session = _seeds(seed, batch), session_of(model, inference)
     pad_id = pad_of(model) if pad_id is None else pad_id
     out = np.full((batch, time + max_new_tokens), pad_id, np.int32)
     is_prompt = np.arange(time)[None, :] < lengths[:, None]
@@ -79,7 +82,7 @@ def generate(
         return jax.device_put(out)
     cache = session.empty(batch, int(lengths.max()) + max_new_tokens)
     cache, logits = session.prefill(cache, prompt, lengths)
-    keys, is_done, done = sampling.row_keys(_seeds(seed, batch), batch), None, 0
+    keys, is_done, done = sampling.row_keys(seeds, batch), None, 0
     while done < max_new_tokens:
         asked = min(TOKENS_A_CALL, max_new_tokens - done)
         step = session.decode(
@@ -123,11 +126,13 @@ def pad_of(model: Model) -> int:
         return 0
 
 
-def _seeds(seed: Any, batch: int) -> Any:
+def _seeds(seed: Any, batch: int) -> np.ndarray:
     seeds = np.asarray(seed)
     if seeds.shape not in ((), (batch,)):
         raise ConfigError("seed", f"must be a number or {batch} of them, one a row", seed)
-    return seeds
+    if seeds.min() < 0 or seeds.max() > MOST_SEED:
+        raise ConfigError("seed", f"must be 0 to {MOST_SEED}", seed)
+    return seeds.astype(np.uint32)
 
 
 def _check_ids(tokens: np.ndarray, vocab_size: int, name: str) -> None:

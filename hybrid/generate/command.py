@@ -17,11 +17,11 @@ from absl import flags
 from hybrid import api, cli
 from hybrid import config as config_lib
 from hybrid.api import Model
-from hybrid.config import ConfigError, section
+from hybrid.config import ConfigError, key, section
 from hybrid.data import tokenizers
 from hybrid.data.config import DataConfig
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.generate import session_of
+from hybrid.generate import MOST_SEED, session_of
 from hybrid.generate.text import TextStream
 from hybrid.inference import sampling
 from hybrid.inference.sampling import Sampling
@@ -41,9 +41,22 @@ LONG_PROMPT = 4096  # tokens from which on progress is told
 
 
 @dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Keys under `data.` that the command takes."""
+
+    tokenizer: str = key("", "byte, a tokenizer.json or a folder that holds one; empty: its own")
+    bos: str = key(
+        "auto",
+        "whether BOS comes first: auto as the model was trained, document and window yes, never no",
+        choices=("auto", "document", "window", "never"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class GenerateConfig:
     """The config keys that the command takes."""
 
+    data: TextConfig = section(TextConfig)
     inference: InferenceConfig = section(InferenceConfig)
 
 
@@ -81,15 +94,18 @@ def _define(values: flags.FlagValues) -> None:
 def _run(arguments: cli.Arguments) -> None:
     values = arguments.flags
     how = _sampling(values)
+    if not 0 <= values.seed <= MOST_SEED:
+        raise ConfigError("--seed", f"must be 0 to {MOST_SEED}", values.seed)
     if values.max_new_tokens < 0:
         raise ConfigError("--max_new_tokens", "must be at least 0", values.max_new_tokens)
     prompt = _prompt(values)
     parsed = config_lib.parse_overrides(GenerateConfig, arguments.overrides)
+    config_lib.build(GenerateConfig, config_lib.updated({}, parsed))  # before anything is read
     model = _model(values)
-    tokenizer = _tokenizer(model)
-    ids = _prompt_ids(prompt, tokenizer, model)
     of_run = {"inference": (model.origin.run or {}).get("inference", {})}
     settings = config_lib.build(GenerateConfig, config_lib.updated(of_run, parsed))
+    tokenizer = _tokenizer(model, settings.data)
+    ids = _prompt_ids(prompt, tokenizer, model, settings.data)
     if values.pretrained:
         from hybrid import pretrained
 
@@ -140,17 +156,15 @@ def _model(values: flags.FlagValues) -> Model:
         raise ConfigError(FLAG_OF[error.key], error.problem, error.got, error.accepted) from None
 
 
-def _tokenizer(model: Model) -> Tokenizer:
-    try:
-        return tokenizers.load(DataConfig(tokenizer=model.origin.tokenizer))
-    except ConfigError as error:
-        raise ConfigError("tokenizer", error.problem, error.got, "a tokenizer.json") from None
+def _tokenizer(model: Model, text: TextConfig) -> Tokenizer:
+    return tokenizers.load(DataConfig(tokenizer=text.tokenizer or model.origin.tokenizer))
 
 
-def _prompt_ids(prompt: str, tokenizer: Tokenizer, model: Model) -> np.ndarray:
-    """BOS, unless the model's policy is never, and the text's own ids."""
+def _prompt_ids(prompt: str, tokenizer: Tokenizer, model: Model, text: TextConfig) -> np.ndarray:
+    """BOS, unless the policy is never, and the text's own ids."""
     ids = tokenizer.encode(prompt)
-    bos = tokenizers.resolve_bos(model.origin.bos, tokenizer)
+    policy = model.origin.bos if text.bos == "auto" else text.bos
+    bos = tokenizers.resolve_bos(policy, tokenizer)
     ids = ids if bos == "never" else np.concatenate([[tokenizer.bos_id], ids])
     if not len(ids):
         raise ConfigError("--prompt", "is empty, and the model has no BOS to begin with", "''")

@@ -62,7 +62,7 @@ class Sampling:
 
 def row_keys(seed: jax.typing.ArrayLike, batch: int) -> jax.Array:
     """A key for each row: of (seed, row), or of each row's own seed where there is one a row."""
-    seeds = jnp.asarray(seed)
+    seeds = jnp.asarray(seed, jnp.uint32)
     if seeds.ndim:
         return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seeds)
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seeds), row))(jnp.arange(batch))

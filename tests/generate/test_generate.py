@@ -122,6 +122,8 @@ def test_nothing_is_compiled_again_for_other_lengths_numbers_and_settings(model,
         ({"top_k": -2}, "top_k"),
         ({"stop_tokens": list(range(9))}, "stop_tokens"),
         ({"seed": [1, 2]}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**40}, "seed"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(model, tokens, keys, name):

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -107,6 +108,12 @@ def test_an_empty_prompt_begins_with_bos(folder):
         (["--pretrained={folder}", "--prompt=a", "--top_k=-1"], "--top_k"),
         (["--pretrained={folder}", "--prompt=a", "--min_p=2"], "--min_p"),
         (["--pretrained={folder}", "--prompt=a", "--beams=2"], "--beams"),
+        (["--pretrained={folder}", "--prompt=a", "--seed=-1"], "--seed"),
+        (
+            ["--pretrained={folder}", "--prompt=a", "--config.data.tokenizer=/nowhere"],
+            "data.tokenizer",
+        ),
+        (["--pretrained={folder}", "--prompt=a", "--config.data.bos=always"], "data.bos"),
         (
             ["--pretrained={folder}", "--prompt=a", "--config.model.window_size=2"],
             "model.window_size",
@@ -125,6 +132,20 @@ def test_wrong_input_is_one_line_that_names_it(words, key, folder):
     assert not out
     assert len(lines) == 1
     assert lines[0].startswith(f"error: {key}: "), lines[0]
+
+
+def test_a_folder_without_tokenizer_needs_one(folder, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    (bare / "tokenizer.json").unlink()
+    words = [f"--pretrained={bare}", "--prompt=ab", "--max_new_tokens=9"]
+    status, _, err = run(*words)
+    assert status == 2
+    assert err.startswith("error: data.tokenizer: "), err
+    status, out, _ = run(*words, "--config.data.tokenizer=byte")
+    assert (status, out) == (0, run(f"--pretrained={folder}", *words[1:])[1])
+    status, _, err = run(*words, "--config.data.tokenizer=byte", "--config.data.bos=never")
+    assert "prompt: 2 tokens" in err
 
 
 def test_a_wrong_checkpoint_is_named(workdir):
