@@ -39,8 +39,13 @@ def assert_chunks_give(session, tokens, wanted, chunk: int, exact: bool, toleran
         np.testing.assert_allclose(logits, wanted[:, last], rtol=0, atol=tolerance)
 
 
+# Every layer kind and switch, and every form of the cache; the other pairs are slow tests.
+MAIN = [(name, "value") for name in SWITCHES] + [("unified", layout) for layout in LAYOUTS[1:]]
+OTHERS = [pytest.param(*case, marks=pytest.mark.slow) for case in CASES if case not in MAIN]
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("name", "layout"), CASES)
+@pytest.mark.parametrize(("name", "layout"), MAIN + OTHERS)
 def test_chunks_of_every_size_and_single_tokens(name, layout):
     assert TIME > 2 * WINDOW
     config = config_of(name)
@@ -51,12 +56,9 @@ def test_chunks_of_every_size_and_single_tokens(name, layout):
     assert_chunks_give(session, tokens, wanted, 1, True, TOLERANCE["float64"])
 
 
-WIDTHS = [(name, "value") for name in SWITCHES] + [("unified", layout) for layout in LAYOUTS[1:]]
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("name", "layout"), WIDTHS)
+@pytest.mark.parametrize(("name", "layout"), MAIN)
 def test_programs_of_every_width_scanned_and_some_looped(name, layout):
     config = config_of(name)
     tokens = tokens_of(config)
