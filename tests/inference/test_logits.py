@@ -56,9 +56,16 @@ def test_chunks_of_every_size_and_single_tokens(name, layout):
     assert_chunks_give(session, tokens, wanted, 1, True, TOLERANCE["float64"])
 
 
+WIDTHS = [("unified", layout) for layout in LAYOUTS] + [
+    ("separate keys and values", "value"),
+    ("unified ones reused from inside a period", "value"),
+    ("two windows", "value"),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("name", "layout"), MAIN)
+@pytest.mark.parametrize(("name", "layout"), WIDTHS)
 def test_programs_of_every_width_scanned_and_some_looped(name, layout):
     config = config_of(name)
     tokens = tokens_of(config)
