@@ -18,11 +18,11 @@ from flax import nnx
 from benchmarks import machine
 from benchmarks.model import MODEL
 from benchmarks.workers import readings
-from hybrid import stack
-from hybrid.blocks.block import LayerInputs
-from hybrid.host import keep_freed_memory
-from hybrid.mixers.placement import Placement
-from hybrid.pattern import GLOBAL, LOCAL, plan_layers
+from hybrid.model import stack
+from hybrid.model.blocks.block import LayerInputs
+from hybrid.model.mixers.placement import Placement
+from hybrid.model.pattern import GLOBAL, LOCAL, plan_layers
+from hybrid.process.host import keep_freed_memory
 
 WINDOW = 512
 LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)

@@ -17,14 +17,14 @@ import numpy as np
 
 from benchmarks import machine
 from hybrid import model
+from hybrid.costs import model_costs as cost
 from hybrid.data import pipeline
 from hybrid.evaluation import windows
 from hybrid.evaluation.target import Target, of_run
+from hybrid.inference.config import InferenceConfig
 from hybrid.inference.scoring import through_cache
-from hybrid.inference_config import InferenceConfig
-from hybrid.mixers.kv_cache import SCALE_DTYPE
-from hybrid.plan import cost
-from hybrid.sharding import make_mesh
+from hybrid.model.mixers.kv_cache import SCALE_DTYPE
+from hybrid.model.sharding import make_mesh
 
 DTYPES = ("bfloat16", "int8")
 MOST_CHANGE = 0.005  # of perplexity, in any bucket

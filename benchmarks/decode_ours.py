@@ -14,8 +14,8 @@ from benchmarks.model import MODEL, Shape
 from benchmarks.ours import start_params
 from benchmarks.workers import readings, serve
 from hybrid import model
+from hybrid.inference.config import InferenceConfig
 from hybrid.inference.session import Session
-from hybrid.inference_config import InferenceConfig
 
 
 class Ours:

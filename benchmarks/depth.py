@@ -15,7 +15,7 @@ import time
 import jax
 
 from hybrid import model
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 from hybrid.training.step import abstract_batch
 
 CONTEXT = 1024

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hybrid.model_config import ModelConfig
-from hybrid.pattern import LOCAL, plan_layers
+from hybrid.model.config import ModelConfig
+from hybrid.model.pattern import LOCAL, plan_layers
 
 MODEL = ModelConfig(
     pattern="LLLLLG",

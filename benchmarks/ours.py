@@ -13,13 +13,14 @@ from benchmarks import model as bench
 from benchmarks.model import MODEL, Shape
 from benchmarks.workers import readings, serve
 from hybrid import model
+from hybrid.costs.model_costs import forward_flops_per_token
 from hybrid.data.batch import Batch
+from hybrid.model.pattern import plan_layers
 from hybrid.ops.attention import Request, choose
 from hybrid.ops.band import Band
-from hybrid.pattern import plan_layers
-from hybrid.plan.cost import forward_flops_per_token
 from hybrid.training import step as train
-from hybrid.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from hybrid.training.config import OptimizerConfig
+from hybrid.training.optimizer import make_optimizer, make_schedule
 
 OPTIMIZER = OptimizerConfig(**bench.ADAMW, schedule="constant", warmup_fraction=0.0, clip_norm=0.0)
 CEILING_SIZE = 4096

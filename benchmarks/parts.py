@@ -22,7 +22,8 @@ from benchmarks.model import MODEL, TRAIN_SHAPES, Shape
 from benchmarks.train_step import MICROBATCHES
 from benchmarks.workers import readings
 from hybrid import model
-from hybrid.host import keep_freed_memory
+from hybrid.costs.hlo import count_flops
+from hybrid.model.pattern import LayerSpec, plan_layers
 from hybrid.ops import rope
 from hybrid.ops.attention import attend
 from hybrid.ops.band import Band
@@ -30,8 +31,7 @@ from hybrid.ops.dense import dense
 from hybrid.ops.feed_forward import gated_gelu
 from hybrid.ops.loss import cross_entropy
 from hybrid.ops.norm import rms_norm
-from hybrid.pattern import LayerSpec, plan_layers
-from hybrid.plan.hlo import count_flops
+from hybrid.process.host import keep_freed_memory
 from hybrid.training.optimizer import make_optimizer
 
 SETTLE = 0.2

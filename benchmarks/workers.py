@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import Any
 
-from hybrid.host import keep_freed_memory
+from hybrid.process.host import keep_freed_memory
 
 
 class WorkerError(RuntimeError):

@@ -17,7 +17,7 @@ from hybrid import experiment
 from hybrid.ablate import notation
 from hybrid.ablate.config import SweepConfig
 from hybrid.experiment import Experiment
-from hybrid.inference_config import UNIFIED_CACHES
+from hybrid.inference.config import UNIFIED_CACHES
 
 DOCS = pathlib.Path(__file__).resolve().parent
 

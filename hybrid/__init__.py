@@ -4,11 +4,11 @@ Start with `pattern.py` (a pattern and a depth become a plan), then `model.py`; 
 tells what was decided and why.
 """
 
-from hybrid.api import Model, from_pretrained, load, save_pretrained
-from hybrid.model_config import ModelConfig
+from hybrid.loading.api import Model, from_pretrained, load, save_pretrained
+from hybrid.model.config import ModelConfig
+from hybrid.model.pattern import LayerPlan, LayerSpec, plan_layers
 from hybrid.ops.attention import attend
 from hybrid.ops.band import Band
-from hybrid.pattern import LayerPlan, LayerSpec, plan_layers
 
 # Bound last: packages and these functions share names (the modules are callable).
 from hybrid.generate import generate  # isort: skip

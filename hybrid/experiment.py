@@ -17,16 +17,14 @@ from hybrid.config import ConfigError, errors_under, key, section
 from hybrid.data import tasks
 from hybrid.data.config import DataConfig
 from hybrid.evaluation.config import EvalConfig
-from hybrid.inference_config import InferenceConfig
-from hybrid.lora import LoraConfig
-from hybrid.mixers.attention import request
-from hybrid.model_config import ModelConfig
+from hybrid.inference.config import InferenceConfig
+from hybrid.model.config import LoraConfig, MeshConfig, ModelConfig
+from hybrid.model.mixers.attention import request
+from hybrid.model.pattern import plan_layers
+from hybrid.model.sharding import check_divisible, num_batch_parts
 from hybrid.ops import attention
-from hybrid.pattern import plan_layers
-from hybrid.sharding import MeshConfig, check_divisible, num_batch_parts
-from hybrid.training.checkpoint import CheckpointConfig
-from hybrid.training.optimizer import OptimizerConfig
-from hybrid.training.step import TrainingConfig
+from hybrid.training.config import OptimizerConfig, TrainingConfig
+from hybrid.workdir.config import CheckpointConfig
 
 
 @dataclasses.dataclass(frozen=True)

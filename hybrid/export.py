@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from hybrid import api, cli
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
+from hybrid.loading import api
+from hybrid.process import cli
 
 
 def _define(values: flags.FlagValues) -> None:

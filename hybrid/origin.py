@@ -12,7 +12,7 @@ from typing import Any
 
 from hybrid.config import ConfigError
 from hybrid.data.tasks import TASKS
-from hybrid.model_config import RUNTIME_KEYS
+from hybrid.model.config import RUNTIME_KEYS
 
 CONFIG = "config.json"
 

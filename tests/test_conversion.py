@@ -9,8 +9,8 @@ from pretrained import tiny_folder
 
 from hybrid import model
 from hybrid.config import ConfigError
-from hybrid.conversion import FRESH, K_PROJ, V_PROJ, convert, layer_tensors
-from hybrid.model_config import ModelConfig
+from hybrid.loading.conversion import FRESH, K_PROJ, V_PROJ, convert, layer_tensors
+from hybrid.model.config import ModelConfig
 
 HYBRID = ModelConfig(
     pattern="LLG",

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from hybrid.files import write_whole
+from hybrid.process.files import write_whole
 
 
 def test_a_file_that_could_not_be_written_whole_is_not_there(tmp_path):

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from hybrid.config import ConfigError
-from hybrid.model_config import ModelConfig
-from hybrid.pattern import layer_letters, plan_layers, segmented
+from hybrid.model.config import ModelConfig
+from hybrid.model.pattern import layer_letters, plan_layers, segmented
 
 
 def plan(**keys):

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import print_saved_residuals
 
 from hybrid import model
 from hybrid.data.batch import Batch
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 TINY = ModelConfig(
     pattern="LG",

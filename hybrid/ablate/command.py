@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from hybrid import cli
 from hybrid import config as config_lib
 from hybrid.ablate import gather, notation, results, sweep
 from hybrid.ablate.cells import Planned, runs
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.progress import SweepProgress
+from hybrid.process import cli
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from hybrid.ablate import along_axis, drawing, heat_maps, lines, view
 from hybrid.ablate.view import Arm
-from hybrid.files import write_whole
+from hybrid.process.files import write_whole
 
 _OVER_SEEDS = "bars and bands: 95 % t interval over seeds"
 _OVER_DOCUMENTS = "bands: 95 % interval over documents"

@@ -22,7 +22,7 @@ from hybrid.evaluation.scores import Scores, load_scores
 from hybrid.experiment import Experiment
 from hybrid.origin import find
 from hybrid.plan import report as plan_report
-from hybrid.training import metrics, provenance
+from hybrid.workdir import metrics, provenance
 
 
 def write_results(sweep: Sweep) -> dict[str, Any]:

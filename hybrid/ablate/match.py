@@ -10,8 +10,8 @@ window of the schedule.
 
 import dataclasses
 
+from hybrid.costs import model_costs as cost
 from hybrid.experiment import Experiment
-from hybrid.plan import cost
 from hybrid.training.window_schedule import stages
 
 

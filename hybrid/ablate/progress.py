@@ -7,8 +7,8 @@ sweep's state before it. The time left is estimated by FLOPs: runs differ in cos
 import io
 import time
 
-from hybrid.training.metrics import Row
 from hybrid.training.progress import Progress, clock
+from hybrid.workdir.metrics import Row
 
 
 class SweepProgress(Progress):

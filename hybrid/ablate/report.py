@@ -12,7 +12,7 @@ from hybrid.ablate import notation, page, view, words
 from hybrid.ablate.notation import binary, decimal, fixed, percent, plain, signed, times
 from hybrid.ablate.page import Html, element
 from hybrid.ablate.view import Arm, Cell
-from hybrid.files import write_whole
+from hybrid.process.files import write_whole
 
 REPORT = "report.html"
 _MATCH = {

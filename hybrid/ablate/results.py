@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.files import write_whole
+from hybrid.process.files import write_whole
 
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
 FINISHED, FAILED, PENDING = "finished", "failed", "pending"

@@ -32,11 +32,13 @@ from hybrid.evaluation.command import score
 from hybrid.evaluation.held_out import all_scores
 from hybrid.evaluation.scores import save_scores
 from hybrid.evaluation.target import Target, check_fixed, check_shapes
-from hybrid.files import write_whole
+from hybrid.model.sharding import make_mesh
 from hybrid.origin import find
-from hybrid.sharding import make_mesh
-from hybrid.training import checkpoint, loop, provenance, signals
+from hybrid.process import signals
+from hybrid.process.files import write_whole
+from hybrid.training import loop
 from hybrid.training.prepare import check_writable
+from hybrid.workdir import checkpoint, provenance
 
 SWEEP = "sweep.json"
 EVALUATION, SCORES, ERROR = "evaluation.json", "scores.npz", "error.txt"

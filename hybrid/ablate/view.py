@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from hybrid.ablate import notation
-from hybrid.pattern import KIND_NAMES
+from hybrid.model.pattern import KIND_NAMES
 
 Cell = Mapping[str, Any]
 NUMBER, SHARE, GRID, NAMES = "number", "share", "grid", "names"

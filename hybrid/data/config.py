@@ -6,11 +6,48 @@ Read next: `sources.py`, and `tasks/` for the tasks.
 import dataclasses
 
 from hybrid.config import ConfigError, key, section
-from hybrid.data.tasks import TASKS, MqarConfig, NeedleConfig
 
+TASKS = ("mqar", "needle")  # rows of the table in `tasks/`
 SOURCES = ("stdlib", "text", "jsonl", *TASKS)
 WITHOUT_PATHS = ("stdlib", *TASKS)
 BOS_POLICIES = ("auto", "document", "window", "never")
+
+
+@dataclasses.dataclass(frozen=True)
+class MqarConfig:
+    """Keys under `data.mqar.`."""
+
+    num_pairs: tuple[int, ...] = key((4,), "pairs in a row; rows take them in turn", at_least=1)
+    power: float = key(
+        0.01, "a of the questions' slots, drawn ∝ a·g^(a-1); 1 is uniform", more_than=0
+    )
+    random_filler: bool = key(False, "any ids between the questions in place of 0")
+    num_examples: int = key(100_000, "training examples", at_least=1)
+    num_eval_examples: int = key(1000, "examples to evaluate on", at_least=1)
+
+    def __post_init__(self) -> None:
+        if not self.num_pairs:
+            raise ConfigError("num_pairs", "must name at least one number", "()")
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleConfig:
+    """Keys under `data.needle.`."""
+
+    distances: tuple[int, ...] = key(
+        (0,),
+        "tokens from the asking key back to the value; rows take them in turn; 0: drawn from all "
+        "that fit",
+        at_least=0,
+    )
+    num_keys: int = key(16, "ids that serve as keys", at_least=1)
+    num_values: int = key(16, "ids that serve as values; a guess is right once in them", at_least=2)
+    num_examples: int = key(100_000, "training examples", at_least=1)
+    num_eval_examples: int = key(1000, "examples to evaluate on", at_least=1)
+
+    def __post_init__(self) -> None:
+        if not self.distances:
+            raise ConfigError("distances", "must name at least one distance", "()")
 
 
 @dataclasses.dataclass(frozen=True)

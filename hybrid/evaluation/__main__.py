@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from hybrid.training import signals
+from hybrid.process import signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -11,8 +11,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Signals are caught before jax is loaded, which takes seconds.
     with signals.caught() as interrupts:
         try:
-            from hybrid import cli
             from hybrid.evaluation.command import COMMAND
+            from hybrid.process import cli
         except (signals.Preempted, KeyboardInterrupt) as stop:
             print(f"stopped: {stop}", file=sys.stderr)
             return 128 + (interrupts.requested or signals.WATCHED[1])

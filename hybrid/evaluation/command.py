@@ -17,15 +17,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from hybrid import cli
 from hybrid.config import ConfigError
 from hybrid.data import cache, pipeline
 from hybrid.evaluation import held_out, report
 from hybrid.evaluation.result import Result
 from hybrid.evaluation.target import Target, of_pretrained, of_run
 from hybrid.experiment import Experiment
-from hybrid.files import write_whole
-from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts
+from hybrid.model.sharding import batch_sharding, make_mesh, num_batch_parts
+from hybrid.process import cli
+from hybrid.process.files import write_whole
 
 SECONDS_BETWEEN_LINES = 5.0
 

@@ -16,9 +16,9 @@ from hybrid.data.tasks import Examples
 from hybrid.evaluation import perplexity, recall, scoring
 from hybrid.evaluation.config import EvalConfig
 from hybrid.evaluation.result import Result
+from hybrid.inference.config import InferenceConfig
 from hybrid.inference.scoring import through_cache
-from hybrid.inference_config import InferenceConfig
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.files import write_whole
+from hybrid.process.files import write_whole
 
 ABSENT = np.empty(0)  # a column that text or a task does not have
 

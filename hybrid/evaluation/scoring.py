@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hybrid.data.batch import Batch
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 ScoreFn = Callable[[Any, Batch], Any]
 

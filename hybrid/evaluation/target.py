@@ -13,13 +13,14 @@ from typing import Any
 import jax
 
 from hybrid import config as config_lib
-from hybrid import experiment, initial, model, origin
+from hybrid import experiment, model, origin
 from hybrid.config import ConfigError
 from hybrid.data.config import WITHOUT_PATHS
 from hybrid.data.tasks import TASKS
 from hybrid.experiment import Experiment
+from hybrid.loading import initial
 from hybrid.origin import Origin
-from hybrid.training import checkpoint, provenance
+from hybrid.workdir import checkpoint, provenance
 
 TEXT_KEYS = ("data.source", "data.paths")
 FIXED_KEYS = ("model.pattern", "model.last_layer")

@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid import config as config_lib
-from hybrid.api import Model
 from hybrid.config import ConfigError
 from hybrid.data import tokenizers
 from hybrid.data.config import DataConfig
 from hybrid.inference import sampling
+from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling
 from hybrid.inference.session import MOST_STOP_TOKENS, TOKENS_A_CALL, Session, checked_lengths
-from hybrid.inference_config import InferenceConfig
+from hybrid.loading.api import Model
 
 __all__ = ["generate", "session_of"]
 

@@ -14,9 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from hybrid import api, cli
 from hybrid import config as config_lib
-from hybrid.api import Model
 from hybrid.config import ConfigError, key, section
 from hybrid.data import tokenizers
 from hybrid.data.config import DataConfig
@@ -24,9 +22,12 @@ from hybrid.data.tokenizers import Tokenizer
 from hybrid.generate import MOST_SEED, session_of
 from hybrid.generate.text import TextStream
 from hybrid.inference import sampling
+from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling
 from hybrid.inference.session import Session
-from hybrid.inference_config import InferenceConfig
+from hybrid.loading import api
+from hybrid.loading.api import Model
+from hybrid.process import cli
 
 TOKENS_A_LOOK = 8  # decoded between two looks at what came
 # The flag behind what the Python interface names in its complaints.

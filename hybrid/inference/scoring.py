@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from hybrid import model, state
+from hybrid import model
 from hybrid.data.batch import Batch
-from hybrid.inference_config import InferenceConfig
-from hybrid.mixers.kv_cache import CacheFormat
-from hybrid.model_config import ModelConfig
+from hybrid.inference.config import InferenceConfig
+from hybrid.model import cache as state
+from hybrid.model.config import ModelConfig
+from hybrid.model.mixers.kv_cache import CacheFormat
 
 
 @functools.cache

@@ -22,14 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from hybrid import model, stack, state
+from hybrid import model
 from hybrid.inference import sampling
+from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling
-from hybrid.inference_config import InferenceConfig
-from hybrid.mixers.kv_cache import CacheFormat
-from hybrid.model_config import ModelConfig
-from hybrid.pattern import LayerPlan
-from hybrid.state import Cache
+from hybrid.model import cache as state
+from hybrid.model import stack
+from hybrid.model.cache import Cache
+from hybrid.model.config import ModelConfig
+from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.pattern import LayerPlan
 
 FEWEST_SLOTS = 128
 FEWEST_IN_CHUNK = 16

@@ -67,7 +67,7 @@ def plan(config: Any, context: int | None = None, batch: int = 1) -> PlanReport:
 def report(experiment: Any, context: int | None = None, batch: int = 1) -> PlanReport:
     """The same of an `Experiment`."""
     from hybrid import model
-    from hybrid.plan import cost
+    from hybrid.costs import model_costs as cost
 
     config = experiment.model
     context = experiment.training.context_length if context is None else context

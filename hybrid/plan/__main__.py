@@ -5,11 +5,12 @@ import sys
 
 from absl import flags
 
-from hybrid import cli, experiment
+from hybrid import experiment
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
 from hybrid.plan import report
 from hybrid.plan.table import render
+from hybrid.process import cli
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -13,8 +13,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
 from hybrid.ops.band import Band
-from hybrid.pattern import LayerPlan, LayerSpec, Segment
 
 COLOURS = {"local": "#2f6fde", "global": "#e07b1a"}
 _TINTS = {"local": "#e9f0fd", "global": "#fdf0e3"}

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 
 from hybrid import model
-from hybrid.mixers.attention import request
-from hybrid.model_config import ModelConfig
+from hybrid.costs import model_costs as cost
+from hybrid.model.config import ModelConfig
+from hybrid.model.mixers.attention import request
+from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
 from hybrid.ops.attention import Request, choose, explain
-from hybrid.pattern import LayerPlan, LayerSpec, Segment
-from hybrid.plan import PlanReport, cost
+from hybrid.plan import PlanReport
 
 
 def render(report: PlanReport, experiment: Any, title: str) -> str:

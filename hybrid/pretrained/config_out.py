@@ -9,7 +9,7 @@ from typing import Any
 
 from hybrid import model
 from hybrid.config import ConfigError
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 from hybrid.pretrained.config_in import FULL, SLIDING
 
 MAX_POSITIONS = 131_072

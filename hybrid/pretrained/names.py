@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from hybrid import model
-from hybrid.model_config import ModelConfig
-from hybrid.pattern import Location
+from hybrid.model.config import ModelConfig
+from hybrid.model.pattern import Location
 
 PREFIXES = ("model.", "model.language_model.", "language_model.model.")
 IGNORED = (

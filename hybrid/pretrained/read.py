@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from hybrid import model
 from hybrid.config import ConfigError
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 from hybrid.pretrained import names
 from hybrid.pretrained.names import AS_IS, Row
 from hybrid.pretrained.tensors import Tensors

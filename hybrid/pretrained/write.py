@@ -12,7 +12,7 @@ import numpy as np
 
 from hybrid import model
 from hybrid.config import ConfigError
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 from hybrid.pretrained import names, tensors
 from hybrid.pretrained.config_in import CONFIG
 from hybrid.pretrained.config_out import hugging_face_config

@@ -21,20 +21,21 @@ from typing import Any
 import jax
 
 from hybrid import model
+from hybrid.costs import model_costs as cost
 from hybrid.data.batch import Batch
 from hybrid.evaluation import held_out
 from hybrid.experiment import Experiment
-from hybrid.initial import check_base, fingerprint, read_initial
-from hybrid.plan import cost
-from hybrid.sharding import batch_sharding, num_batch_parts
-from hybrid.training import metrics as metrics_lib
-from hybrid.training import provenance, signals
-from hybrid.training.checkpoint import Checkpoints, restore_state
+from hybrid.loading.initial import check_base, fingerprint, read_initial
+from hybrid.model.sharding import batch_sharding, num_batch_parts
+from hybrid.process import signals
 from hybrid.training.events import Event, at, every, run_due
 from hybrid.training.prepare import Prepared, prepare
 from hybrid.training.progress import Progress
 from hybrid.training.step import build
 from hybrid.training.window_schedule import Stage, stage_at, stages
+from hybrid.workdir import metrics as metrics_lib
+from hybrid.workdir import provenance
+from hybrid.workdir.checkpoint import Checkpoints, restore_state
 
 
 class NotFinite(RuntimeError):

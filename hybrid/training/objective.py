@@ -24,21 +24,13 @@ import jax.numpy as jnp
 
 from hybrid import model
 from hybrid.data.batch import Batch
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
+from hybrid.model.params import join
+from hybrid.model.sharding import constrain
 from hybrid.ops import router
 from hybrid.ops.loss import LossSums
 from hybrid.ops.router import RouterSums
-from hybrid.sharding import constrain
-from hybrid.training.partition import join
-
-
-class Weights(NamedTuple):
-    """Weights of the terms beside the loss."""
-
-    z_loss: float = 0.0
-    load_balance: float = 0.0
-    router_z: float = 0.0
-
+from hybrid.training.config import Weights
 
 LOSS_ALONE = Weights()
 

@@ -13,15 +13,17 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from hybrid import initial
 from hybrid.config import ConfigError
+from hybrid.costs.peaks import peak_flops
 from hybrid.data import pipeline
 from hybrid.data.tasks import Examples
 from hybrid.experiment import Experiment
-from hybrid.sharding import make_mesh
-from hybrid.training import checkpoint, provenance, step
-from hybrid.training.metrics import METRICS, peak_flops, read_rows
+from hybrid.loading import initial
+from hybrid.model.sharding import make_mesh
+from hybrid.training import step
 from hybrid.training.progress import Progress
+from hybrid.workdir import checkpoint, provenance
+from hybrid.workdir.metrics import METRICS, read_rows
 
 
 @dataclasses.dataclass(frozen=True)

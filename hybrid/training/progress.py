@@ -4,7 +4,7 @@ import io
 import shutil
 import sys
 
-from hybrid.training.metrics import Row
+from hybrid.workdir.metrics import Row
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_MOVES = 0.1

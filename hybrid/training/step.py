@@ -17,46 +17,15 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from hybrid import lora, model
-from hybrid.config import key
+from hybrid import model
 from hybrid.data.batch import Batch
-from hybrid.lora import LoraConfig
-from hybrid.model_config import ModelConfig
-from hybrid.sharding import batch_sharding, placed, replicated, shardings
-from hybrid.training.objective import Weights, loss_and_gradient, router_metrics
-from hybrid.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from hybrid.training.partition import join, split, trained_mask
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """Keys under `training.`."""
-
-    num_steps: int = key(1000, "optimizer steps of the whole run", at_least=1)
-    batch_size: int = key(16, "sequences a step, over all devices and micro-batches", at_least=1)
-    context_length: int = key(256, "predicted positions of a row", at_least=1)
-    num_microbatches: int = key(1, "parts of a batch, one after the other", at_least=1)
-    seed: int = key(0, "of the initialisation and of the order of rows", at_least=0)
-    log_every: int = key(1, "steps between training rows of metrics.jsonl", at_least=1)
-    z_loss: float = key(0.0, "weight of the mean squared logsumexp in the objective", at_least=0)
-    load_balance_loss: float = key(
-        0.0, "weight of the routers' load-balancing loss, formed once a step", at_least=0
-    )
-    router_z_loss: float = key(
-        0.0, "weight of the mean squared logsumexp of the routers' logits", at_least=0
-    )
-    max_bad_steps: int = key(10, "stop after so many non-finite steps in a row", at_least=1)
-    profile_start: int = key(0, "first step of a jax.profiler trace; 0: no trace", at_least=0)
-    profile_steps: int = key(3, "steps in the trace", at_least=1)
-    peak_flops: float = key(
-        0.0, "peak FLOP/s of a device for MFU; 0: known or measured; -1: no MFU", at_least=-1
-    )
-    tensorboard: bool = key(True, "write TensorBoard event files")
-
-    @property
-    def weights(self) -> Weights:
-        """Of the objective's terms beside the loss."""
-        return Weights(self.z_loss, self.load_balance_loss, self.router_z_loss)
+from hybrid.model import lora
+from hybrid.model.config import LoraConfig, ModelConfig
+from hybrid.model.params import join, split, trained_mask
+from hybrid.model.sharding import batch_sharding, placed, replicated, shardings
+from hybrid.training.config import OptimizerConfig, TrainingConfig
+from hybrid.training.objective import loss_and_gradient, router_metrics
+from hybrid.training.optimizer import make_optimizer, make_schedule
 
 
 @jax.tree_util.register_dataclass

@@ -9,7 +9,7 @@ Source: modded-nanogpt's window warm-up (github.com/KellerJordan/modded-nanogpt)
 import dataclasses
 from typing import NamedTuple
 
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 
 class Stage(NamedTuple):

@@ -8,7 +8,7 @@ from hybrid.ablate.cells import cell_name, cells, runs
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.match import train_flops
 from hybrid.config import ConfigError
-from hybrid.plan import cost
+from hybrid.costs import model_costs as cost
 
 BASE = {
     "model": {"pattern": "LG", "num_layers": 2, "d_model": 32, "head_dim": 8, "ffn_dim": 64},

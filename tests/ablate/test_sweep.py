@@ -8,7 +8,6 @@ import pytest
 import small_run
 from training.tiny_run import experiment_of
 
-from hybrid import api
 from hybrid import config as config_lib
 from hybrid.ablate.__main__ import main
 from hybrid.ablate.sweep import EVALUATION
@@ -16,7 +15,9 @@ from hybrid.data import pipeline
 from hybrid.evaluation.command import score
 from hybrid.evaluation.scores import load_scores
 from hybrid.evaluation.target import of_pretrained
-from hybrid.training import loop, signals
+from hybrid.loading import api
+from hybrid.process import signals
+from hybrid.training import loop
 
 PAGE = """
 import json, pathlib

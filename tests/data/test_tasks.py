@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from hybrid.config import ConfigError, build
 from hybrid.data import pipeline
-from hybrid.data.config import DataConfig
-from hybrid.data.tasks import Examples, MqarConfig, NeedleConfig
+from hybrid.data.config import DataConfig, MqarConfig, NeedleConfig
+from hybrid.data.tasks import Examples
 from hybrid.data.tasks.example import Draws
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=60)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from inference.small_models import SWITCHES, config_of, params_of
 
+from hybrid.data.config import NeedleConfig
 from hybrid.data.pipeline import EvalDocuments
-from hybrid.data.tasks import Examples, NeedleConfig
+from hybrid.data.tasks import Examples
 from hybrid.evaluation import held_out
 from hybrid.evaluation.config import EvalConfig
-from hybrid.inference_config import InferenceConfig
+from hybrid.inference.config import InferenceConfig
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -15,7 +15,7 @@ from hybrid.evaluation import report
 from hybrid.evaluation.config import EvalConfig
 from hybrid.evaluation.held_out import evaluate
 from hybrid.evaluation.result import doubling_buckets
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 CONTEXT = 16
 BOS, PAD, EOS = 30, 31, 29

@@ -9,11 +9,12 @@ import pytest
 
 from hybrid import model
 from hybrid.config import ConfigError
-from hybrid.data.tasks import Examples, MqarConfig, NeedleConfig
+from hybrid.data.config import MqarConfig, NeedleConfig
+from hybrid.data.tasks import Examples
 from hybrid.evaluation import report
 from hybrid.evaluation.config import EvalConfig
 from hybrid.evaluation.held_out import evaluate
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 CONTEXT = 16
 MODEL = ModelConfig(

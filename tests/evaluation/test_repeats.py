@@ -10,7 +10,7 @@ from hybrid.evaluation.config import EvalConfig
 from hybrid.evaluation.held_out import all_scores, evaluate
 from hybrid.evaluation.repeats import repeat_distances
 from hybrid.evaluation.scores import Scores, load_scores, save_scores
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 CONTEXT, BOS, PAD, EOS = 16, 30, 31, 29
 MODEL = ModelConfig(vocab_size=32)

@@ -15,7 +15,7 @@ from hybrid import model
 from hybrid.data.pipeline import EvalDocuments
 from hybrid.evaluation import held_out, perplexity, windows
 from hybrid.evaluation.config import EvalConfig
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 CONTEXT, BOS, PAD, EOS = 16, 30, 31, 29
 POLICIES = ("document", "window", "never")

@@ -10,7 +10,7 @@ from inference.small_models import config_of, logits_of, params_of, tokens_of
 
 import hybrid
 from hybrid.config import ConfigError
-from hybrid.inference_config import InferenceConfig
+from hybrid.inference.config import InferenceConfig
 from hybrid.origin import Origin
 
 PAD = 256

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hybrid import model
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 WINDOW, TIME, BATCH = 4, 14, 2
 BASE = ModelConfig(

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from inference.small_models import BATCH, CASES, TIME, WINDOW, config_of, params_of, tokens_of
 
-from hybrid import experiment, model, plan, state
+from hybrid import experiment, model, plan
+from hybrid.costs import model_costs as cost
+from hybrid.inference.config import InferenceConfig
 from hybrid.inference.session import Session, bucket
-from hybrid.inference_config import InferenceConfig
-from hybrid.mixers.kv_cache import CacheFormat
+from hybrid.model import cache as state
 from hybrid.model import layer_plan
-from hybrid.pattern import LayerPlan
-from hybrid.plan import cost
+from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.pattern import LayerPlan
 
 SLACK = 3
 

@@ -16,8 +16,8 @@ from inference.small_models import (
     tokens_of,
 )
 
+from hybrid.inference.config import InferenceConfig
 from hybrid.inference.session import Session
-from hybrid.inference_config import InferenceConfig
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-3}
 

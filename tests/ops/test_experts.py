@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hybrid.costs.hlo import count_flops
 from hybrid.ops import experts as door
 from hybrid.ops.experts import blocked, ragged, reference
-from hybrid.plan.hlo import count_flops
 
 NAMES = ("x", "weights", "gate", "up", "down")
 # (b, t, d, f, e, a), and which experts are ever chosen.

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid import model, stack
-from hybrid.blocks.block import LayerInputs
+from hybrid import model
+from hybrid.costs import model_costs as cost
+from hybrid.costs.hlo import count_flops
 from hybrid.data.batch import Batch
-from hybrid.mixers.placement import Placement
-from hybrid.model_config import ModelConfig
+from hybrid.model import stack
+from hybrid.model.blocks.block import LayerInputs
+from hybrid.model.config import ModelConfig
+from hybrid.model.mixers.placement import Placement
 from hybrid.ops.band import Band
-from hybrid.plan import cost
-from hybrid.plan.hlo import count_flops
 
 LOCAL_LAYER = ModelConfig(
     pattern="L",

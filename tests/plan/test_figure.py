@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hybrid.model_config import ModelConfig
-from hybrid.pattern import plan_layers
+from hybrid.model.config import ModelConfig
+from hybrid.model.pattern import plan_layers
 from hybrid.plan import figure
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hybrid.plan.hlo import UnknownCost, count_flops
+from hybrid.costs.hlo import UnknownCost, count_flops
 
 MATRIX = jax.ShapeDtypeStruct((32, 32), jnp.float32)
 ONE = 2 * 32**3

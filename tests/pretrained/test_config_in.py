@@ -7,7 +7,7 @@ import pytest
 
 from hybrid import experiment, model, pretrained
 from hybrid.config import ConfigError
-from hybrid.model_config import RUNTIME_KEYS, ModelConfig
+from hybrid.model.config import RUNTIME_KEYS, ModelConfig
 from hybrid.pretrained.config_out import hugging_face_config
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"

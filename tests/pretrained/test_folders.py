@@ -11,11 +11,12 @@ import pytest
 import simulated
 from pretrained import tiny_folder
 
-from hybrid import api, pretrained
+from hybrid import pretrained
 from hybrid.config import ConfigError
 from hybrid.data import tokenizers
 from hybrid.data.config import DataConfig
 from hybrid.evaluation.__main__ import main as evaluate
+from hybrid.loading import api
 from hybrid.pretrained import tensors
 
 EXPERTS = dataclasses.replace(
@@ -186,8 +187,9 @@ def main():
     import tempfile
 
     from hybrid import model
+    from hybrid.model.config import MeshConfig
+    from hybrid.model.sharding import make_mesh, shardings
     from hybrid.pretrained import read
-    from hybrid.sharding import MeshConfig, make_mesh, shardings
 
     with tempfile.TemporaryDirectory() as root:
         folder = tiny_folder.write(pathlib.Path(root) / "folder", EXPERTS)
@@ -210,8 +212,9 @@ def _memory(folder):
     from safetensors.numpy import save_file
 
     from hybrid import model
+    from hybrid.model.config import MeshConfig
+    from hybrid.model.sharding import make_mesh, shardings
     from hybrid.pretrained import names, read
-    from hybrid.sharding import MeshConfig, make_mesh, shardings
 
     config = dataclasses.replace(
         tiny_folder.CONFIG, vocab_size=120_000, d_model=64, layer_embedding_dim=64

@@ -10,9 +10,9 @@ import pytest
 from pretrained import tiny_folder
 from safetensors.numpy import save_file
 
-from hybrid import api
 from hybrid.config import ConfigError
 from hybrid.evaluation.__main__ import main as evaluate
+from hybrid.loading import api
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

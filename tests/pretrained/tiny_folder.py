@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from hybrid import model, pretrained
-from hybrid.model_config import ModelConfig
+from hybrid.model.config import ModelConfig
 
 CONFIG = ModelConfig(
     pattern="LG",

@@ -28,8 +28,8 @@ import time
 from orbax.checkpoint._src.path import atomicity
 
 from hybrid.evaluation import held_out
-from hybrid.training import metrics
 from hybrid.training.__main__ import main
+from hybrid.workdir import metrics
 
 SECONDS_A_STEP = 0.06
 

@@ -6,7 +6,7 @@ from pretrained.parity import ours
 from pretrained.parity.variants import VARIANTS, token_rows
 
 import hybrid
-from hybrid.inference_config import InferenceConfig
+from hybrid.inference.config import InferenceConfig
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

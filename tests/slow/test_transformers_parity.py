@@ -10,9 +10,10 @@ import pytest
 from pretrained.parity import ours
 from pretrained.parity.variants import VARIANTS, token_rows
 
-from hybrid import api, experiment, pretrained
+from hybrid import experiment, pretrained
 from hybrid.evaluation.command import score
 from hybrid.evaluation.target import of_pretrained
+from hybrid.loading import api
 from hybrid.training import loop
 
 torch = pytest.importorskip("torch")

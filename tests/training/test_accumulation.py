@@ -63,10 +63,10 @@ def main():
     import numpy as np
 
     from hybrid import model
-    from hybrid.model_config import ModelConfig
-    from hybrid.sharding import MeshConfig, make_mesh
+    from hybrid.model.config import MeshConfig, ModelConfig
+    from hybrid.model.sharding import make_mesh
     from hybrid.training import objective, step
-    from hybrid.training.optimizer import OptimizerConfig
+    from hybrid.training.config import OptimizerConfig
 
     config = ModelConfig(
         pattern="LG",

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from hybrid.config import ConfigError
-from hybrid.training import checkpoint
-from hybrid.training.checkpoint import CheckpointConfig, Checkpoints
 from hybrid.training.step import TrainState
+from hybrid.workdir import checkpoint
+from hybrid.workdir.checkpoint import Checkpoints
+from hybrid.workdir.config import CheckpointConfig
 
 RECORD = {"first_row": 8, "evaluation_due": False}
 

@@ -11,14 +11,18 @@ import optax
 import pytest
 import tiny_run
 
-from hybrid import api, lora, model
+from hybrid import model
 from hybrid.config import ConfigError
 from hybrid.data.batch import Batch
-from hybrid.initial import fingerprint
-from hybrid.lora import LoraConfig
-from hybrid.sharding import MeshConfig, make_mesh
-from hybrid.training import loop, partition, step
-from hybrid.training.optimizer import OptimizerConfig, make_optimizer
+from hybrid.loading import api
+from hybrid.loading.initial import fingerprint
+from hybrid.model import lora
+from hybrid.model import params as partition
+from hybrid.model.config import LoraConfig, MeshConfig
+from hybrid.model.sharding import make_mesh
+from hybrid.training import loop, step
+from hybrid.training.config import OptimizerConfig
+from hybrid.training.optimizer import make_optimizer
 
 
 @pytest.fixture(scope="module")

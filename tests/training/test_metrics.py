@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from hybrid.training import metrics
-from hybrid.training.metrics import MetricsFile
 from hybrid.training.progress import Progress, clock
+from hybrid.workdir import metrics
+from hybrid.workdir.metrics import MetricsFile
 
 
 @pytest.fixture
@@ -88,10 +88,10 @@ def test_peaks_are_configured_known_or_measured():
     def chips(kind, count):
         return [mock.Mock(spec=jax.Device, device_kind=kind, platform="tpu")] * count
 
-    assert metrics.peak_flops(-1.0, "float32", jax.devices()) is None
-    assert metrics.peak_flops(3e12, "float32", chips("x", 4)) == 12e12
-    assert metrics.peak_flops(0.0, "bfloat16", chips("TPU v5p", 2)) == 2 * 459e12
-    assert 1e8 < metrics.peak_flops(0.0, "float32", jax.devices()) < 1e14
+    assert peaks.peak_flops(-1.0, "float32", jax.devices()) is None
+    assert peaks.peak_flops(3e12, "float32", chips("x", 4)) == 12e12
+    assert peaks.peak_flops(0.0, "bfloat16", chips("TPU v5p", 2)) == 2 * 459e12
+    assert 1e8 < peaks.peak_flops(0.0, "float32", jax.devices()) < 1e14
 
 
 class Stream(io.StringIO):

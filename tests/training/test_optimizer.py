@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from hybrid.training import optimizer
-from hybrid.training.optimizer import OptimizerConfig
+from hybrid.training.config import OptimizerConfig
 
 NUM_LAYERS, NUM_STEPS = 2, 4
 AXES = {

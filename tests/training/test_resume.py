@@ -15,8 +15,9 @@ import tiny_run
 
 from hybrid import model
 from hybrid.config import ConfigError
-from hybrid.training import checkpoint, loop
-from hybrid.training.signals import Preempted
+from hybrid.process.signals import Preempted
+from hybrid.training import loop
+from hybrid.workdir import checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ import pytest
 import small_run
 import tiny_run
 
-from hybrid.training import loop, signals
-from hybrid.training.metrics import MetricsFile
+from hybrid.process import signals
+from hybrid.training import loop
 from hybrid.training.progress import Progress
+from hybrid.workdir.metrics import MetricsFile
 
 ENDS_BY = {signal.SIGTERM: signals.Preempted, signal.SIGINT: KeyboardInterrupt}
 

@@ -9,10 +9,11 @@ import pytest
 
 from hybrid import model
 from hybrid.data.batch import Batch
-from hybrid.model_config import ModelConfig
-from hybrid.sharding import MeshConfig, make_mesh
+from hybrid.model.config import MeshConfig, ModelConfig
+from hybrid.model.sharding import make_mesh
 from hybrid.training import objective, step
-from hybrid.training.optimizer import OptimizerConfig, make_schedule
+from hybrid.training.config import OptimizerConfig
+from hybrid.training.optimizer import make_schedule
 
 CONFIG = ModelConfig(
     pattern="LG", num_layers=2, window_size=3, d_model=16, num_heads=2, head_dim=8, ffn_dim=24,

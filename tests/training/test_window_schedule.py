@@ -7,9 +7,10 @@ from training.tiny_run import experiment_of
 
 from hybrid import experiment, model
 from hybrid.config import ConfigError
-from hybrid.model_config import ModelConfig
-from hybrid.training import checkpoint, loop, metrics
+from hybrid.model.config import ModelConfig
+from hybrid.training import loop
 from hybrid.training.window_schedule import stage_at, stages
+from hybrid.workdir import checkpoint, metrics
 
 SCHEDULE = ((0.5, 2), (0.5, 8))
 

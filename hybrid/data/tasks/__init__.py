@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hybrid.data.config import MqarConfig, NeedleConfig
 from hybrid.data.tasks import mqar, needle
 from hybrid.data.tasks.example import Draws, Example
-from hybrid.data.tasks.mqar import MqarConfig
-from hybrid.data.tasks.needle import NeedleConfig
 
 FORMAT = 1  # of the examples: another number for other examples of the same keys
 SPLITS = ("train", "eval")

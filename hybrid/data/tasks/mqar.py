@@ -12,30 +12,13 @@ value is the label at the asking key's own place; it is not put into the row.
 Source: Zoology (2312.04927) and zoology/data/multiquery_ar.py, by its description.
 """
 
-import dataclasses
 import functools
 
 import numpy as np
 
-from hybrid.config import ConfigError, key
+from hybrid.config import ConfigError
+from hybrid.data.config import MqarConfig
 from hybrid.data.tasks.example import Draws, Example
-
-
-@dataclasses.dataclass(frozen=True)
-class MqarConfig:
-    """Keys under `data.mqar.`."""
-
-    num_pairs: tuple[int, ...] = key((4,), "pairs in a row; rows take them in turn", at_least=1)
-    power: float = key(
-        0.01, "a of the questions' slots, drawn ∝ a·g^(a-1); 1 is uniform", more_than=0
-    )
-    random_filler: bool = key(False, "any ids between the questions in place of 0")
-    num_examples: int = key(100_000, "training examples", at_least=1)
-    num_eval_examples: int = key(1000, "examples to evaluate on", at_least=1)
-
-    def __post_init__(self) -> None:
-        if not self.num_pairs:
-            raise ConfigError("num_pairs", "must name at least one number", "()")
 
 
 def check(config: MqarConfig, context_length: int, vocab_size: int, length_key: str) -> None:

@@ -8,34 +8,13 @@ only if the stack reaches `distance` tokens back, m·(w − 1) in m local layers
 it a model can but guess, right once in V.
 """
 
-import dataclasses
-
 import numpy as np
 
-from hybrid.config import ConfigError, key
+from hybrid.config import ConfigError
+from hybrid.data.config import NeedleConfig
 from hybrid.data.tasks.example import Draws, Example
 
 _LEAST_FILLER = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class NeedleConfig:
-    """Keys under `data.needle.`."""
-
-    distances: tuple[int, ...] = key(
-        (0,),
-        "tokens from the asking key back to the value; rows take them in turn; 0: drawn from all "
-        "that fit",
-        at_least=0,
-    )
-    num_keys: int = key(16, "ids that serve as keys", at_least=1)
-    num_values: int = key(16, "ids that serve as values; a guess is right once in them", at_least=2)
-    num_examples: int = key(100_000, "training examples", at_least=1)
-    num_eval_examples: int = key(1000, "examples to evaluate on", at_least=1)
-
-    def __post_init__(self) -> None:
-        if not self.distances:
-            raise ConfigError("distances", "must name at least one distance", "()")
 
 
 def check(config: NeedleConfig, context_length: int, vocab_size: int, length_key: str) -> None:

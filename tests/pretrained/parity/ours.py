@@ -19,9 +19,10 @@ from pretrained.parity.variants import SEED, VARIANTS
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from hybrid import api, model, pretrained
+from hybrid import model, pretrained
 from hybrid.data.batch import Batch
-from hybrid.model_config import ModelConfig
+from hybrid.loading import api
+from hybrid.model.config import ModelConfig
 from hybrid.pretrained import names
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

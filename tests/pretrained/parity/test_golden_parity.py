@@ -15,7 +15,8 @@ from pretrained.parity import keyed, ours
 from pretrained.parity.variants import POSITIONS, VARIANTS
 from safetensors.numpy import load_file
 
-from hybrid import api, model, pretrained
+from hybrid import model, pretrained
+from hybrid.loading import api
 
 # Absolute; logits reach 6 to 10. Measured: 5e-5 (rounding grows with depth) and 2e-13.
 LOGITS = {"float32": 1e-3, "float64": 1e-10}

@@ -1,0 +1,158 @@
+"""What a model costs, as folds over its `LayerPlan`: parameters, FLOPs and cache bytes.
+
+Nothing here runs or compiles the model. A matrix product of [m, k] and [k, n] is 2·m·k·n FLOPs;
+everything else (norms, softmax, rotations, the embedding lookup) counts as nothing, which is
+where the work is on accelerators. Tests hold the counts against the compiled program
+(`hlo.py`) and against the built parameters.
+
+Symbols: d = d_model, f = ffn_dim, v = vocab_size, e experts, p = layer_embedding_dim, n, k, h the
+heads of a layer, T the context.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+
+from hybrid import model
+from hybrid.model.config import ModelConfig
+from hybrid.model.mixers import kv_cache
+from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.pattern import LayerPlan, LayerSpec
+
+# --- Parameters ------------------------------------------------------------------------------
+
+
+def num_params(config: ModelConfig) -> int:
+    """Parameters of the model as built, tied embedding counted once."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.abstract(config)))
+
+
+def num_active_params(config: ModelConfig) -> int:
+    """Parameters without the experts that a token is not sent to."""
+    idle = 0
+    for spec in _layers(config):
+        if spec.experts:
+            idle += (spec.experts.num - spec.experts.active) * 3 * config.d_model * spec.experts.dim
+    return num_params(config) - idle
+
+
+def num_params_by_part(config: ModelConfig) -> dict[str, int]:
+    """Parameters of embeddings, attention by kind, feed-forwards, experts, norms and scalars."""
+    parts: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract(config)):
+        part = _part(model.layer_plan(config), tuple(entry.key for entry in path))
+        parts[part] = parts.get(part, 0) + math.prod(leaf.shape)
+    return parts
+
+
+def _part(plan: LayerPlan, path: tuple) -> str:
+    if path[0] == "embedder":
+        return "embedding"
+    if "layer_embedding" in path and path[-1] in ("embedding", "kernel"):
+        return "layer embeddings"
+    if "experts" in path and path[-1] != "scale":
+        return "experts"
+    if path[0] == "segments" and "kernel" in path:
+        spec = plan.segments[path[1]].specs[path[2]]
+        return f"{spec.kind} attention" if path[3] == "mixer" else "feed-forward"
+    return "norms and scalars"
+
+
+# --- FLOPs -----------------------------------------------------------------------------------
+
+
+def forward_flops_per_token(config: ModelConfig, context: int) -> float:
+    """FLOPs of the matrix products of one forward pass, averaged over positions 0 … context-1.
+
+    The head is included, the embedding lookup is not; a token's attention counts exactly the keys
+    it may see. A training step costs three times as much (recomputation aside).
+    """
+    layers = sum(layer_flops_per_token(config, spec, context) for spec in _layers(config))
+    return layers + head_flops_per_token(config)
+
+
+def layer_flops_per_token(config: ModelConfig, spec: LayerSpec, context: int) -> float:
+    """The same of one layer: all of its products."""
+    mixer = projection_flops_per_token(config, spec) + attention_flops_per_token(spec, context)
+    branches = expert_flops_per_token(config, spec) + layer_embedding_flops_per_token(config)
+    return mixer + feed_forward_flops_per_token(config, spec) + branches
+
+
+def projection_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
+    """2·d·h·(n for queries, n for the output, k for each tensor of keys and values)."""
+    tensors = 1 if spec.unified_kv else 2
+    made = tensors * spec.num_kv_heads if spec.owns_kv else 0
+    return 2 * config.d_model * spec.head_dim * (2 * spec.num_heads + made)
+
+
+def feed_forward_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
+    """2·3·d·f: gate, up and down."""
+    return 6 * config.d_model * spec.ffn_dim
+
+
+def expert_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
+    """2·d·e for the router's logits, 2·3·d·dim for each expert that a token is sent to."""
+    if spec.experts is None:
+        return 0
+    return 2 * config.d_model * (spec.experts.num + 3 * spec.experts.active * spec.experts.dim)
+
+
+def layer_embedding_flops_per_token(config: ModelConfig) -> int:
+    """2·3·d·p of one layer: context, gate and output."""
+    return 6 * config.d_model * config.layer_embedding_dim
+
+
+def attention_flops_per_token(spec: LayerSpec, context: int) -> float:
+    """4·n·h for each query and key that meet: a product for the score, one for the value."""
+    return 4 * spec.num_heads * spec.head_dim * mean_visible_keys(spec.window_size, context)
+
+
+def head_flops_per_token(config: ModelConfig) -> int:
+    """2·d·v."""
+    return 2 * config.d_model * config.vocab_size
+
+
+def mean_visible_keys(window_size: int | None, context: int) -> float:
+    """Keys that a token may see, averaged over positions 0 … context-1.
+
+    Position i sees min(i + 1, w) keys, so with w at most T the mean is w·(T - (w - 1)/2) / T.
+
+    >>> mean_visible_keys(4, 8), mean_visible_keys(None, 8)
+    (3.25, 4.5)
+    """
+    window = min(window_size or context, context)
+    return window * (2 * context - window + 1) / (2 * context)
+
+
+# --- Caches ----------------------------------------------------------------------------------
+
+
+def cache_bytes(
+    plan: LayerPlan, context: int, batch: int, dtype: str, unified: str = "value"
+) -> dict[str, int]:
+    """Bytes of the caches after exactly `context` tokens, by layer kind, and their total.
+
+    A local layer keeps its last window_size tokens, a unified one what `unified` says
+    (`inference.unified_cache`), a layer that reuses another's nothing. `state` is that of
+    recurrent mixers.
+    """
+    sizes, form = {"total": 0, "local": 0, "global": 0, "state": 0}, CacheFormat(context)
+    for spec in plan.layers():
+        tokens = kv_cache.num_slots(spec, form)
+        size = batch * tokens * kv_cache.token_bytes(spec, unified, dtype)
+        sizes[spec.kind] += size
+        sizes["total"] += size
+    return sizes
+
+
+def cache_bytes_all_global(plan: LayerPlan, context: int, batch: int, dtype: str) -> int:
+    """The same if every layer kept keys and values apart for the whole context, none shared."""
+    owners = (dataclasses.replace(spec, donor=None) for spec in plan.layers())
+    apart = (kv_cache.token_bytes(spec, "keys_and_values", dtype) for spec in owners)
+    return batch * context * sum(apart)
+
+
+def _layers(config: ModelConfig) -> Iterator[LayerSpec]:
+    return model.layer_plan(config).layers()

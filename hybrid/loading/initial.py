@@ -1,0 +1,168 @@
+"""Parameters from a folder, and the start of a run from them (`init_from`).
+
+The folder's own model is read as it is, each tensor where the mesh has it, and converted if the
+run's model is another (`conversion.py`). Checking comes first and reads no tensor.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from hybrid import config as config_lib
+from hybrid import experiment as experiment_lib
+from hybrid import model
+from hybrid.config import ConfigError
+from hybrid.experiment import Experiment
+from hybrid.loading.conversion import Report, convert
+from hybrid.model import lora
+from hybrid.model.config import ModelConfig
+from hybrid.model.layers import param_dtype
+from hybrid.model.sharding import placed, shardings
+from hybrid.origin import Origin, find
+from hybrid.workdir import checkpoint
+
+
+def check_initial(experiment: Experiment) -> Report:
+    """What `read_initial` will take over.  Raises: ConfigError for a folder that won't do."""
+    origin = find(experiment.init_from)
+    if origin.is_run:
+        checkpoint.find_step(origin.path)
+    old, reports = model_of(origin, experiment.model.dtype), []
+
+    def start(params, key):
+        params, report = convert(old, params, experiment.model, key)
+        reports.append(report)
+        return params
+
+    jax.eval_shape(start, model.abstract(old), jax.random.key(0))
+    return reports[0]
+
+
+def read_initial(
+    experiment: Experiment, mesh: Mesh, say: Callable[[str], None] = lambda line: None
+) -> model.Params:
+    """Parameters for the run's model from the folder `init_from`, on `mesh`.
+
+    Fresh tensors are those that the run's seed would give a new model.  `say` hears what became
+    of the folder's tensors.
+    Raises: ConfigError as `check_initial`.
+    """
+    origin = find(experiment.init_from)
+    old, new = model_of(origin, experiment.model.dtype), experiment.model
+    params = read_params(origin, old, mesh)
+    key = jax.random.key(experiment.training.seed)
+    params, report = convert(old, params, new, key)
+    for line in report.lines():
+        say(f"init_from: {line}")
+    places = shardings(mesh, model.logical_axes(new), model.abstract(new))
+    return jax.device_put(params, places)
+
+
+def model_of(origin: Origin, dtype: str) -> ModelConfig:
+    """The folder's own model, computing in `dtype`.  Raises: ConfigError for one it can't be."""
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("dtype", "needs jax's x64 mode", dtype, "set JAX_ENABLE_X64=1")
+    values = {**origin.model, "dtype": dtype}
+    try:
+        return config_lib.build(ModelConfig, values)
+    except ConfigError as error:
+        raise ConfigError(
+            f"model.{error.key}", f"of {origin.path}: {error.problem}", error.got
+        ) from None
+
+
+def read_params(
+    origin: Origin,
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    which: str = "latest",
+    dtype: Any = None,
+) -> model.Params:
+    """The parameters in a folder, each tensor where `mesh` has it; adapters are merged.
+
+    Args:
+      config: the folder's own model.
+      which: of a run, `latest`, `best` or a step.
+      dtype: of the parameters; None: at least float32.
+    """
+    dtype = jnp.dtype(dtype or param_dtype(config))
+    shapes = model.abstract(config)
+    places = shardings(mesh, model.logical_axes(config), shapes)
+    if origin.run is None:
+        from hybrid import pretrained
+
+        return pretrained.read_params(origin.path, config, places, dtype, key=origin.key)
+    if origin.run.get("lora", {}).get("rank"):
+        run = experiment_lib.from_config({**origin.run, "mesh": {}})
+        params = _read_adapted(origin, run, mesh, which)
+    else:
+        params = checkpoint.restore_params(origin.path, which, placed(shapes, places))[0]
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str) -> model.Params:
+    """The base of a run with adapters, and they merged into it."""
+    base_axes = model.logical_axes(run.model)
+    names = lora.adapters(lora.add_axes(run.lora, base_axes))
+    shapes = jax.eval_shape(
+        lambda key: lora.adapters(lora.add(run.lora, model.init(run.model, key), base_axes, key)),
+        jax.random.key(0),
+    )
+    found = checkpoint.restore_params(
+        origin.path, which, placed(shapes, shardings(mesh, names, shapes))
+    )[0]
+    base = read_initial(run, mesh)
+    step = checkpoint.find_step(origin.path, which)
+    check_base(run, checkpoint.read_record(origin.path, step), fingerprint(base))
+    return lora.merge(lora.with_adapters(base, found))
+
+
+def check_base(experiment: Experiment, record: Mapping[str, Any], now: str) -> None:
+    """Raises: ConfigError if the base that adapters were trained on has changed since.
+
+    Args:
+      record: of the adapters' checkpoint.  now: the fingerprint of what `init_from` holds.
+    """
+    before = record.get("base")
+    if before != now:
+        problem = "is not what the adapters were trained on"
+        raise ConfigError("init_from", problem, f"{experiment.init_from} ({now})", str(before))
+
+
+# --- A fingerprint ---------------------------------------------------------------------------
+
+
+def fingerprint(params: model.Params) -> str:
+    """16 hexadecimal digits of the parameters' values, the same however they are split.
+
+    A fine-tuned model has the shapes and sizes of its base, so nothing less would tell them apart.
+    """
+    sums = jax.device_get(jax.jit(functools.partial(jax.tree.map, _bit_sum))(params))
+    named = {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(sums)}
+    text = "\n".join(f"{name} {value}" for name, value in sorted(named.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _bit_sum(leaf: jax.Array) -> jax.Array:
+    """Σ_i bits_i · weight_i modulo 2^32: exact, so devices may add in any order.
+
+    Weights come from a number's place and are odd, so a change of any one number shows.
+    """
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        place = place * jnp.uint32(size) + index
+    mixed = place * jnp.uint32(2654435761)  # Knuth's multiplicative hash
+    weight = (mixed ^ (mixed >> 15)) | jnp.uint32(1)
+    if leaf.dtype.itemsize == 8:
+        halves = jax.lax.bitcast_convert_type(leaf, jnp.uint32)
+        bits = halves[..., 0] + halves[..., 1] * jnp.uint32(3)
+    else:
+        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+    return jnp.sum(bits.astype(jnp.uint32) * weight, dtype=jnp.uint32)

@@ -1,0 +1,121 @@
+"""One layer: norm, mixer, norm, residual; norm, feed-forward, norm, residual; output scalar.
+
+    x = x + post_mixer_norm(mixer(pre_mixer_norm(x)))
+    x = x + post_ffn_norm(feed_forward(pre_ffn_norm(x)))
+    x = x + layer_embedding(x)                              where the model has them
+    x = x * layer_scalar
+
+With experts the second line's branch is post_dense_norm(feed_forward(...)) + experts(x).
+
+The norm after each branch sets how loud the branch is, so that is where depth is accounted for
+at the start: its weight begins at (branches·num_layers)^-0.5 and the stream's variance stays near
+1 to 2.
+Source: Gemma 4 (2607.02770), sec. 2.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybrid import axes
+from hybrid.axes import Hidden, Mask
+from hybrid.model.blocks.experts import Experts
+from hybrid.model.blocks.feed_forward import FeedForward
+from hybrid.model.blocks.layer_embedding import LayerEmbedding
+from hybrid.model.config import ModelConfig
+from hybrid.model.layers import RMSNorm, param_dtype
+from hybrid.model.mixers import MIXERS
+from hybrid.model.mixers.kv import KV
+from hybrid.model.mixers.kv_cache import Kept, LayerCache, View
+from hybrid.model.mixers.placement import Placement
+from hybrid.model.pattern import LayerSpec
+from hybrid.ops.router import RouterSums
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerInputs:
+    """What every layer reads besides the stream.
+
+    Attributes:
+      placement: positions and documents of the tokens.
+      tokens, embedded: int32 [b, t] and their scaled embedding [b, t, d], and
+      embedding_norm: [p], the norm's weight that all layers share: for per-layer embeddings only.
+      counted: the tokens that count in the router's statistics; None: all.
+    """
+
+    placement: Placement
+    tokens: Any = None
+    embedded: Any = None
+    embedding_norm: Any = None
+    counted: Mask | None = None
+
+
+class LayerOutputs(NamedTuple):
+    """The stream after a layer, what it attended to, its router's sums, its cache."""
+
+    x: Hidden
+    kv: KV | View | None
+    router: RouterSums | None
+    cache: Kept | None
+
+
+class Block(nnx.Module):
+    """A layer of the stack, as its spec says."""
+
+    def __init__(self, spec: LayerSpec, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        branches = 3 if config.layer_embedding_dim else 2
+        start = (branches * config.num_layers) ** -0.5 if config.init == "scaled" else 1.0
+
+        def norm(start: float = 1.0) -> RMSNorm:
+            return RMSNorm(config.d_model, axes.EMBED, config=config, start=start)
+
+        self.pre_mixer_norm = norm()
+        self.mixer = MIXERS[spec.letter](spec, config, rngs=rngs)
+        self.post_mixer_norm = norm(start)
+        self.pre_ffn_norm = norm()
+        self.feed_forward = FeedForward(spec.ffn_dim, config, rngs=rngs)
+        self.post_ffn_norm = norm(start)
+        if spec.experts:
+            self.post_dense_norm = norm()
+            self.experts = Experts(spec.experts, config, rngs=rngs)
+        if config.layer_embedding_dim:
+            self.layer_embedding = LayerEmbedding(config, rngs=rngs, start=start)
+        if config.layer_scalar != "none":
+            self.layer_scalar = nnx.Param(jnp.ones((), param_dtype(config)), axes=())
+
+    def __call__(
+        self,
+        x: Hidden,
+        inputs: LayerInputs,
+        donated: KV | View | None = None,
+        cache: LayerCache | None = None,
+    ) -> LayerOutputs:
+        """donated, cache: as the mixer takes them."""
+        normed = self.pre_mixer_norm(x)
+        mixed, kv, kept = self.mixer(normed, inputs.placement, donated, cache)
+        x = x + self.post_mixer_norm(mixed)
+        branch, router = self._feed_forward(x, inputs.counted)
+        x = x + self.post_ffn_norm(branch)
+        if self.config.layer_embedding_dim:
+            x = x + self.layer_embedding(x, inputs.tokens, inputs.embedded, inputs.embedding_norm)
+        return LayerOutputs(self._scaled(x), kv, router, kept)
+
+    def _feed_forward(self, x, counted):
+        dense = self.feed_forward(self.pre_ffn_norm(x))
+        if not self.config.num_experts:
+            return dense, None
+        routed, sums = self.experts(x, counted)
+        return self.post_dense_norm(dense) + routed, sums
+
+    def _scaled(self, x):
+        if self.config.layer_scalar == "none":
+            return x
+        scalar = self.layer_scalar[...]
+        if self.config.layer_scalar == "fixed":
+            scalar = jax.lax.stop_gradient(scalar)
+        return x * scalar.astype(x.dtype)

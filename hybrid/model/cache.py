@@ -1,0 +1,120 @@
+"""The caches of a whole model, allocated from its `LayerPlan`: a value that inference passes on.
+
+    cache = allocate(plan, form, batch)        room for form.capacity tokens a row
+    cache = model.extend(..., cache)           tokens go in, up to t at a time
+    cache = cache.rewind(tokens)               forget the last `tokens` of each row
+
+A cache is a pytree of arrays and never changes: what was made of it is another one. Whoever jits
+a step with the cache donated has used it up; `copy` keeps one.
+
+Read next: `mixers/kv_cache.py`, what one layer keeps.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hybrid.model.mixers import MIXERS, kv_cache
+from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.pattern import LayerPlan
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What a model keeps of the tokens it has seen.
+
+    Attributes:
+      layers: [segment][slot], arrays stacked over the repetitions.
+      length: int32 [b], tokens of each row that count.
+      written: int32 [b], the most it has ever held (more than `length` after a rewind).
+      plan, form: what it was allocated for.
+    """
+
+    layers: dict[int, dict[int, Any]]
+    length: Any
+    written: Any
+    plan: LayerPlan = dataclasses.field(metadata={"static": True})
+    form: CacheFormat = dataclasses.field(metadata={"static": True})
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return len(self.length)
+
+    def copy(self) -> "Cache":
+        """A snapshot: the same content in arrays of its own."""
+        return jax.tree.map(jnp.copy, self)
+
+    def rewind(self, tokens: Any) -> "Cache":
+        """The cache without the last `tokens` (a number, or one a row) of each row.
+
+        Local rings forget what is overwritten, so all rewinds since the furthest token together
+        may reach back `form.slack` tokens; without rings there is no such limit.
+        Raises: ValueError for a rewind further than that, or beyond the beginning.
+        """
+        back = jnp.broadcast_to(jnp.asarray(tokens, jnp.int32), self.length.shape)
+        length = self.length - back
+        if jnp.any(back < 0) or jnp.any(length < 0):
+            held = self.length.tolist()
+            raise ValueError(f"rewind: must be from 0 to the rows' lengths {held}, got {tokens}")
+        slack = self.form.slack
+        has_ring = any(spec.window_size is not None for spec in self.plan.layers())
+        lost = has_ring and self.written > jnp.maximum(length + slack, self._linear())
+        if has_ring and bool(jnp.any(lost)):
+            most = (self.length - self.written + slack).tolist()
+            raise ValueError(
+                f"rewind: {tokens} tokens are further back than local layers keep "
+                f"(inference.slack {slack}; rows can go back {most})"
+            )
+        return dataclasses.replace(self, length=length)
+
+    def _linear(self) -> int:
+        """Tokens up to which no ring has wrapped: until then nothing was overwritten."""
+        specs = (spec for spec in self.plan.layers() if spec.window_size is not None)
+        return min(kv_cache.num_slots(spec, self.form) for spec in specs)
+
+    def grown(self, capacity: int) -> "Cache":
+        """The same content with room for `capacity` tokens."""
+        form = dataclasses.replace(self.form, capacity=capacity)
+
+        def pad(spec, kept):
+            more = kv_cache.num_slots(spec, form) - kv_cache.num_slots(spec, self.form)
+            # A ring below its full size has not wrapped: slots still are positions.
+            return jax.tree.map(
+                lambda array: jnp.pad(
+                    array, [(0, 0)] * 3 + [(0, more)] + [(0, 0)] * (array.ndim - 4)
+                ),
+                kept,
+            )
+
+        layers = {
+            i: {j: pad(spec, self.layers[i][j]) for j, spec in enumerate(segment.specs)}
+            for i, segment in enumerate(self.plan.segments)
+        }
+        return dataclasses.replace(self, layers=layers, form=form)
+
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes of the allocated arrays, by layer kind, and their total."""
+        sizes = {"total": 0, "local": 0, "global": 0, "state": 0}
+        for i, segment in enumerate(self.plan.segments):
+            for j, spec in enumerate(segment.specs):
+                size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.layers[i][j]))
+                sizes[spec.kind] += size
+                sizes["total"] += size
+        return sizes
+
+
+def allocate(plan: LayerPlan, form: CacheFormat, batch: int) -> Cache:
+    """An empty cache for `batch` rows."""
+    layers = {
+        i: {
+            j: MIXERS[spec.letter].init_state(spec, form, segment.repetitions, batch)
+            for j, spec in enumerate(segment.specs)
+        }
+        for i, segment in enumerate(plan.segments)
+    }
+    length, written = (jnp.zeros(batch, jnp.int32) for _ in range(2))
+    return Cache(layers, length, written, plan, form)

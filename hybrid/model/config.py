@@ -1,0 +1,234 @@
+"""The `model.` section: the shape of the network, in the field's names.
+
+`pattern.py` turns it into one `LayerSpec` a layer; nothing else decides what a layer is.
+"""
+
+import dataclasses
+import math
+
+from hybrid.config import ConfigError, key
+
+DTYPES = ("float32", "bfloat16", "float64")
+REMAT = ("none", "dots", "full")
+LAST_LAYER = ("require_global", "force_global", "any")
+# Keys that say how a model runs; its parameters are the same under all of them.
+RUNTIME_KEYS = ("dtype", "remat", "unroll", "attention")
+# Projections of attention and feed-forward that can have an adapter.
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
+LAYER_SCALAR = ("none", "fixed", "trained")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Keys under `model.`; raises ConfigError for combinations that can't be built."""
+
+    pattern: str = key("LLLLLG", "a letter a layer of one period: L local, G global")
+    last_layer: str = key(
+        "require_global",
+        "what to do when the last layer would not be global",
+        choices=LAST_LAYER,
+    )
+    num_layers: int = key(6, "depth; the pattern repeats and is cut at it", at_least=1)
+    window_size: int = key(64, "tokens a local layer sees, the token itself counted", at_least=1)
+    window_sizes: tuple[int, ...] = key(
+        (), "a window for each letter of the period (0 at G); empty: window_size everywhere"
+    )
+    window_schedule: tuple[tuple[float, int], ...] = key(
+        (),
+        "windows in training: (share of the steps, window) one after the other, shares summing "
+        "to 1; the last window is the model's and sets window_size",
+    )
+    d_model: int = key(128, "width of the residual stream", at_least=1)
+    num_heads: int = key(4, "query heads", at_least=1)
+    num_kv_heads: int = key(1, "key/value heads of local layers", at_least=1)
+    num_global_kv_heads: int = key(0, "the same of global layers; 0: as local", at_least=0)
+    head_dim: int = key(32, "width of a head, even", at_least=2)
+    global_head_dim: int = key(0, "the same of global layers; 0: as local", at_least=0)
+    unified_kv: bool = key(False, "global layers project keys and values once (K = V)")
+    num_kv_shared_layers: int = key(
+        0, "last layers that reuse the keys and values of the last owner of their kind", at_least=0
+    )
+    qk_norm: bool = key(True, "RMS norms with a weight on queries and keys")
+    v_norm: bool = key(True, "RMS norm without a weight on values")
+    attention_scale: float = key(
+        1.0, "multiplies the scores; with QK-norm the query norm's weight can do it", more_than=0
+    )
+    attention_softcap: float = key(0.0, "scores become c*tanh(scores/c); 0: off", at_least=0)
+    attention_sinks: bool = key(
+        False, "a learned logit a head joins the softmax's denominator, so a head can look away"
+    )
+    rope_theta: float = key(10_000.0, "base of the rotary wavelengths, local", more_than=0)
+    global_rope_theta: float = key(1_000_000.0, "the same of global layers", more_than=0)
+    global_rope_fraction: float = key(
+        0.25,
+        "p-RoPE: fraction of the rotary pairs that turn in global layers",
+        at_least=0,
+        at_most=1,
+    )
+    global_rope_factor: float = key(
+        1.0, "divides all frequencies of global layers (linear scaling)", more_than=0
+    )
+    ffn_dim: int = key(512, "width of the gated feed-forward", at_least=1)
+    kv_shared_ffn_dim: int = key(
+        0, "the same of layers that reuse keys and values; 0: ffn_dim", at_least=0
+    )
+    num_experts: int = key(0, "experts beside the feed-forward; 0: none", at_least=0)
+    num_active_experts: int = key(0, "experts that each token is sent to", at_least=0)
+    expert_dim: int = key(0, "width of an expert", at_least=0)
+    layer_embedding_dim: int = key(
+        0, "width of per-layer embeddings: each layer adds its own of a token; 0: none", at_least=0
+    )
+    vocab_size: int = key(264, "rows of the embedding, at least the tokenizer's ids", at_least=2)
+    logit_softcap: float = key(30.0, "final logits become c*tanh(logits/c); 0: off", at_least=0)
+    norm_eps: float = key(1e-6, "epsilon of every RMS norm", more_than=0)
+    norm_offset: float = key(0.0, "added to the weight of every RMS norm: 1 in Gemma 2 and 3")
+    layer_scalar: str = key(
+        "fixed",
+        "a scalar times each layer's output: fixed (as it starts or was read), trained, none",
+        choices=LAYER_SCALAR,
+    )
+    init: str = key(
+        "scaled",
+        "initialisation: scaled (q_norm at head_dim^-0.5, depth-scaled outputs) or naive",
+        choices=("scaled", "naive"),
+    )
+    dtype: str = key("float32", "compute dtype; parameters stay float32 or wider")
+    remat: str = key("none", "recompute in the backward, per layer", choices=REMAT)
+    unroll: bool = key(False, "run layers as a Python loop instead of a scan (same numbers)")
+    attention: str = key("auto", "attention implementation: auto or a name, forced for every layer")
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ConfigError(
+                "dtype",
+                "is not a compute dtype served here",
+                self.dtype,
+                "one of " + ", ".join(DTYPES),
+            )
+        self._check_heads("num_kv_heads", self.num_kv_heads)
+        if self.num_global_kv_heads:
+            self._check_heads("num_global_kv_heads", self.num_global_kv_heads)
+        for name in ("head_dim", "global_head_dim"):
+            if getattr(self, name) % 2:
+                raise ConfigError(name, "must be even (rotary pairs)", getattr(self, name))
+        self._check_windows()
+        self._check_schedule()
+        self._check_kv()
+        self._check_experts()
+        if self.window_schedule:
+            object.__setattr__(self, "window_size", self.window_schedule[-1][1])
+
+    def _check_heads(self, name: str, kv_heads: int) -> None:
+        if self.num_heads % kv_heads:
+            fits = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
+            raise ConfigError(
+                name,
+                f"must divide model.num_heads ({self.num_heads})",
+                kv_heads,
+                f"try one of {', '.join(map(str, fits))}",
+            )
+
+    def _check_windows(self) -> None:
+        if not self.window_sizes:
+            return
+        if len(self.window_sizes) != len(self.pattern):
+            raise ConfigError(
+                "window_sizes",
+                f"must have one window a letter of model.pattern ({self.pattern})",
+                self.window_sizes,
+                f"{len(self.pattern)} of them",
+            )
+        for letter, window in zip(self.pattern, self.window_sizes, strict=True):
+            if letter == "G" and window != 0:
+                raise ConfigError("window_sizes", "must be 0 at a G", self.window_sizes)
+            if letter == "L" and window < 1:
+                raise ConfigError("window_sizes", "must be at least 1 at an L", self.window_sizes)
+
+    def _check_schedule(self) -> None:
+        if not self.window_schedule:
+            return
+        shares, windows = zip(*self.window_schedule, strict=True)
+        if self.window_sizes:
+            problem = "can't be combined with model.window_sizes"
+            raise ConfigError("window_schedule", problem, self.window_schedule)
+        if min(windows) < 1:
+            problem = "must have windows of at least 1"
+            raise ConfigError("window_schedule", problem, self.window_schedule)
+        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            problem = "must have shares above 0 that sum to 1"
+            raise ConfigError("window_schedule", problem, self.window_schedule)
+
+    def _check_kv(self) -> None:
+        if self.unified_kv and not (self.qk_norm and self.v_norm):
+            name = "v_norm" if self.qk_norm else "qk_norm"
+            problem = "must be on with model.unified_kv: the key is made from the normed value"
+            raise ConfigError(name, problem, False)
+        if self.num_kv_shared_layers >= self.num_layers:
+            problem = f"must leave an owner among the {self.num_layers} layers"
+            raise ConfigError("num_kv_shared_layers", problem, self.num_kv_shared_layers)
+        if self.kv_shared_ffn_dim and not self.num_kv_shared_layers:
+            problem = "is set although model.num_kv_shared_layers is 0"
+            raise ConfigError("kv_shared_ffn_dim", problem, self.kv_shared_ffn_dim, "0")
+
+    def _check_experts(self) -> None:
+        for name in ("num_active_experts", "expert_dim"):
+            if bool(getattr(self, name)) != bool(self.num_experts):
+                problem = f"must be 0 exactly where model.num_experts ({self.num_experts}) is"
+                raise ConfigError(name, problem, getattr(self, name))
+        if self.num_active_experts > self.num_experts:
+            problem = f"must not exceed model.num_experts ({self.num_experts})"
+            raise ConfigError("num_active_experts", problem, self.num_active_experts)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Keys under `lora.`; raises ConfigError for modules that can't be adapted."""
+
+    rank: int = key(0, "rank of the adapters; 0: none, the model itself is trained", at_least=0)
+    modules: tuple[str, ...] = key(
+        LORA_MODULES, "projections that get an adapter, of attention and feed-forward"
+    )
+
+    def __post_init__(self):
+        for name in self.modules:
+            if name not in LORA_MODULES:
+                problem, accepted = "has no adapter", "some of " + ", ".join(LORA_MODULES)
+                raise ConfigError("modules", problem, name, accepted)
+        if self.rank and not self.modules:
+            raise ConfigError("modules", "is empty although lora.rank is set")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Keys under `mesh.`: devices along each axis; -1 on exactly one axis: what is left."""
+
+    data: int = key(-1, "devices that split the batch and copy the parameters; -1: what is left")
+    fsdp: int = key(1, "devices that split the batch and the parameters")
+    tensor: int = key(1, "devices that split heads, feed-forward and vocabulary")
+    context: int = key(1, "devices that split time (above 1: not built yet)")
+    expert: int = key(1, "devices that split experts")
+
+    def __post_init__(self):
+        for name in MESH_AXES:
+            size = getattr(self, name)
+            if size < 1 and size != -1:
+                raise ConfigError(name, "must be at least 1, or -1 on one axis", size)
+        if self.context != 1:
+            raise ConfigError("context", "is not built yet", self.context, "only 1")
+        inferred = [name for name in MESH_AXES if getattr(self, name) == -1]
+        if len(inferred) > 1:
+            raise ConfigError(inferred[1], "only one axis can be inferred", -1, "-1 on one axis")
+
+    def sizes(self, num_devices: int) -> tuple[int, ...]:
+        """Devices along each of MESH_AXES.  Raises: ConfigError if they don't fit."""
+        sizes = {name: getattr(self, name) for name in MESH_AXES}
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        for name, size in sizes.items():
+            if size == -1:
+                sizes[name] = max(1, num_devices // fixed)
+        if math.prod(sizes.values()) != num_devices:
+            named = ", ".join(f"{name}={size}" for name, size in sizes.items() if size != 1)
+            problem = f"the axes must multiply to the device count ({num_devices})"
+            raise ConfigError("mesh", problem, named or "1", "-1 on one axis takes what is left")
+        return tuple(sizes.values())

@@ -1,0 +1,256 @@
+"""The model: embed -> stack -> final norm -> tied head; pure functions of (config, params, batch).
+
+Parameters are a plain dict of stacked leaves, which is also what checkpoints hold:
+
+    {"embedder": {"embedding"}, "segments": {segment: {slot: {...}}}, "final_norm": {"scale"}}
+
+and "layer_embedder": {"norm": {"scale"}} with per-layer embeddings.
+
+`config` is a frozen, hashable `ModelConfig`; close over it or mark it static under jit.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybrid import axes
+from hybrid.axes import Hidden, Logits, Positions, Segments, Tokens
+from hybrid.data.batch import Batch
+from hybrid.model import stack
+from hybrid.model.blocks.block import LayerInputs
+from hybrid.model.cache import Cache
+from hybrid.model.config import ModelConfig
+from hybrid.model.layers import Embedder, RMSNorm
+from hybrid.model.mixers.kv_cache import CacheFormat, CacheStep
+from hybrid.model.mixers.placement import Placement, angles
+from hybrid.model.pattern import LayerPlan, plan_layers
+from hybrid.model.sharding import constrain
+from hybrid.ops.loss import LossSums, cross_entropy, default_chunk_size
+from hybrid.ops.loss import token_nll as chunked_token_nll
+from hybrid.ops.rope import Rotation
+
+Params = dict
+
+
+@functools.cache
+def layer_plan(config: ModelConfig) -> LayerPlan:
+    """The model's plan, computed once a config."""
+    return plan_layers(config)
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters, float32 (float64 in a float64 model)."""
+    embedder_key, layers_key = jax.random.split(key)
+    embedder = Embedder(config, rngs=nnx.Rngs(params=embedder_key))
+    params = {
+        "embedder": nnx.to_pure_dict(nnx.state(embedder)),
+        "segments": stack.init(layer_plan(config), config, layers_key),
+        "final_norm": nnx.to_pure_dict(nnx.state(_final_norm(config))),
+    }
+    if config.layer_embedding_dim:
+        norm = RMSNorm(config.layer_embedding_dim, axes.LAYER_EMBED, config=config)
+        params["layer_embedder"] = {"norm": nnx.to_pure_dict(nnx.state(norm))}
+    return params
+
+
+@functools.cache
+def abstract(config: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameters, without values."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """The tree of parameters with each leaf replaced by the names of its axes."""
+    names = {
+        "embedder": {"embedding": (axes.VOCAB, axes.EMBED)},
+        "segments": stack.logical_axes(layer_plan(config), config),
+        "final_norm": {"scale": (axes.EMBED,)},
+    }
+    if config.layer_embedding_dim:
+        names["layer_embedder"] = {"norm": {"scale": (axes.LAYER_EMBED,)}}
+    return names
+
+
+def hidden_states(
+    config: ModelConfig,
+    params: Params,
+    tokens: Tokens,
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+) -> Hidden:
+    """The stream after the final norm, [b, t, d] in the compute dtype.
+
+    Args:
+      tokens: int32 [b, t].
+      positions: int32 [b, t], from 0 within each document; None counts along the row.
+      segment_ids: int32 [b, t]; tokens see only their own segment; None: a row is one document.
+    """
+    return _run(config, params, tokens, positions, segment_ids)[0]
+
+
+def _run(config, params, tokens, positions, segment_ids, counted=None):
+    """The stream after the final norm, and the router's sums of every layer."""
+    plan = layer_plan(config)
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    placement = Placement.of(plan, positions, segment_ids, jnp.dtype(config.dtype))
+    x = nnx.merge(_embedder_graph(config), params["embedder"])(tokens)
+    x = constrain(x, axes.BATCH, axes.TIME, None)
+    inputs = LayerInputs(placement, tokens, x, _layer_embedding_norm(config, params), counted)
+    x, router, _ = stack.apply(plan, config, params["segments"], x, inputs)
+    return nnx.merge(_final_norm_graph(config), params["final_norm"])(x), router
+
+
+def _layer_embedding_norm(config, params):
+    return params["layer_embedder"]["norm"]["scale"] if config.layer_embedding_dim else None
+
+
+def extend(
+    config: ModelConfig,
+    params: Params,
+    tokens: Tokens,
+    num_new: jax.Array,
+    cache: Cache,
+    turns: dict[str, Rotation],
+) -> tuple[Hidden, Cache]:
+    """The stream of new tokens behind those in the cache, and the cache with them in it.
+
+    Args:
+      params: in the layout of `cache.plan`.
+      tokens: int32 [b, t].  num_new: int32 [b], how many of a row's t tokens are there; the rest
+        is padding: it leaves no trace, and its stream means nothing.
+      turns: `slot_turns` of the cache.
+    Returns: [b, t, d] after the final norm.
+    """
+    plan, index = cache.plan, jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    positions = jnp.where(index < num_new[:, None], cache.length[:, None] + index, -1)
+    step = CacheStep(cache.form, cache.length, cache.written, num_new, turns)
+    placement = Placement.of(plan, positions, None, jnp.dtype(config.dtype), step)
+    x = nnx.merge(_embedder_graph(config), params["embedder"])(tokens)
+    segments, ids = params["segments"], tokens
+    if config.layer_embedding_dim:
+        segments, ids = _rows_of(segments, tokens)
+    inputs = LayerInputs(placement, ids, x, _layer_embedding_norm(config, params))
+    x, _, layers = stack.apply(plan, config, segments, x, inputs, cache.layers)
+    length = cache.length + num_new
+    written = jnp.maximum(cache.written, length)
+    after = dataclasses.replace(cache, layers=layers, length=length, written=written)
+    return nnx.merge(_final_norm_graph(config), params["final_norm"])(x), after
+
+
+def slot_turns(plan: LayerPlan, form: CacheFormat, dtype: str) -> dict[str, Rotation]:
+    """The angles of the cache's slots, for layers whose keys are made on reading."""
+    positions = jnp.arange(form.capacity, dtype=jnp.int32)[None, :]
+    unified = {spec.rope_key: spec for spec in plan.layers() if spec.unified_kv}
+    if form.unified != "value":
+        return {}
+    return {key: angles(spec, positions, jnp.dtype(dtype)) for key, spec in unified.items()}
+
+
+def _rows_of(segments: dict, tokens: Tokens) -> tuple[dict, Tokens]:
+    """Parameters whose per-layer tables hold only the rows of `tokens`, and the tokens renumbered.
+
+    A scan slices its parameters, and a step of decoding must not slice whole tables.
+    """
+    flat = tokens.reshape(-1)
+
+    def cut(path, leaf):
+        is_table = path[-2].key == "layer_embedding" and path[-1].key == "embedding"
+        return leaf[:, flat] if is_table else leaf
+
+    ids = jnp.arange(flat.size, dtype=jnp.int32).reshape(tokens.shape)
+    return jax.tree_util.tree_map_with_path(cut, segments), ids
+
+
+def logits(
+    config: ModelConfig,
+    params: Params,
+    tokens: Tokens,
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+) -> Logits:
+    """Next-token logits, [b, t, v] in at least float32, softcapped."""
+    x = hidden_states(config, params, tokens, positions, segment_ids)
+    return head(config, params, x)
+
+
+def head(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
+    """The stream after the final norm [..., d] -> logits [..., v], at least float32, softcapped."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    embedding = params["embedder"]["embedding"].astype(x.dtype)
+    out = jnp.einsum("...d,vd->...v", x, embedding, preferred_element_type=wide)
+    cap = config.logit_softcap
+    return cap * jnp.tanh(out / cap) if cap else out
+
+
+def loss_sums(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
+    """Sums over the predicted tokens of a batch: loss in nats, logsumexp², count."""
+    return training_sums(config, params, batch)[0]
+
+
+def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, dict]:
+    """`loss_sums`, and the router's sums [segment][slot] over the same tokens, leaves stacked."""
+    row = batch.tokens, batch.positions, batch.segment_ids
+    x, router = _run(config, params, *row, counted=batch.loss_mask)
+    embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
+    return cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=cap), router
+
+
+def token_nll(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
+    """-log p of each predicted token, [b, t] in at least float32, 0 where nothing is predicted."""
+    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    return stream_nll(config, params, x, batch.targets, batch.loss_mask)
+
+
+def stream_nll(config: ModelConfig, params: Params, x: Hidden, targets, loss_mask) -> jax.Array:
+    """`token_nll` of a stream after the final norm."""
+    embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
+    nll = chunked_token_nll(x, embedding, targets, softcap=cap)
+    return jnp.where(loss_mask, nll, 0)
+
+
+def token_scores(config: ModelConfig, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """-log p of each predicted token, and whether its logit is the largest (the first of equals).
+
+    Logits exist for a chunk of time at once, as in the loss.
+    Returns: [b, t] in at least float32 and bool [b, t]; 0 and False where nothing is predicted.
+    """
+    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    return stream_scores(config, params, x, batch.targets, batch.loss_mask)
+
+
+def stream_scores(
+    config: ModelConfig, params: Params, x: Hidden, targets, loss_mask
+) -> tuple[jax.Array, jax.Array]:
+    """`token_scores` of a stream after the final norm."""
+    ids = jnp.arange(config.vocab_size)[None, :]
+
+    def one(inputs):
+        out, targets = head(config, params, inputs[0]), inputs[1]
+        hit = ids == targets[:, None]
+        nll = jax.nn.logsumexp(out, axis=-1) - jnp.sum(jnp.where(hit, out, 0), axis=-1)
+        return nll, jnp.argmax(out, axis=-1) == targets
+
+    num_rows, length = targets.shape
+    chunk = default_chunk_size(num_rows, length, config.vocab_size)
+    over_time = (x.swapaxes(0, 1), targets.swapaxes(0, 1))
+    nll, is_top = jax.lax.map(one, over_time, batch_size=chunk)
+    nll = jnp.where(loss_mask, nll.swapaxes(0, 1), 0)
+    return nll, is_top.swapaxes(0, 1) & loss_mask
+
+
+def _final_norm(config: ModelConfig) -> RMSNorm:
+    return RMSNorm(config.d_model, axes.EMBED, config=config)
+
+
+@functools.cache
+def _embedder_graph(config: ModelConfig) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: Embedder(config, rngs=nnx.Rngs(0))))[0]
+
+
+@functools.cache
+def _final_norm_graph(config: ModelConfig) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: _final_norm(config)))[0]

@@ -1,0 +1,288 @@
+"""What one attention layer keeps of earlier tokens: which slots, in which form, and how it is read.
+
+Slots. A global layer keeps position p in slot p. A local layer is a ring of R = w + slack slots,
+position p in slot p mod R, since no later token sees further back than w. With `written` tokens
+seen at most and `length` of them valid (fewer after a rewind), slot j of a ring holds
+
+    p(j) = written − 1 − ((written − 1 − j) mod R)          valid where 0 <= p(j) < length
+
+A query at `length` needs positions from length − w + 1 on, and the ring holds those from
+written − R on: any rewind by up to `slack` tokens leaves all that is needed.
+
+Forms. Separate keys and values are kept as they are attended to. Of unified ones (`kv.py`) the
+value alone is enough, since k = rope(v · k_scale). With u the dimensions that p-RoPE turns,
+
+    q·k = (q · k_scale)·v over the other dimensions  +  q_u·rope(v_u · k_scale_u)
+
+so the first term needs no key at all, and of the second either v_u is turned on reading ("value")
+or the turned part is kept besides ("value_and_rotated": 62.5 % instead of 50 % of the bytes of
+keys and values at Gemma's quarter).
+
+int8 keeps a vector of a head and token as steps of 1/127 of its largest element. The step is
+rounded to bfloat16 before it divides, so its rounding adds no error of its own.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hybrid.model.mixers.kv import KV, Unified
+from hybrid.model.pattern import LayerSpec
+from hybrid.ops import rope
+from hybrid.ops.attention.cached import Stored, Tile
+
+SCALE_DTYPE = jnp.bfloat16
+Kept = dict[str, Stored]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheFormat:
+    """How caches are kept.
+
+    Attributes:
+      capacity: tokens that a global layer has room for.
+      dtype: of keys and values.
+      slack: tokens that can be rewound.
+      unified: form of unified keys and values, as `inference.unified_cache`.
+    """
+
+    capacity: int
+    dtype: str = "float32"
+    slack: int = 0
+    unified: str = "value"
+
+
+def num_slots(spec: LayerSpec, form: CacheFormat) -> int:
+    """Slots of a layer's cache: all positions, or a ring."""
+    if spec.window_size is None:
+        return form.capacity
+    return min(spec.window_size + form.slack, form.capacity)
+
+
+def widths(spec: LayerSpec, unified: str) -> dict[str, int]:
+    """The tensors that a layer keeps and their numbers a head and token; none for a reusing one."""
+    if not spec.owns_kv:
+        return {}
+    if not spec.unified_kv or unified == "keys_and_values":
+        return {"k": spec.head_dim, "v": spec.head_dim}
+    rotated = 2 * rope.num_rotated_pairs(spec.head_dim, spec.rope.fraction)
+    if unified == "value" or not rotated:
+        return {"v": spec.head_dim}
+    return {"v": spec.head_dim, "rotated": rotated}
+
+
+def token_bytes(spec: LayerSpec, unified: str, dtype: str) -> int:
+    """Bytes that a layer keeps of one token."""
+    scale = jnp.dtype(SCALE_DTYPE).itemsize if dtype == "int8" else 0
+    sizes = (width * jnp.dtype(dtype).itemsize + scale for width in widths(spec, unified).values())
+    return spec.num_kv_heads * sum(sizes)
+
+
+def allocate(spec: LayerSpec, form: CacheFormat, repetitions: int, batch: int) -> Kept:
+    """Empty arrays for layers of one spec, [repetitions, b, k, slots, width]."""
+    outer = (repetitions, batch, spec.num_kv_heads, num_slots(spec, form))
+
+    def empty(width: int) -> Stored:
+        scales = jnp.zeros(outer, SCALE_DTYPE) if form.dtype == "int8" else None
+        return Stored(jnp.zeros((*outer, width), form.dtype), scales)
+
+    return {name: empty(width) for name, width in widths(spec, form.unified).items()}
+
+
+class LayerCache(NamedTuple):
+    """The stacked arrays of a slot of the plan, and the row that belongs to the layer at hand."""
+
+    kept: Kept
+    row: jax.Array | int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CacheStep:
+    """What all layers know of a step: new tokens [b, t] that go behind those in the cache.
+
+    Attributes:
+      form: how caches are kept.
+      length: int32 [b], tokens valid before the step.
+      written: int32 [b], tokens ever written before it.
+      num_new: int32 [b], how many of the t tokens are there; the rest is padding.
+      turns: by `rope_key`, the angles of positions 0 … capacity − 1, [1, capacity, 1, pairs].
+    """
+
+    form: CacheFormat = dataclasses.field(metadata={"static": True})
+    length: jax.Array
+    written: jax.Array
+    num_new: jax.Array
+    turns: dict[str, rope.Rotation]
+
+
+class View(NamedTuple):
+    """Keys and values as a layer attends to them: the cache, or what it held and the new tokens.
+
+    Attributes:
+      kept: stacked arrays [repetitions, b, k, s, width], and
+      row: the layer's among them. Tiles are cut out of all: a whole row would be copied first.
+      positions: int32 [b, s], -1 where a slot is empty.
+      in_use: slots from here on are empty; None: all may be in use.
+      k_scale: [h], of unified keys and values.
+      turn: angles of the slots' positions, [1, s, 1, pairs], where keys are made on reading.
+    """
+
+    kept: Kept
+    row: jax.Array | int
+    positions: jax.Array
+    in_use: Any
+    k_scale: Any
+    turn: Any
+
+    @property
+    def is_unified(self) -> bool:
+        """Whether keys are made from values."""
+        return "k" not in self.kept
+
+    def queries(self, q: jax.Array, pairs: int) -> list[jax.Array]:
+        """q [b, t, n, h] in the parts that go with the parts of keys; `pairs` of it are turned."""
+        if not self.is_unified:
+            return [q]
+        turned = _turned(q.shape[-1], pairs)
+        plain = q * jnp.where(turned, 0, self.k_scale.astype(q.dtype))[None, None, None]
+        parts = [] if turned.all() else [plain]
+        return parts + ([_rotated_part(q, pairs)] if pairs else [])
+
+    def read(self, pairs: int):
+        """The function that gives tiles, for `cached.attend`."""
+
+        def read(start, size: int) -> Tile:
+            kept = jax.tree.map(lambda array: _tile(array, self.row, start, size), self.kept)
+            if not self.is_unified:
+                return Tile([kept["k"]], kept["v"])
+            value = kept["v"]
+            keys = [] if _turned(value.values.shape[-1], pairs).all() else [value]
+            if "rotated" in kept:
+                keys.append(kept["rotated"])
+            elif pairs:
+                keys.append(self._rotated(value, start, size, pairs))
+            return Tile(keys, value)
+
+        return read
+
+    def _rotated(self, value: Stored, start, size: int, pairs: int) -> Stored:
+        """The turned part of the keys of a tile of values."""
+        turn = jax.tree.map(
+            lambda angle: jax.lax.dynamic_slice_in_dim(angle, start, size, axis=1).swapaxes(1, 2),
+            self.turn,
+        )
+        scale = _rotated_part(self.k_scale, pairs).astype(turn.cos.dtype)[None, None, None]
+        part = _rotated_part(value.values, pairs).astype(turn.cos.dtype) * scale
+        return Stored(rope.apply(part, turn), value.scales)
+
+
+def extend(
+    spec: LayerSpec, cache: LayerCache, kv: KV, turn: rope.Rotation, step: CacheStep
+) -> tuple[View, Kept]:
+    """What the new tokens attend to, and the stacked arrays with them written.
+
+    A chunk that a ring has slack for is written first and then read; a longer one would overwrite
+    what its first tokens still see, so it attends to the old ring and itself and is written after.
+    """
+    form, length = step.form, kv.v.shape[1]
+    new = _stored(kv, turn, step)
+    after = step.length + step.num_new
+    highest = jnp.maximum(step.written, after)
+    k_scale = kv.k_scale if isinstance(kv, Unified) else None
+    kept = _write(spec, cache, new, step, after)
+    is_ring = spec.window_size is not None
+    if not is_ring or length <= form.slack + 1:
+        positions = _positions(spec, form, highest, after)
+        angles = None if is_ring else step.turns.get(spec.rope_key)
+        in_use = None if is_ring else jnp.max(after)
+        return View(kept, cache.row, positions, in_use, k_scale, angles), kept
+    old = _positions(spec, form, step.written, step.length)
+    index = jnp.arange(length, dtype=jnp.int32)[None, :]
+    fresh = jnp.where(index < step.num_new[:, None], step.length[:, None] + index, -1)
+    both = jax.tree.map(
+        lambda ring, chunk: jnp.concatenate([_row(ring, cache.row), chunk], axis=2)[None],
+        cache.kept,
+        new,
+    )
+    return View(both, 0, jnp.concatenate([old, fresh], axis=1), None, k_scale, None), kept
+
+
+def _stored(kv: KV, turn: rope.Rotation, step: CacheStep) -> Kept:
+    """Keys and values of new tokens in the form that is kept, [b, k, t, width]."""
+    key, value = kv.keys_values(turn)
+    tensors = {"k": key, "v": value}
+    if isinstance(kv, Unified) and step.form.unified != "keys_and_values":
+        pairs = turn.cos.shape[-1]
+        tensors = {"v": value}
+        if step.form.unified == "value_and_rotated" and pairs:
+            tensors["rotated"] = _rotated_part(key, pairs)
+    return {name: _quantised(x.swapaxes(1, 2), step.form.dtype) for name, x in tensors.items()}
+
+
+def _quantised(x: jax.Array, dtype: str) -> Stored:
+    if dtype != "int8":
+        return Stored(x.astype(dtype))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    scales = (jnp.max(jnp.abs(wide), axis=-1) / 127).astype(SCALE_DTYPE)
+    divisor = jnp.where(scales == 0, 1, scales.astype(wide.dtype))
+    # bfloat16 is within 1/256 of the number, so the largest element is still 127 steps.
+    return Stored(jnp.round(wide / divisor[..., None]).astype(jnp.int8), scales)
+
+
+def _write(spec: LayerSpec, cache: LayerCache, new: Kept, step: CacheStep, after) -> Kept:
+    """The stacked arrays with new tokens in their slots; padding and overrun tokens go nowhere."""
+    slots, length = num_slots(spec, step.form), next(iter(new.values())).values.shape[2]
+    index = jnp.arange(length, dtype=jnp.int32)[None, :]
+    positions = step.length[:, None] + index
+    is_kept = (index < step.num_new[:, None]) & (positions >= after[:, None] - slots)
+    at = jnp.where(is_kept, positions % slots if spec.window_size else positions, slots)
+    rows = jnp.arange(len(at))[:, None]
+    if at.size == 1:
+        # XLA's CPU compiler turns a single write into a slice update, which it does once for the
+        # reader and once for the carry, copying the cache each time (16 384 slots of 128, a loop of
+        # write and read: 3.2 ms a step; with a second write, which goes nowhere, 0.4).
+        new = jax.tree.map(lambda chunk: jnp.concatenate([chunk, chunk], axis=2), new)
+        at = jnp.append(at, jnp.full_like(at, slots), axis=1)
+
+    def write(stacked, chunk):
+        # Indices around the head axis put the indexed axes first: [b, t, k, ...].
+        return stacked.at[cache.row, rows, :, at].set(chunk.swapaxes(1, 2), mode="drop")
+
+    return jax.tree.map(write, cache.kept, new)
+
+
+def _positions(spec: LayerSpec, form: CacheFormat, written, length) -> jax.Array:
+    """int32 [b, slots]: the position that each slot holds, -1 where none is valid."""
+    slots = num_slots(spec, form)
+    slot = jnp.arange(slots, dtype=jnp.int32)[None, :]
+    if spec.window_size is None:
+        return jnp.where(slot < length[:, None], slot, -1)
+    newest = written[:, None] - 1
+    held = newest - (newest - slot) % slots
+    return jnp.where((held >= 0) & (held < length[:, None]), held, -1)
+
+
+def _row(stacked: jax.Array, row) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stacked, row, axis=0, keepdims=False)
+
+
+def _tile(stacked: jax.Array, row, start, size: int) -> jax.Array:
+    """[b, k, size, ...] of one layer."""
+    starts = [jnp.asarray(at, jnp.int32) for at in (row, 0, 0, start, *[0] * (stacked.ndim - 4))]
+    sizes = (1, *stacked.shape[1:3], size, *stacked.shape[4:])
+    return jax.lax.dynamic_slice(stacked, starts, sizes)[0]
+
+
+def _turned(head_dim: int, pairs: int):
+    """bool [h]: the dimensions that rotate."""
+    return np.arange(head_dim) % (head_dim // 2) < pairs
+
+
+def _rotated_part(x: jax.Array, pairs: int) -> jax.Array:
+    """The rotating dimensions of x's last axis: first halves of the pairs, then second halves."""
+    half = x.shape[-1] // 2
+    return jnp.concatenate([x[..., :pairs], x[..., half : half + pairs]], axis=-1)

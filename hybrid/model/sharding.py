@@ -1,0 +1,115 @@
+"""Logical axis names -> mesh axes: the one table that says how everything is split.
+
+Parameters and activations carry names (`axes.py`); `RULES` maps a name to mesh axes. jit then
+places the collectives: no model file mentions a mesh. The stacked axis of a scan is never
+sharded, so a step of the scan touches one layer's shards only.
+
+    data     rows of the batch; parameters are copies
+    fsdp     rows of the batch; parameters are split along d_model and gathered a layer at a time
+    tensor   heads, feed-forward width and vocabulary
+    expert   experts; rows of the batch are copies
+    context  time (not built yet)
+"""
+
+import math
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from hybrid import axes
+from hybrid.config import ConfigError
+from hybrid.model.config import MESH_AXES, MeshConfig, ModelConfig
+
+RULES: dict[str, tuple[str, ...]] = {
+    axes.BATCH: ("data", "fsdp"),
+    axes.TIME: ("context",),
+    axes.EMBED: ("fsdp",),
+    axes.HEADS: ("tensor",),
+    axes.KV_HEADS: ("tensor",),
+    axes.FFN: ("tensor",),
+    axes.VOCAB: ("tensor",),
+    axes.EXPERTS: ("expert",),
+    axes.LAYER_EMBED: ("fsdp",),
+    axes.HEAD_DIM: (),
+    axes.LAYERS: (),
+}
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all).  Raises: ConfigError if the axes don't fit."""
+    devices = jax.devices() if devices is None else devices
+    sizes = config.sizes(len(devices))
+    auto = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=auto)
+
+
+def check_divisible(model: ModelConfig, mesh: Mesh) -> None:
+    """Raises: ConfigError by the model's key where a mesh axis doesn't divide it."""
+    if mesh.shape["expert"] > 1 and not model.num_experts:
+        problem, got = "splits experts, and the model has none", mesh.shape["expert"]
+        raise ConfigError("mesh.expert", problem, got, "1")
+    split = {
+        "d_model": mesh.shape["fsdp"],
+        "num_heads": mesh.shape["tensor"],
+        "ffn_dim": mesh.shape["tensor"],
+        "vocab_size": mesh.shape["tensor"],
+        "num_experts": mesh.shape["expert"],
+    }
+    axes_of = {"d_model": "fsdp", "num_experts": "expert"}
+    for name, parts in split.items():
+        if getattr(model, name) % parts:
+            axis = axes_of.get(name, "tensor")
+            problem = f"must be a multiple of mesh.{axis} ({parts})"
+            raise ConfigError(f"model.{name}", problem, getattr(model, name))
+
+
+def spec_of(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
+    """The partition of an array with logical `names`; an axis that doesn't divide is copied."""
+
+    def mesh_axes(name, size):
+        found = tuple(axis for axis in RULES.get(name, ()) if mesh.shape.get(axis, 1) > 1)
+        return found if found and size % math.prod(mesh.shape[a] for a in found) == 0 else None
+
+    return P(*(mesh_axes(name, size) for name, size in zip(names, shape, strict=True)))
+
+
+def shardings(mesh: Mesh, logical_axes, shapes):
+    """NamedShardings for a tree of arrays: `logical_axes` has a tuple of names at each leaf."""
+    return jax.tree.map(
+        lambda leaf, names: NamedSharding(mesh, spec_of(mesh, names, leaf.shape)),
+        shapes,
+        logical_axes,
+    )
+
+
+def placed(shapes, where):
+    """A tree of shapes as ShapeDtypeStructs that lie where the tree of shardings `where` says."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        where,
+    )
+
+
+def num_batch_parts(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in RULES[axes.BATCH])
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of [b, t] arrays: rows over data and fsdp."""
+    return NamedSharding(mesh, P(RULES[axes.BATCH]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Pins an activation to the rules, under `jax.set_mesh`; without a mesh it does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec_of(mesh, names, x.shape))

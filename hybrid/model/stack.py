@@ -1,0 +1,181 @@
+"""Runs a `LayerPlan`: a scan over the repetitions of each segment, layers in order inside.
+
+A segment's parameters are `params[segment][slot]`, leaves stacked [repetitions, ...]. Scan and
+loop are two readings of the same plan (`model.unroll`), equal to rounding; the scan's traced
+program does not grow with depth. Rematerialisation is per layer, not per period: under fsdp, the
+gathered weights of a whole period would otherwise live together.
+
+Read next: `model.py`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybrid import axes
+from hybrid.axes import Hidden
+from hybrid.model import lora
+from hybrid.model.blocks.block import Block, LayerInputs
+from hybrid.model.config import ModelConfig
+from hybrid.model.mixers.kv import KV
+from hybrid.model.mixers.kv_cache import LayerCache, View
+from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
+from hybrid.model.sharding import constrain
+
+REMAT_POLICIES = {
+    # What the backward may keep: the results of weight products, or nothing but the layer's input.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def init(plan: LayerPlan, config: ModelConfig, key: jax.Array) -> dict:
+    """Parameters `[segment][slot]`; a layer's values depend on its depth, not on the cuts."""
+
+    def slot(segment: Segment, index: int) -> dict:
+        stride = len(segment.specs)
+        layers = [segment.first_layer + index + stride * r for r in range(segment.repetitions)]
+        keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.array(layers))
+        return jax.vmap(lambda key: init_layer(segment.specs[index], config, key))(keys)
+
+    return {
+        i: {j: slot(segment, j) for j in range(len(segment.specs))}
+        for i, segment in enumerate(plan.segments)
+    }
+
+
+def init_layer(spec: LayerSpec, config: ModelConfig, key: jax.Array) -> dict:
+    """The parameters of one layer, unstacked."""
+    return nnx.to_pure_dict(nnx.state(Block(spec, config, rngs=nnx.Rngs(params=key)), nnx.Param))
+
+
+@functools.cache
+def abstract_layer(
+    spec: LayerSpec, config: ModelConfig, adapted: tuple[tuple[str, int], ...] = ()
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """A layer's structure without values: its graph and its parameters' shapes and names.
+
+    adapted: (module, rank) of the projections that have adapters.
+    """
+
+    def build() -> Block:
+        block = Block(spec, config, rngs=nnx.Rngs(0))
+        for path, rank in adapted:
+            projection: Any = functools.reduce(getattr, path.split("/"), block)
+            projection.adapt(rank)
+        return block
+
+    return nnx.split(nnx.eval_shape(build))
+
+
+def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
+    """The names of each parameter's axes, the stacked one first."""
+
+    def slot(spec: LayerSpec) -> dict:
+        state = abstract_layer(spec, config)[1]
+        names = jax.tree.map(
+            lambda param: (axes.LAYERS, *param.get_metadata()["axes"]),
+            state,
+            is_leaf=lambda node: isinstance(node, nnx.Variable),
+        )
+        return nnx.to_pure_dict(names)
+
+    return {
+        i: {j: slot(spec) for j, spec in enumerate(segment.specs)}
+        for i, segment in enumerate(plan.segments)
+    }
+
+
+def unrolled(plan: LayerPlan, params: dict) -> dict:
+    """Parameters of `plan` in the layout of `plan.unrolled()`: its leaves cut along the layers."""
+    segments: dict[int, dict] = {}
+    for i, segment in enumerate(plan.segments):
+        for r in range(segment.repetitions):
+            row = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params[i])
+            segments[len(segments)] = row
+    return segments
+
+
+class StackOutputs(NamedTuple):
+    """The stream after all layers; router's sums and caches [segment][slot], leaves stacked."""
+
+    x: Hidden
+    router: dict
+    caches: dict
+
+
+def apply(
+    plan: LayerPlan,
+    config: ModelConfig,
+    params: dict,
+    x: Hidden,
+    inputs: LayerInputs,
+    caches: dict | None = None,
+) -> StackOutputs:
+    """The stream after all layers.  x: [b, t, d].
+
+    Donors stand in segments of one repetition; their keys and values go by their depth to the
+    layers that reuse them, constants of the scans that follow.
+
+    Args:
+      caches: with `inputs.placement.step`, those of `state.py`, [segment][slot].
+    """
+    donated: dict[int, KV | View] = {}
+    router, after = {}, {}
+    for index, segment in enumerate(plan.segments):
+        before = {slot: {} for slot in range(len(segment.specs))} if not caches else caches[index]
+        x, router[index], after[index], given = _run_segment(
+            segment, config, params[index], x, inputs, donated, before
+        )
+        donated |= given
+    return StackOutputs(x, router if config.num_experts else {}, after if caches else {})
+
+
+def _run_segment(segment: Segment, config, params, x, inputs, donated, caches):
+    """The stream, the router's sums {slot: [repetitions, ...]}, caches, {depth: keys and values}.
+
+    Caches ride whole in the scan's carry and every layer writes its tokens into its row of them;
+    as inputs and outputs of the scan they would be copied.
+    """
+
+    def period(carry, layers):
+        x, caches, row = carry
+        caches, sums, given = dict(caches), {}, {}
+        for slot, spec in enumerate(segment.specs):
+            reused = None if spec.owns_kv else donated[spec.donor]
+            own = LayerCache(caches[slot], row) if caches[slot] else None
+            x, kv, sums[slot], kept = _layer(spec, config)(layers[slot], x, inputs, reused, own)
+            caches[slot] = kept or {}
+            if spec.donates:
+                given[segment.first_layer + slot] = kv
+        return (x, caches, row + 1), (sums, given)
+
+    if segment.repetitions > 1 and not config.unroll:
+        (x, caches, _), (sums, _) = jax.lax.scan(period, (x, caches, jnp.int32(0)), params)
+        return x, sums, caches, {}
+    carry, steps = (x, caches, 0), []
+    for repetition in range(segment.repetitions):
+        carry, step = period(carry, jax.tree.map(lambda leaf, r=repetition: leaf[r], params))
+        steps.append(step)
+    sums = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(sums for sums, _ in steps))
+    return carry[0], sums, carry[1], steps[-1][1]
+
+
+def _layer(spec: LayerSpec, config: ModelConfig):
+    """A layer as a function of its parameters, rematerialised as the config says.
+
+    Keys and values leave it only where they are reused: as an output they would be kept.
+    """
+
+    def run(params, x, inputs, donated, cache):
+        graph, _ = abstract_layer(spec, config, lora.adapted(params))
+        x = constrain(x, axes.BATCH, axes.TIME, None)
+        out = nnx.merge(graph, params)(x, inputs, donated, cache)
+        return out if spec.donates else out._replace(kv=None)
+
+    if config.remat == "none":
+        return run
+    return jax.checkpoint(run, policy=REMAT_POLICIES[config.remat])

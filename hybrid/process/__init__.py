@@ -1,0 +1,1 @@
+"""What a command is as a process: flags and exit statuses, signals, memory, whole files."""

@@ -1,0 +1,143 @@
+"""What all commands share: flags, `--config.KEY=VALUE`, `--help`, errors and exit statuses.
+
+absl parses the flags into a `FlagValues` of the command's own; the rest is ours, since absl by
+itself exits 1 on a wrong flag and knows nothing of config keys.
+"""
+
+import dataclasses
+import logging
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from hybrid import config as config_lib
+from hybrid.config import ConfigError
+from hybrid.process.host import keep_freed_memory
+from hybrid.process.signals import Preempted
+
+OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143  # tracebacks: 1, by Python
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command line: its name and purpose, its flags, and the config whose keys it takes.
+
+    Attributes:
+      name: as typed, `python train.py`.
+      doc: what it does, for `--help`.
+      define: adds the command's flags to a FlagValues.
+      config_class: the dataclass behind `--config.KEY`.
+      run: does the work, given the parsed `Arguments`; may return an exit status.
+    """
+
+    name: str
+    doc: str
+    define: Callable[[flags.FlagValues], None]
+    config_class: type
+    run: Callable[["Arguments"], int | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """A parsed command line: `flags.NAME`, the config overrides as text, the words themselves."""
+
+    flags: flags.FlagValues
+    overrides: dict[str, str]
+    argv: tuple[str, ...]
+
+    def require(self, name: str) -> str:
+        """The value of a flag that must be given.  Raises: ConfigError."""
+        value = self.flags[name].value
+        if not value:
+            raise ConfigError(f"--{name}", "is required", accepted=self.flags[name].help)
+        return value
+
+
+def main(command: Command, argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status."""
+    argv = tuple(sys.argv[1:] if argv is None else argv)
+    try:
+        if "--help" in argv or "-h" in argv:
+            print(help_text(command))
+            return OK
+        arguments = parse(command, argv)
+        _log_to_stderr()
+        keep_freed_memory()
+        return command.run(arguments) or OK
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except Preempted as stop:
+        print(f"stopped: {stop}", file=sys.stderr)
+        return PREEMPTED
+    except KeyboardInterrupt as stop:
+        print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _log_to_stderr() -> None:
+    """Sends this package's log to standard error as plain lines, whatever others have set up."""
+    log = logging.getLogger("hybrid")
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.propagate = False
+    log.setLevel(logging.INFO)
+
+
+def parse(command: Command, argv: Sequence[str]) -> Arguments:
+    """Splits config overrides from flags and parses both.  Raises: ConfigError."""
+    words, overrides = _split(argv)
+    values = flags.FlagValues()
+    command.define(values)
+    try:
+        rest = values([command.name, *words])[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = ", ".join(f"--{name}" for name in sorted(values))
+        raise ConfigError(f"--{error.flagname}", "unknown flag", accepted=known) from None
+    except flags.Error as error:
+        raise _flag_error(str(error)) from None
+    if rest:
+        raise ConfigError("arguments", "takes only --flags", " ".join(rest))
+    return Arguments(values, overrides, tuple(argv))
+
+
+def _flag_error(message: str) -> ConfigError:
+    """absl's complaint about a flag, by the flag's name."""
+    illegal = re.match(r"flag --(\w+)=(.*?): (.*)", message, re.DOTALL)
+    if illegal:
+        name, value, _ = illegal.groups()
+        return ConfigError(f"--{name}", "has a value of the wrong type", value)
+    missing = re.search(r"--(\w+)", message)
+    return ConfigError(f"--{missing[1]}" if missing else "flags", "has no value")
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    words, overrides = [], {}
+    remaining = iter(argv)
+    for word in remaining:
+        if not word.startswith(("--config.", "-config.")):
+            words.append(word)
+            continue
+        name, equals, text = word.lstrip("-").removeprefix("config.").partition("=")
+        if not equals:
+            text = next(remaining, "")
+            if not text:
+                raise ConfigError(name, "has no value", accepted=f"--config.{name}=VALUE")
+        overrides[name] = text
+    return words, overrides
+
+
+def help_text(command: Command) -> str:
+    """Usage, flags and every config key with its default and meaning."""
+    values = flags.FlagValues()
+    command.define(values)
+    lines = [f"usage: {command.name} --FLAG=VALUE ... [--config.KEY=VALUE ...]", ""]
+    lines += [textwrap.dedent(command.doc).strip(), "", "flags:"]
+    lines += [f"  --{name:<22} {values[name].help}" for name in values]
+    lines += ["", "config keys (--config.KEY=VALUE; the page given by --config sets them first):"]
+    for info in config_lib.walk(command.config_class):
+        shown = repr(info.default) if info.default not in ("", ()) else "(empty)"
+        lines.append(f"  {info.name:<32} {info.doc} [default: {shown}]")
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""What a run was: `config.json` and `provenance.json`, and what may differ when it resumes."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from hybrid import config as config_lib
+from hybrid import experiment as experiment_lib
+from hybrid.config import ConfigError
+from hybrid.experiment import Experiment
+from hybrid.process.files import write_whole
+
+CONFIG, PROVENANCE = "config.json", "provenance.json"
+# Keys that a resumed run may set anew; of training.num_steps, only more.
+MAY_CHANGE = ("training.log_every", "eval.", "checkpoint.", "mesh.")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def describe(data_fingerprint: str, command_line: Sequence[str]) -> dict[str, Any]:
+    """Everything outside the config that decides a run's numbers or tells where they come from."""
+    devices = jax.devices()
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "hybrid": _version("hybrid-attention"),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "git_commit": _git_commit(),
+        "device_kind": devices[0].device_kind,
+        "device_count": len(devices),
+        "process_count": jax.process_count(),
+        "thread_count": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "data_fingerprint": data_fingerprint,
+        "command_line": list(command_line),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None if it is no checkout."""
+    here = pathlib.Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def write(workdir: pathlib.Path, experiment: Experiment, found: dict[str, Any]) -> None:
+    """Writes both files; earlier starts of the run stay under `earlier`."""
+    before = read_json(workdir / PROVENANCE)
+    if before is not None:
+        found = found | {"earlier": [*before.pop("earlier", []), before]}
+    _write_json(workdir / PROVENANCE, found)
+    _write_json(workdir / CONFIG, experiment_lib.to_dict(experiment))
+
+
+def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(values, indent=2) + "\n")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+    """The object in a file; None without a file.  Raises: ConfigError for a broken one."""
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError("--workdir", f"{path.name} is broken ({error})", str(path)) from None
+    if not isinstance(values, dict):
+        raise ConfigError("--workdir", f"{path.name} holds no object", str(path))
+    return values
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The resolved config of a run.  Raises: ConfigError if the folder is not a workdir."""
+    if not workdir.is_dir():
+        raise ConfigError("--workdir", "no such folder", str(workdir), "the workdir of a run")
+    values = read_json(workdir / CONFIG)
+    if values is None:
+        raise ConfigError("--workdir", f"holds no {CONFIG}", str(workdir), "the workdir of a run")
+    return values
+
+
+def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
+    """Warnings about what a resumed run changes.  Raises: ConfigError for what it must not."""
+    # A key that is newer than the run had its default there.
+    before = config_lib.flatten(experiment_lib.defaults().to_dict())
+    before |= config_lib.flatten(read_config(workdir))
+    now = config_lib.flatten(experiment_lib.to_dict(experiment))
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if _plain(old) == _plain(new) or name.startswith(MAY_CHANGE):
+            continue
+        if name == "training.num_steps" and (new or 0) > (old or 0):
+            continue
+        accepted = f"this run has {old!r}" + (
+            "; it may only grow" if name == "training.num_steps" else "; use another --workdir"
+        )
+        raise ConfigError(name, "differs from the run in --workdir", new, accepted)
+    steps = before["training.num_steps"], now["training.num_steps"]
+    changed = steps[0] != steps[1] and experiment.optimizer.schedule != "constant"
+    return [
+        f"training.num_steps grew from {steps[0]} to {steps[1]}: the schedule is another one"
+    ] * changed
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as the lists that JSON makes of them."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def changed_machine(workdir: pathlib.Path, found: dict[str, Any]) -> list[str]:
+    """A warning if the run goes on where its bits will differ."""
+    before = read_json(workdir / PROVENANCE) or {}
+    names = ("device_kind", "device_count", "thread_count")
+    differs = [
+        f"{name} was {before[name]}, is {found[name]}"
+        for name in names
+        if name in before and before[name] != found[name]
+    ]
+    return (
+        [f"resuming on another machine ({', '.join(differs)}): bits will differ"] if differs else []
+    )
