@@ -24,7 +24,7 @@ from hybrid.evaluation.target import Target, of_run
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.scoring import through_cache
 from hybrid.model.mixers.kv_cache import SCALE_DTYPE
-from hybrid.model.sharding import make_mesh
+from hybrid.sharding import make_mesh
 
 DTYPES = ("bfloat16", "int8")
 MOST_CHANGE = 0.005  # of perplexity, in any bucket

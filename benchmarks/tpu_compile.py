@@ -27,8 +27,7 @@ import jax
 from jax.experimental import topologies
 
 from hybrid import experiment
-from hybrid.model.config import MeshConfig
-from hybrid.model.sharding import make_mesh
+from hybrid.sharding import MeshConfig, make_mesh
 from hybrid.training import step
 
 MIB = 2**20

@@ -18,11 +18,11 @@ from hybrid.data import tasks
 from hybrid.data.config import DataConfig
 from hybrid.evaluation.config import EvalConfig
 from hybrid.inference.config import InferenceConfig
-from hybrid.model.config import LoraConfig, MeshConfig, ModelConfig
+from hybrid.model.config import LoraConfig, ModelConfig
 from hybrid.model.mixers.attention import request
 from hybrid.model.pattern import plan_layers
-from hybrid.model.sharding import check_divisible, num_batch_parts
 from hybrid.ops import attention
+from hybrid.sharding import MeshConfig, num_batch_parts
 from hybrid.training.config import OptimizerConfig, TrainingConfig
 from hybrid.workdir.config import CheckpointConfig
 
@@ -109,6 +109,26 @@ class Experiment:
                 f"a micro-batch has {rows} rows, which the mesh's data × fsdp ({parts}) must divide"
             )
             raise ConfigError("training.batch_size", problem, self.training.batch_size)
+
+
+def check_divisible(model: ModelConfig, mesh: Mesh) -> None:
+    """Raises: ConfigError by the model's key where a mesh axis doesn't divide it."""
+    if mesh.shape["expert"] > 1 and not model.num_experts:
+        problem, got = "splits experts, and the model has none", mesh.shape["expert"]
+        raise ConfigError("mesh.expert", problem, got, "1")
+    split = {
+        "d_model": mesh.shape["fsdp"],
+        "num_heads": mesh.shape["tensor"],
+        "ffn_dim": mesh.shape["tensor"],
+        "vocab_size": mesh.shape["tensor"],
+        "num_experts": mesh.shape["expert"],
+    }
+    axes_of = {"d_model": "fsdp", "num_experts": "expert"}
+    for name, parts in split.items():
+        if getattr(model, name) % parts:
+            axis = axes_of.get(name, "tensor")
+            problem = f"must be a multiple of mesh.{axis} ({parts})"
+            raise ConfigError(f"model.{name}", problem, getattr(model, name))
 
 
 def defaults() -> ml_collections.ConfigDict:

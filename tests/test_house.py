@@ -12,12 +12,12 @@ PACKAGE = ROOT / "hybrid"
 # Each floor is a folder of `hybrid/` or one file. A file imports from its own folder and from the
 # floors before it; `docs/design.md` draws them.
 FLOORS = (
-    *("axes", "config", "process", "sections"),
+    *("axes", "config", "process", "sharding", "sections"),
     *("ops", "data", "model", "costs", "pretrained", "origin", "experiment"),
     *("workdir", "plan", "loading", "inference", "generate", "evaluation", "training"),
     *("export", "ablate", ""),
 )
-# A folder's section of keys, `FOLDER/config.py`, stands below all folders: it reads the schema alone.
+# `FOLDER/config.py`, a section of keys, stands below all folders: it reads the schema only.
 SECTIONS = re.compile(r"^(data|model|workdir|inference|evaluation|training)\.config$")
 LONG_ALLOWED = {"ops"}
 

@@ -32,10 +32,10 @@ from hybrid.evaluation.command import score
 from hybrid.evaluation.held_out import all_scores
 from hybrid.evaluation.scores import save_scores
 from hybrid.evaluation.target import Target, check_fixed, check_shapes
-from hybrid.model.sharding import make_mesh
 from hybrid.origin import find
 from hybrid.process import signals
 from hybrid.process.files import write_whole
+from hybrid.sharding import make_mesh
 from hybrid.training import loop
 from hybrid.training.prepare import check_writable
 from hybrid.workdir import checkpoint, provenance

@@ -23,9 +23,9 @@ from hybrid.evaluation import held_out, report
 from hybrid.evaluation.result import Result
 from hybrid.evaluation.target import Target, of_pretrained, of_run
 from hybrid.experiment import Experiment
-from hybrid.model.sharding import batch_sharding, make_mesh, num_batch_parts
 from hybrid.process import cli
 from hybrid.process.files import write_whole
+from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts
 
 SECONDS_BETWEEN_LINES = 5.0
 

@@ -17,9 +17,9 @@ from hybrid import model as model_lib
 from hybrid.axes import Logits
 from hybrid.config import ConfigError
 from hybrid.loading import initial
-from hybrid.model.config import MeshConfig, ModelConfig
-from hybrid.model.sharding import make_mesh
+from hybrid.model.config import ModelConfig
 from hybrid.origin import Origin, find
+from hybrid.sharding import MeshConfig, make_mesh
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -22,8 +22,8 @@ from hybrid.loading.conversion import Report, convert
 from hybrid.model import lora
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import param_dtype
-from hybrid.model.sharding import placed, shardings
 from hybrid.origin import Origin, find
+from hybrid.sharding import placed, shardings
 from hybrid.workdir import checkpoint
 
 

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import math
 
 from hybrid.config import ConfigError, key
 
@@ -15,7 +14,6 @@ LAST_LAYER = ("require_global", "force_global", "any")
 RUNTIME_KEYS = ("dtype", "remat", "unroll", "attention")
 # Projections of attention and feed-forward that can have an adapter.
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
 LAYER_SCALAR = ("none", "fixed", "trained")
 
 
@@ -197,38 +195,3 @@ class LoraConfig:
                 raise ConfigError("modules", problem, name, accepted)
         if self.rank and not self.modules:
             raise ConfigError("modules", "is empty although lora.rank is set")
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Keys under `mesh.`: devices along each axis; -1 on exactly one axis: what is left."""
-
-    data: int = key(-1, "devices that split the batch and copy the parameters; -1: what is left")
-    fsdp: int = key(1, "devices that split the batch and the parameters")
-    tensor: int = key(1, "devices that split heads, feed-forward and vocabulary")
-    context: int = key(1, "devices that split time (above 1: not built yet)")
-    expert: int = key(1, "devices that split experts")
-
-    def __post_init__(self):
-        for name in MESH_AXES:
-            size = getattr(self, name)
-            if size < 1 and size != -1:
-                raise ConfigError(name, "must be at least 1, or -1 on one axis", size)
-        if self.context != 1:
-            raise ConfigError("context", "is not built yet", self.context, "only 1")
-        inferred = [name for name in MESH_AXES if getattr(self, name) == -1]
-        if len(inferred) > 1:
-            raise ConfigError(inferred[1], "only one axis can be inferred", -1, "-1 on one axis")
-
-    def sizes(self, num_devices: int) -> tuple[int, ...]:
-        """Devices along each of MESH_AXES.  Raises: ConfigError if they don't fit."""
-        sizes = {name: getattr(self, name) for name in MESH_AXES}
-        fixed = math.prod(size for size in sizes.values() if size != -1)
-        for name, size in sizes.items():
-            if size == -1:
-                sizes[name] = max(1, num_devices // fixed)
-        if math.prod(sizes.values()) != num_devices:
-            named = ", ".join(f"{name}={size}" for name, size in sizes.items() if size != 1)
-            problem = f"the axes must multiply to the device count ({num_devices})"
-            raise ConfigError("mesh", problem, named or "1", "-1 on one axis takes what is left")
-        return tuple(sizes.values())

@@ -27,10 +27,10 @@ from hybrid.model.layers import Embedder, RMSNorm
 from hybrid.model.mixers.kv_cache import CacheFormat, CacheStep
 from hybrid.model.mixers.placement import Placement, angles
 from hybrid.model.pattern import LayerPlan, plan_layers
-from hybrid.model.sharding import constrain
 from hybrid.ops.loss import LossSums, cross_entropy, default_chunk_size
 from hybrid.ops.loss import token_nll as chunked_token_nll
 from hybrid.ops.rope import Rotation
+from hybrid.sharding import constrain
 
 Params = dict
 

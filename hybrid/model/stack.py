@@ -23,7 +23,7 @@ from hybrid.model.config import ModelConfig
 from hybrid.model.mixers.kv import KV
 from hybrid.model.mixers.kv_cache import LayerCache, View
 from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
-from hybrid.model.sharding import constrain
+from hybrid.sharding import constrain
 
 REMAT_POLICIES = {
     # What the backward may keep: the results of weight products, or nothing but the layer's input.

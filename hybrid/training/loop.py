@@ -26,8 +26,8 @@ from hybrid.data.batch import Batch
 from hybrid.evaluation import held_out
 from hybrid.experiment import Experiment
 from hybrid.loading.initial import check_base, fingerprint, read_initial
-from hybrid.model.sharding import batch_sharding, num_batch_parts
 from hybrid.process import signals
+from hybrid.sharding import batch_sharding, num_batch_parts
 from hybrid.training.events import Event, at, every, run_due
 from hybrid.training.prepare import Prepared, prepare
 from hybrid.training.progress import Progress

@@ -26,10 +26,10 @@ from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.model.config import ModelConfig
 from hybrid.model.params import join
-from hybrid.model.sharding import constrain
 from hybrid.ops import router
 from hybrid.ops.loss import LossSums
 from hybrid.ops.router import RouterSums
+from hybrid.sharding import constrain
 from hybrid.training.config import Weights
 
 LOSS_ALONE = Weights()

@@ -19,7 +19,7 @@ from hybrid.data import pipeline
 from hybrid.data.tasks import Examples
 from hybrid.experiment import Experiment
 from hybrid.loading import initial
-from hybrid.model.sharding import make_mesh
+from hybrid.sharding import make_mesh
 from hybrid.training import step
 from hybrid.training.progress import Progress
 from hybrid.workdir import checkpoint, provenance

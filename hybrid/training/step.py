@@ -22,7 +22,7 @@ from hybrid.data.batch import Batch
 from hybrid.model import lora
 from hybrid.model.config import LoraConfig, ModelConfig
 from hybrid.model.params import join, split, trained_mask
-from hybrid.model.sharding import batch_sharding, placed, replicated, shardings
+from hybrid.sharding import batch_sharding, placed, replicated, shardings
 from hybrid.training.config import OptimizerConfig, TrainingConfig
 from hybrid.training.objective import loss_and_gradient, router_metrics
 from hybrid.training.optimizer import make_optimizer, make_schedule

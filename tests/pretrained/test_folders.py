@@ -187,9 +187,8 @@ def main():
     import tempfile
 
     from hybrid import model
-    from hybrid.model.config import MeshConfig
-    from hybrid.model.sharding import make_mesh, shardings
     from hybrid.pretrained import read
+    from hybrid.sharding import MeshConfig, make_mesh, shardings
 
     with tempfile.TemporaryDirectory() as root:
         folder = tiny_folder.write(pathlib.Path(root) / "folder", EXPERTS)
@@ -212,9 +211,8 @@ def _memory(folder):
     from safetensors.numpy import save_file
 
     from hybrid import model
-    from hybrid.model.config import MeshConfig
-    from hybrid.model.sharding import make_mesh, shardings
     from hybrid.pretrained import names, read
+    from hybrid.sharding import MeshConfig, make_mesh, shardings
 
     config = dataclasses.replace(
         tiny_folder.CONFIG, vocab_size=120_000, d_model=64, layer_embedding_dim=64

@@ -21,8 +21,7 @@ SECONDS = 60
 def lowered(page: str) -> dict:
     """Seconds to lower the page's step, and the share of the parameters on one device."""
     from hybrid import experiment
-    from hybrid.model.config import MeshConfig
-    from hybrid.model.sharding import make_mesh
+    from hybrid.sharding import MeshConfig, make_mesh
     from hybrid.training import step
 
     start, run = time.perf_counter(), experiment.load(f"configs/{page}")

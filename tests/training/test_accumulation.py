@@ -63,8 +63,7 @@ def main():
     import numpy as np
 
     from hybrid import model
-    from hybrid.model.config import MeshConfig, ModelConfig
-    from hybrid.model.sharding import make_mesh
+    from hybrid.sharding import MeshConfig, ModelConfig, make_mesh
     from hybrid.training import objective, step
     from hybrid.training.config import OptimizerConfig
 

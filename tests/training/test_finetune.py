@@ -18,8 +18,8 @@ from hybrid.loading import api
 from hybrid.loading.initial import fingerprint
 from hybrid.model import lora
 from hybrid.model import params as partition
-from hybrid.model.config import LoraConfig, MeshConfig
-from hybrid.model.sharding import make_mesh
+from hybrid.model.config import LoraConfig
+from hybrid.sharding import MeshConfig, make_mesh
 from hybrid.training import loop, step
 from hybrid.training.config import OptimizerConfig
 from hybrid.training.optimizer import make_optimizer

@@ -9,8 +9,7 @@ import pytest
 
 from hybrid import model
 from hybrid.data.batch import Batch
-from hybrid.model.config import MeshConfig, ModelConfig
-from hybrid.model.sharding import make_mesh
+from hybrid.sharding import MeshConfig, ModelConfig, make_mesh
 from hybrid.training import objective, step
 from hybrid.training.config import OptimizerConfig
 from hybrid.training.optimizer import make_schedule

@@ -11,6 +11,7 @@ sharded, so a step of the scan touches one layer's shards only.
     context  time (not built yet)
 """
 
+import dataclasses
 import math
 
 import jax
@@ -18,8 +19,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from hybrid import axes
-from hybrid.config import ConfigError
-from hybrid.model.config import MESH_AXES, MeshConfig, ModelConfig
+from hybrid.config import ConfigError, key
+
+MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
 
 RULES: dict[str, tuple[str, ...]] = {
     axes.BATCH: ("data", "fsdp"),
@@ -36,32 +38,47 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Keys under `mesh.`: devices along each axis; -1 on exactly one axis: what is left."""
+
+    data: int = key(-1, "devices that split the batch and copy the parameters; -1: what is left")
+    fsdp: int = key(1, "devices that split the batch and the parameters")
+    tensor: int = key(1, "devices that split heads, feed-forward and vocabulary")
+    context: int = key(1, "devices that split time (above 1: not built yet)")
+    expert: int = key(1, "devices that split experts")
+
+    def __post_init__(self):
+        for name in MESH_AXES:
+            size = getattr(self, name)
+            if size < 1 and size != -1:
+                raise ConfigError(name, "must be at least 1, or -1 on one axis", size)
+        if self.context != 1:
+            raise ConfigError("context", "is not built yet", self.context, "only 1")
+        inferred = [name for name in MESH_AXES if getattr(self, name) == -1]
+        if len(inferred) > 1:
+            raise ConfigError(inferred[1], "only one axis can be inferred", -1, "-1 on one axis")
+
+    def sizes(self, num_devices: int) -> tuple[int, ...]:
+        """Devices along each of MESH_AXES.  Raises: ConfigError if they don't fit."""
+        sizes = {name: getattr(self, name) for name in MESH_AXES}
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        for name, size in sizes.items():
+            if size == -1:
+                sizes[name] = max(1, num_devices // fixed)
+        if math.prod(sizes.values()) != num_devices:
+            named = ", ".join(f"{name}={size}" for name, size in sizes.items() if size != 1)
+            problem = f"the axes must multiply to the device count ({num_devices})"
+            raise ConfigError("mesh", problem, named or "1", "-1 on one axis takes what is left")
+        return tuple(sizes.values())
+
+
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (default: all).  Raises: ConfigError if the axes don't fit."""
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
     auto = (AxisType.Auto,) * len(MESH_AXES)
     return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=auto)
-
-
-def check_divisible(model: ModelConfig, mesh: Mesh) -> None:
-    """Raises: ConfigError by the model's key where a mesh axis doesn't divide it."""
-    if mesh.shape["expert"] > 1 and not model.num_experts:
-        problem, got = "splits experts, and the model has none", mesh.shape["expert"]
-        raise ConfigError("mesh.expert", problem, got, "1")
-    split = {
-        "d_model": mesh.shape["fsdp"],
-        "num_heads": mesh.shape["tensor"],
-        "ffn_dim": mesh.shape["tensor"],
-        "vocab_size": mesh.shape["tensor"],
-        "num_experts": mesh.shape["expert"],
-    }
-    axes_of = {"d_model": "fsdp", "num_experts": "expert"}
-    for name, parts in split.items():
-        if getattr(model, name) % parts:
-            axis = axes_of.get(name, "tensor")
-            problem = f"must be a multiple of mesh.{axis} ({parts})"
-            raise ConfigError(f"model.{name}", problem, getattr(model, name))
 
 
 def spec_of(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
