@@ -1,7 +1,6 @@
-"""Ablations: many runs that differ in a key or two, and what can be said of the differences.
+"""Ablations: many runs that differ in a key or two, and how sure the differences are.
 
-Read in order: `config.py` (a sweep), `cells.py` (its runs), `match.py` (what is held equal),
-`sweep.py` (running them), `gather.py` and `results.py` (reading them back), `summary.py` and
-`statistics.py` (what they show, with intervals), `report.py` (the page). `__main__.py` is the
-command.
+Read in order: `config.py` (a sweep's keys), `run/` (its cells and runs, and how they are trained),
+`statistics/` (losses, differences and their intervals), `report/` (results.json, results.csv and
+the page). `__main__.py` is the command.
 """

@@ -9,8 +9,10 @@ import json
 
 import numpy as np
 
-from hybrid.ablate import results, summary
-from hybrid.ablate.results import Run
+from hybrid.ablate.report import results
+from hybrid.ablate.report.results import SweepResults
+from hybrid.ablate.run.run_result import RunResult
+from hybrid.ablate.statistics import summary
 from hybrid.evaluation.scores import Scores, load_scores, save_scores
 
 WINDOWS, SEEDS, RATES, STEPS = (4, 16, 64), (0, 1, 2), (0.01, 0.03), (10, 20, 30)
@@ -57,7 +59,7 @@ def scores_of_run(task: str, window: int, seed: int, rate: float) -> dict[int, S
     return {length: needle_scores(rng, length, reach) for length in LENGTHS[task]}
 
 
-def write_run(folder, task: str, window: int, seed: int, rate: float) -> Run:
+def write_run(folder, task: str, window: int, seed: int, rate: float) -> RunResult:
     """The raw files of a run in its workdir, and what the sweep knows about it."""
     name, workdir = f"window_size={window}", f"runs/{task}-{window}-{seed}-{rate}"
     path = folder / workdir
@@ -80,7 +82,7 @@ def write_run(folder, task: str, window: int, seed: int, rate: float) -> Run:
     (path / "config.json").write_text(json.dumps(config))
     save_scores(path / "scores.npz", scores)
     flops = 1e9 * (100 + window)
-    return Run(
+    return RunResult(
         name=name,
         arm="" if task == "text" else task,
         overrides={"model.window_size": window},
@@ -104,8 +106,8 @@ def write_run(folder, task: str, window: int, seed: int, rate: float) -> Run:
     )
 
 
-def make(folder) -> dict:
-    """Writes the whole sweep with its results and returns the dict of results.json."""
+def make(folder) -> SweepResults:
+    """Writes the whole sweep with its results and returns them."""
     runs = [
         write_run(folder, task, window, seed, rate)
         for task in ("text", "needle")
@@ -116,7 +118,7 @@ def make(folder) -> dict:
     ]
     runs.insert(
         8,
-        Run(
+        RunResult(
             name="window_size=16",
             arm="",
             overrides={"model.window_size": 16},
@@ -126,8 +128,10 @@ def make(folder) -> dict:
             error="out of memory",
         ),
     )
-    found = summary.summarize(
+    arms = summary.summarize(
         runs, lambda run: load_scores(folder / run.workdir / "scores.npz"), BASELINE
     )
-    about = {"name": "synthetic", "match": "tokens", "baseline": BASELINE, "seeds": SEEDS}
-    return results.write(folder, about, runs, found)
+    settings = {"name": "synthetic", "match": "tokens", "baseline": BASELINE, "seeds": SEEDS}
+    found = SweepResults(settings, tuple(runs), arms)
+    results.write(found, folder)
+    return found

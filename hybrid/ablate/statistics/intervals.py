@@ -1,13 +1,12 @@
-"""How sure a figure is: 95 % intervals over seeds, over documents and of accuracies.
+"""95 % intervals over seeds, over documents and of accuracies.  Pure functions on arrays.
 
-Pure functions on arrays; `summary.py` decides what goes in. Three sources of chance, three
-intervals:
+Three sources of chance, three intervals:
 
     seeds      runs of one cell that differ in their seed: Student's t over the runs
     documents  tokens of one document are not independent: clustered standard error, t with G − 1
     accuracy   right or wrong, often near 0 or 1: Wilson's interval, which stays within [0, 1]
 
-An interval that cannot be had (one seed, one document) is None: a mean stays a mean, never NaN.
+Where no interval can be computed (one seed, one document) its ends are None, never NaN.
 """
 
 import dataclasses
@@ -16,31 +15,63 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
+from scipy import stats
 
 LEVEL = 0.95
-_UPPER = (1 + LEVEL) / 2  # the quantile of a two-sided interval
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean and its 95 % interval.
-
-    Attributes:
-      mean: of the values.
-      low, high: ends of the interval; None where the values can't tell.
-      num: how many independent things stand behind it: seeds, documents or answers.
-      std: standard deviation of the values (n − 1), None for one value or where it isn't meant.
-    """
+    """A mean and the ends of its 95 % interval, None where it has none."""
 
     mean: float
     low: float | None
     high: float | None
+
+    @property
+    def sign(self) -> int | None:
+        """1 or −1 where the interval is above or below zero, 0 where it contains zero, else None."""
+        if self.low is None or self.high is None:
+            return None
+        return (self.low > 0) - (self.high < 0)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """(low, high); both are the mean where there is no interval."""
+        if self.low is None or self.high is None:
+            return self.mean, self.mean
+        return self.low, self.high
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedMean(Estimate):
+    """A mean over seeds; `std` is the standard deviation (n − 1), None for one seed."""
+
+    std: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedDifference(Estimate):
+    """A mean difference over `num` seeds."""
+
     num: int
-    std: float | None = None
 
 
-def mean_over_seeds(values: Sequence[float]) -> Estimate:
+@dataclasses.dataclass(frozen=True)
+class DocumentDifference(Estimate):
+    """A mean difference a token, its interval over `num_documents` documents."""
+
+    num_documents: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Share(Estimate):
+    """The share of right answers among `num`."""
+
+    num: int
+
+
+def mean_over_seeds(values: Sequence[float]) -> SeedMean:
     """Mean of one value a seed: x̄ ± t(n−1) · s / √n, s with n − 1.
 
     Args:
@@ -51,18 +82,20 @@ def mean_over_seeds(values: Sequence[float]) -> Estimate:
         raise ValueError("a mean needs at least one value")
     num, mean = len(values), plain_mean(values)
     if num == 1:
-        return Estimate(mean, None, None, num)
+        return SeedMean(mean, None, None, None)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (num - 1))
-    return _around(mean, std / math.sqrt(num), num, std)
+    half = _half_width(std / math.sqrt(num), num)
+    return SeedMean(mean, mean - half, mean + half, std)
 
 
-def paired_over_seeds(values: Sequence[float], baseline: Sequence[float]) -> Estimate:
+def paired_over_seeds(values: Sequence[float], baseline: Sequence[float]) -> SeedDifference:
     """Mean of values − baseline, [n] each, entry i of both from the same seed (t interval).
 
     Pairing takes out what a seed does to both alike: the data order and much of the start.
     """
     differences = [value - other for value, other in zip(values, baseline, strict=True)]
-    return mean_over_seeds(differences)
+    mean = mean_over_seeds(differences)
+    return SeedDifference(mean.mean, mean.low, mean.high, len(differences))
 
 
 def mean_over_documents(values: np.ndarray, documents: np.ndarray) -> Estimate:
@@ -77,7 +110,7 @@ def mean_over_documents(values: np.ndarray, documents: np.ndarray) -> Estimate:
 
     Args:
       values: [n] floats, n >= 1.  documents: int [n], equal where tokens share a document.
-    Returns: `num` is G; no interval for G = 1.
+    Returns: without an interval for G = 1.
     Source: the clustered standard error of Miller, "Adding Error Bars to Evals" (2411.00640),
       there without G/(G−1) and with the normal quantile.
     """
@@ -88,27 +121,21 @@ def mean_over_documents(values: np.ndarray, documents: np.ndarray) -> Estimate:
     sums = np.bincount(cluster, weights=np.asarray(values, np.float64) - mean)
     num = len(sums)
     if num == 1:
-        return Estimate(mean, None, None, num)
+        return Estimate(mean, None, None)
     variance = num / (num - 1) * float(np.sum(sums**2)) / len(values) ** 2
-    return _around(mean, math.sqrt(variance), num)
+    half = _half_width(math.sqrt(variance), num)
+    return Estimate(mean, mean - half, mean + half)
 
 
-def wilson(num_right: int, num: int) -> Estimate:
+def wilson(num_right: int, num: int) -> Share:
     """Share of right answers with Wilson's score interval.
-
-        (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)
 
     Source: Wilson (1927), Probable inference, the law of succession, and statistical inference.
     """
     if not num:
         raise ValueError("a share needs at least one answer")
-    share, z = num_right / num, float(ndtri(_UPPER))
-    centre = share + z**2 / (2 * num)
-    half = z * math.sqrt(share * (1 - share) / num + z**2 / (4 * num**2))
-    scale = 1 + z**2 / num
-    low = 0.0 if num_right == 0 else (centre - half) / scale  # exact at the ends
-    high = 1.0 if num_right == num else (centre + half) / scale
-    return Estimate(share, low, high, num)
+    interval = stats.binomtest(num_right, num).proportion_ci(LEVEL, method="wilson")
+    return Share(num_right / num, float(interval.low), float(interval.high), num)
 
 
 def first_crossing(compute: Sequence[float], loss: Sequence[float], target: float) -> float | None:
@@ -130,10 +157,10 @@ def first_crossing(compute: Sequence[float], loss: Sequence[float], target: floa
 
 
 def plain_mean(values: Sequence[float]) -> float:
-    """The mean, the same bits whatever the order: curves and final losses meet exactly."""
+    """The mean, the same bits in any order: curves and final losses meet exactly."""
     return math.fsum(values) / len(values)
 
 
-def _around(mean: float, error: float, num: int, std: float | None = None) -> Estimate:
-    half = float(stdtrit(num - 1, _UPPER)) * error
-    return Estimate(mean, mean - half, mean + half, num, std)
+def _half_width(error: float, num: int) -> float:
+    """t(num − 1) · error; scipy's `t.interval` gives NaN where the error is zero."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, num - 1)) * error

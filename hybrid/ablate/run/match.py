@@ -4,8 +4,8 @@
     flops    training.num_steps such that the whole training costs what the baseline's does
     params   model.ffn_dim such that the cell has as many parameters as the baseline
 
-FLOPs are the matrix products of forward and backward (`plan/cost.py`), each step under its own
-window of the schedule.
+FLOPs are the matrix products of forward and backward (`costs/model_costs.py`), each step under its
+own window of the schedule.
 """
 
 import dataclasses
@@ -20,19 +20,17 @@ def matched(
 ) -> tuple[Experiment, dict[str, tuple]]:
     """The experiment fitted to the baseline, and what was changed: {key: (from, to)}."""
     if match == "flops":
-        steps = experiment.training.num_steps
-        fitted = max(1, round(steps * train_flops(baseline) / train_flops(experiment)))
-        training = dataclasses.replace(experiment.training, num_steps=fitted)
-        changed = {"training.num_steps": (steps, fitted)}
-        experiment = dataclasses.replace(experiment, training=training)
+        section, name, steps = "training", "num_steps", experiment.training.num_steps
+        value = max(1, round(steps * train_flops(baseline) / train_flops(experiment)))
     elif match == "params":
-        width, fitted = experiment.model.ffn_dim, _fitting_width(experiment, baseline)
-        model = dataclasses.replace(experiment.model, ffn_dim=fitted)
-        changed = {"model.ffn_dim": (width, fitted)}
-        experiment = dataclasses.replace(experiment, model=model)
+        section, name, value = "model", "ffn_dim", _fitting_width(experiment, baseline)
     else:
-        changed = {}
-    return experiment, {key: (old, new) for key, (old, new) in changed.items() if old != new}
+        return experiment, {}
+    before = getattr(experiment, section)
+    fitted = dataclasses.replace(before, **{name: value})
+    old = getattr(before, name)
+    changed = {f"{section}.{name}": (old, value)} if old != value else {}
+    return dataclasses.replace(experiment, **{section: fitted}), changed
 
 
 def train_flops(experiment: Experiment, num_steps: int | None = None) -> float:
@@ -49,7 +47,7 @@ def train_flops(experiment: Experiment, num_steps: int | None = None) -> float:
 
 
 def _fitting_width(experiment: Experiment, baseline: Experiment) -> int:
-    """Parameters are a straight line in ffn_dim, so one step of it tells the width."""
+    """Parameters are linear in ffn_dim, so two of their values determine the width."""
     model = experiment.model
     here = cost.num_params(model)
     slope = cost.num_params(dataclasses.replace(model, ffn_dim=model.ffn_dim + 1)) - here

@@ -4,8 +4,6 @@
 
 A cell's experiment is the base with the arm's and the cell's overrides, in that order. Every run
 is an ordinary workdir, `runs/ARM/CELL/seed=0`, that train.py could have made.
-
-Read next: `match.py` (what is held equal), `sweep.py` (running them).
 """
 
 import dataclasses
@@ -17,8 +15,8 @@ from typing import Any
 from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
 from hybrid.ablate.config import NAME, Overrides, SweepConfig
-from hybrid.ablate.match import matched
-from hybrid.ablate.pairing import find_partner
+from hybrid.ablate.run.match import matched
+from hybrid.ablate.run.pairing import partner_indices
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
 
@@ -40,12 +38,12 @@ class Cell:
     arm: str
     overrides: Overrides
     experiment: Experiment
-    changed: dict[str, tuple]
+    changed: dict[str, tuple] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
-    """One run to do: a cell at one seed and learning rate; `folder` is relative to the sweep's."""
+class SweepRun:
+    """A cell at one seed and learning rate; `folder` is relative to the sweep's."""
 
     cell: Cell
     seed: int
@@ -63,42 +61,37 @@ class Planned:
 def cells(config: SweepConfig) -> tuple[Cell, ...]:
     """All cells of a sweep, arm by arm, each matched to the baseline of its arm.
 
-    Raises: ConfigError for a cell that can't be built, twins, or a baseline that isn't there.
+    Raises: ConfigError for a cell that can't be built, two of one name, or a missing baseline.
     """
-    found = []
     arms: tuple[tuple[str, Overrides], ...] = config.arms or (("", {}),)
-    for arm, of_arm in arms:
-        built = [
-            Cell(name, arm, overrides, _build(config.base, {**of_arm, **overrides}, name), {})
-            for name, overrides in _named(config)
-        ]
-        baselines = [_partner(cell, built, config.baseline) for cell in built]
-        for cell, baseline in zip(built, baselines, strict=True):
-            fitted, changed = matched(cell.experiment, baseline.experiment, config.match)
-            found.append(dataclasses.replace(cell, experiment=fitted, changed=changed))
-    return tuple(found)
+    return tuple(cell for arm in arms for cell in _cells_of_arm(config, *arm))
 
 
-def _partner(cell: Cell, of_arm: list[Cell], baseline: Overrides) -> Cell:
-    """Raises: ConfigError where the cell has none."""
-    found = find_partner(of_arm, cell, baseline or None)
-    if found is None:
-        problem = f"is no cell of the sweep, nor is it with the other overrides of {cell.name}"
-        raise ConfigError("baseline", problem, baseline)
-    return found
+def _cells_of_arm(config: SweepConfig, arm: str, arm_overrides: Overrides) -> Iterator[Cell]:
+    built = [
+        Cell(name, arm, overrides, _experiment(config.base, {**arm_overrides, **overrides}, name))
+        for name, overrides in _named_overrides(config)
+    ]
+    partners = partner_indices([cell.overrides for cell in built], config.baseline or None)
+    for cell, partner in zip(built, partners, strict=True):
+        if partner is None:
+            problem = f"is no cell of the sweep, nor is it with the other overrides of {cell.name}"
+            raise ConfigError("baseline", problem, config.baseline)
+        fitted, changed = matched(cell.experiment, built[partner].experiment, config.match)
+        yield dataclasses.replace(cell, experiment=fitted, changed=changed)
 
 
-def runs(config: SweepConfig) -> tuple[Planned, ...]:
+def runs(config: SweepConfig) -> tuple[SweepRun, ...]:
     """All runs of a sweep, cell by cell, so that runs of one shape follow each other."""
     return tuple(
-        _planned(config, cell, learning_rate, seed)
+        _sweep_run(config, cell, learning_rate, seed)
         for cell in cells(config)
         for learning_rate in config.learning_rates or (cell.experiment.optimizer.learning_rate,)
         for seed in config.seeds
     )
 
 
-def _planned(config: SweepConfig, cell: Cell, learning_rate: float, seed: int) -> Planned:
+def _sweep_run(config: SweepConfig, cell: Cell, learning_rate: float, seed: int) -> SweepRun:
     experiment = dataclasses.replace(
         cell.experiment,
         training=dataclasses.replace(cell.experiment.training, seed=seed),
@@ -107,24 +100,23 @@ def _planned(config: SweepConfig, cell: Cell, learning_rate: float, seed: int) -
     parts = [RUNS, cell.arm, cell.name]
     if config.learning_rates:
         parts.append(f"learning_rate={learning_rate:g}")
-    folder = "/".join([*(_as_folder(part) for part in parts if part), f"seed={seed}"])
-    return Planned(cell, seed, learning_rate, experiment, folder)
+    folder = "/".join([*(_folder_name(part) for part in parts if part), f"seed={seed}"])
+    return SweepRun(cell, seed, learning_rate, experiment, folder)
 
 
 # --- Cells and their names -------------------------------------------------------------------
 
 
-def _named(config: SweepConfig) -> list[tuple[str, Overrides]]:
+def _named_overrides(config: SweepConfig) -> list[tuple[str, Overrides]]:
     """(name, overrides) of each cell.  Raises: ConfigError for two of one name."""
     named = []
-    for overrides in config.cells or _crossed(config.axes):
-        given = {key: value for key, value in overrides.items() if key != NAME}
-        named.append((str(overrides.get(NAME) or cell_name(given)), given))
-    names = [name for name, _ in named]
-    folders = [_as_folder(name) for name in names]
-    twins = [name for name, folder in zip(names, folders, strict=True) if folders.count(folder) > 1]
-    if twins:
-        raise ConfigError("cells" if config.cells else "axes", "give a cell twice", twins[0])
+    for entry in config.cells or _crossed(config.axes):
+        overrides = {key: value for key, value in entry.items() if key != NAME}
+        named.append((str(entry.get(NAME) or cell_name(overrides)), overrides))
+    folders = [_folder_name(name) for name, _ in named]
+    for (name, _), folder in zip(named, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise ConfigError("cells" if config.cells else "axes", "give a cell twice", name)
     return named
 
 
@@ -142,29 +134,26 @@ def cell_name(overrides: Overrides) -> str:
     """
     lasts = [key.rsplit(".", 1)[-1] for key in overrides]
     parts = [
-        f"{last if lasts.count(last) == 1 else key}={_shown(value)}"
+        f"{last if lasts.count(last) == 1 else key}={_value_name(value)}"
         for last, (key, value) in zip(lasts, overrides.items(), strict=True)
     ]
     return ",".join(parts) or "base"
 
 
-def _shown(value: Any) -> str:
+def _value_name(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "-".join(_shown(item) for item in value) or "none"
+        return "-".join(_value_name(item) for item in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
-def _as_folder(name: str) -> str:
-    """A name as one folder: nothing that a path or a shell would read otherwise."""
+def _folder_name(name: str) -> str:
+    """A name as one folder, without characters that mean something in a path or a shell."""
     return re.sub(r"[^\w.,=+@%-]", "_", name).strip(".") or "_"
 
 
-# --- Building --------------------------------------------------------------------------------
-
-
-def _build(base: Experiment, overrides: Overrides, name: str) -> Experiment:
+def _experiment(base: Experiment, overrides: Overrides, name: str) -> Experiment:
     """Raises: ConfigError that names the cell."""
     try:
         values = config_lib.updated(config_lib.to_dict(base), overrides)

@@ -1,7 +1,7 @@
-"""What a sweep says on standard error: runs done, time left, and the run under way.
+"""A sweep's lines on standard error: runs done, time left, and the run in progress.
 
-A run's own lines are kept quiet but for warnings; on a terminal its moving line stays, with the
-sweep's state before it. The time left is estimated by FLOPs: runs differ in cost.
+Of a run's own lines only warnings are shown; on a terminal its moving line stays, with the
+sweep's state before it. The time left is estimated from FLOPs, as runs differ in cost.
 """
 
 import io
@@ -21,10 +21,10 @@ class SweepProgress(Progress):
         self._start = self._run_start = time.monotonic()
 
     def begin(self, costs: list[float], num_runs: int) -> None:
-        """Starts with the costs of the runs that are left, of `num_runs` in all."""
+        """Starts with the costs of the unfinished runs, of `num_runs` in all."""
         self._costs, self._num_runs = costs, num_runs
         done = num_runs - len(costs)
-        self._announce(f"{num_runs} runs" + (f", {done} finished before" if done else ""))
+        super().say(f"{num_runs} runs" + (f", {done} finished before" if done else ""))
 
     def next_run(self, label: str) -> None:
         """Names the run that begins."""
@@ -32,34 +32,31 @@ class SweepProgress(Progress):
         self._index += 1
 
     def finished(self, loss: float) -> None:
-        """Tells of the run that has just finished."""
-        self._ended(f"loss {loss:.4f}")
+        """Reports the current run as finished."""
+        self._end_run(f"loss {loss:.4f}")
 
     def failed(self, reason: str) -> None:
-        """Tells of the run that has just failed."""
+        """Reports the current run as failed."""
         self._num_failed += 1
-        self._ended("failed: " + " ".join(reason.split())[:200])
+        self._end_run("failed: " + " ".join(reason.split())[:200])
 
     def say(self, line: str) -> None:
-        """A run's own line: only warnings are worth a sweep's reader."""
+        """Shows a run's line if it is a warning."""
         if line.startswith("warning"):
-            self._announce(f"{self._label}: {line}")
+            super().say(f"{self._label}: {line}")
 
     def tokenizing(self, done: int, total: int) -> None:
-        """Not told: it takes a moment, once."""
+        """Shows nothing: tokenizing takes a moment, once."""
 
     def step(self, now: float, num_steps: int, row: Row, seconds_left: float) -> None:
-        """The moving line, on a terminal only."""
+        """Shows the moving line, on a terminal only."""
         if self._moves:
             super().step(now, num_steps, row, seconds_left)
 
     def _move(self, line: str) -> None:
         super()._move(f"[{self._place()}] {self._label}: {line}")
 
-    def _announce(self, line: str) -> None:
-        super().say(line)
-
-    def _ended(self, outcome: str) -> None:
+    def _end_run(self, outcome: str) -> None:
         now = time.monotonic()
         done, left = sum(self._costs[: self._index]), sum(self._costs[self._index :])
         parts = [f"[{self._place()}] {self._label}: {outcome} in {clock(now - self._run_start)}"]
@@ -67,7 +64,7 @@ class SweepProgress(Progress):
             parts.append(f"about {clock((now - self._start) / done * left)} left")
         if self._num_failed:
             parts.append(f"{self._num_failed} failed")
-        self._announce("; ".join(parts))
+        super().say("; ".join(parts))
 
     def _place(self) -> str:
         before = self._num_runs - len(self._costs)
