@@ -270,7 +270,7 @@ def _powers(stop: int, first: int) -> list[tuple[int, int]]:
 
 def _arm(name, task, cells, baseline, seeds, chance=None) -> dict[str, Any]:
     for cell in cells:
-        cell["is_baseline"] = cell["name"] == baseline
+        cell |= {"is_baseline": cell["name"] == baseline, "partner": baseline}
         cell["learning_rates"][0]["loss"] = cell["loss"]["mean"]
         cheaper = [
             other

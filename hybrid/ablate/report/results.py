@@ -9,8 +9,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from hybrid.ablate.run.run_result import RunResult, read_run
 from hybrid.ablate.run.sweep import SCORES, Sweep
 from hybrid.ablate.statistics.cell_summary import ArmSummary
@@ -51,17 +49,13 @@ class SweepResults:
 def collect(sweep: Sweep) -> SweepResults:
     """The results of a sweep as its folder stands."""
     runs = tuple(read_run(sweep, run) for run in sweep.runs)
+    config = sweep.config
 
     def scores_of(run: RunResult) -> Mapping[int, Scores]:
         path = sweep.folder / run.workdir / SCORES
         return load_scores(path) if path.is_file() else {}
 
-    return SweepResults(_settings(sweep), runs, summarize(runs, scores_of, sweep.config.baseline))
-
-
-def _settings(sweep: Sweep) -> dict[str, Any]:
-    config = sweep.config
-    return {
+    settings = {
         "name": sweep.name,
         "match": config.match,
         "baseline": config.baseline or None,
@@ -71,6 +65,7 @@ def _settings(sweep: Sweep) -> dict[str, Any]:
         "trained": config.trained or None,
         "machine": _machine(sweep),
     }
+    return SweepResults(settings, runs, summarize(runs, scores_of, config.baseline or None))
 
 
 def _machine(sweep: Sweep) -> str:
@@ -92,36 +87,28 @@ def write(results: SweepResults, folder: pathlib.Path) -> None:
 def to_json(value: Any) -> Any:
     """Plain Python of dataclasses: lists for tuples, None for numbers that JSON can't write."""
     if dataclasses.is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        return {name: _field(name, getattr(value, name)) for name in names}
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        for name in KEYS.keys() & value.keys():
+            entries = value[name].items()
+            value[name] = [{KEYS[name]: key, **to_json(entry)} for key, entry in entries]
     if isinstance(value, Mapping):
         return {str(key): to_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(entry) for entry in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return to_json(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _field(name: str, value: Any) -> Any:
-    if name not in KEYS:
-        return to_json(value)
-    return [{KEYS[name]: key, **to_json(entry)} for key, entry in value.items()]
 
 
 def to_csv(runs: Sequence[RunResult]) -> str:
     """A line a run: what it is, each override as a column, metrics, costs; unknown is empty."""
-    entries = [to_json(run) for run in runs]
-    columns: dict[str, None] = dict.fromkeys(_FIRST)
+    rows, columns = [], dict.fromkeys(_FIRST)
     for part in ("overrides", "metrics"):
-        columns |= dict.fromkeys(key for entry in entries for key in entry[part] or {})
+        columns |= dict.fromkeys(key for run in runs for key in getattr(run, part) or {})
+    for run in runs:
+        row = to_json(run)
+        row |= row["overrides"] | (row["metrics"] or {})
+        rows.append([_csv_value(row.get(name)) for name in (*columns, *_LAST)])
     text = io.StringIO()
-    names = [*columns, *_LAST]
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for entry in entries:
-        row = {**entry, **entry["overrides"], **(entry["metrics"] or {})}
-        writer.writerow({name: _csv_value(row.get(name)) for name in names})
+    csv.writer(text, lineterminator="\n").writerows([[*columns, *_LAST], *rows])
     return text.getvalue()
 
 

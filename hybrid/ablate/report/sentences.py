@@ -6,23 +6,23 @@ zero, above 90 % only where its Wilson interval is, at chance only where the int
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 from hybrid.ablate.report import view
 from hybrid.ablate.report.notation import binary, decimal, fixed, percent, signed, times
 from hybrid.ablate.report.results import SweepResults
 from hybrid.ablate.report.view import Arm
 from hybrid.ablate.statistics.cell_summary import CellSummary
-from hybrid.ablate.statistics.intervals import Estimate, SeedDifference, Share, wilson
+from hybrid.ablate.statistics.intervals import CountedMean, Estimate, wilson
 
 SOLVED = 0.9  # the accuracy that counts as solved
-# By the sign of a difference.
 _VERDICTS = {
-    1: "Worse than {}",
-    -1: "Better than {}",
-    0: "Not told apart from {}",
-    None: "No interval over seeds, difference to {}",
+    1: "worse than",
+    -1: "better than",
+    0: "not told apart from",
+    None: "no interval against",
 }
+Facts = Iterator[tuple[str, CellSummary, str]]  # (what, cell, figures)
 
 
 def by_arm(results: SweepResults) -> dict[str, list[str]]:
@@ -31,180 +31,103 @@ def by_arm(results: SweepResults) -> dict[str, list[str]]:
 
 
 def of_arm(arm: Arm) -> list[str]:
-    """The statements about an arm."""
-    if all(cell.accuracy for cell in arm.cells):
-        return [*_accuracies(arm), *_beyond_reach(arm)]
-    if any(cell.difference for cell in arm.cells):
-        return [*_least_cache(arm), *_differences(arm), *_over_documents(arm)]
-    return _losses(arm)
-
-
-def _statement(what: str, arm: Arm, cells: Sequence[tuple[CellSummary, str]]) -> str:
-    return f"{what}: {', '.join(f'{arm.label(cell)} ({text})' for cell, text in cells)}."
+    """The statements about an arm: its facts, the cells of one kind together."""
+    statements: dict[str, list[str]] = {}
+    is_task = all(cell.accuracy for cell in arm.cells)
+    for what, cell, text in _of_task(arm) if is_task else _of_text(arm):
+        statements.setdefault(what, []).append(f"{arm.label(cell)} ({text})")
+    return [f"{what[:1].upper()}{what[1:]}: {', '.join(of)}." for what, of in statements.items()]
 
 
 def _figures(estimate: Estimate, number: Callable[[float], str] = signed) -> str:
-    if estimate.sign is None:
-        return number(estimate.mean)
-    low, high = estimate.ends
-    return f"{number(estimate.mean)}, {number(low)} to {number(high)}"
+    low, high = map(number, estimate.ends)
+    return number(estimate.mean) + ("" if estimate.sign is None else f", {low} to {high}")
 
 
-def _baseline(arm: Arm) -> str:
-    return f"the baseline {arm.label(arm.baseline)}" if arm.baseline else "its own baseline"
+def _of_text(arm: Arm) -> Facts:
+    if not any(cell.difference for cell in arm.cells):
+        what = "no paired differences; mean loss from the lowest"
+        for cell in sorted(arm.cells, key=lambda cell: cell.loss.mean):
+            yield what, cell, _figures(cell.loss, fixed)
+        return
+    base = f"the baseline {arm.label(arm.baseline)}" if arm.baseline else "its own baseline"
+    if arm.baseline:
+        yield from _least_cache(arm, arm.baseline, base)
+    for cell in arm.others:
+        entries = [
+            (f"at {each.context_length} tokens, ", each.difference) for each in cell.by_context
+        ]
+        for place, difference in entries if len(entries) > 1 else [("", cell.difference)]:
+            if difference:
+                text, (low, high) = _figures(difference), difference.ends
+                if difference.sign == 0:
+                    text += f"; a difference below {fixed((high - low) / 2)} would not show"
+                verdict = (
+                    f"{_VERDICTS[difference.sign]} {base} (seeds: {difference.num}, 95 % intervals)"
+                )
+                yield f"{place}{verdict}", cell, text
+    for cell in arm.others:
+        over_documents = cell.difference_documents
+        farthest = [each for each in cell.repeats if each.difference][-1:]
+        if _sign(cell.difference) is None and over_documents and over_documents.sign:
+            what = "with these very parameters, other text would hardly change the sign"
+            yield what, cell, _figures(over_documents)
+        for bucket in farthest if _sign(cell.difference) is not None else []:
+            if bucket.difference and bucket.difference.sign == 1:
+                place = f"{bucket.start} to {bucket.end - 1} tokens back"
+                yield f"worse on repeats {place}", cell, _figures(bucket.difference)
+
+
+def _least_cache(arm: Arm, base: CellSummary, name: str) -> Facts:
+    """How far the cache can shrink before a cell is worse: the last one that isn't."""
+    whole = base.kv_cache_bytes or 0
+    sized = [(cell.kv_cache_bytes or 0, cell) for cell in arm.others]
+    cheaper = sorted(
+        [(size, cell) for size, cell in sized if 0 < size < whole],
+        key=lambda pair: (-pair[0], pair[1].loss.mean),
+    )
+    holding = list(itertools.takewhile(lambda pair: _sign(pair[1].difference) in (0, -1), cheaper))
+    what = f"least cache without being worse than {name}"
+    if cheaper and _sign(cheaper[0][1].difference) == 1:
+        what, holding = f"worse than {name} with the first step to less cache", cheaper[:1]
+    for size, cell in holding[-1:]:
+        saved = f"{binary(size)} in place of {binary(whole)} at {cell.cache_context} tokens"
+        flops = f"{decimal(cell.flops_per_token)} in place of {decimal(base.flops_per_token)}"
+        yield what, cell, f"{saved}, {times(whole / size)} less; {flops} FLOPs a token"
 
 
 def _sign(difference: Estimate | None) -> int | None:
     return difference.sign if difference else None
 
 
-# --- Losses ----------------------------------------------------------------------------------
-
-
-def _least_cache(arm: Arm) -> Iterator[str]:
-    """How far the cache can shrink before a cell is worse: the last one that isn't."""
-    base = arm.baseline
-    size = base.kv_cache_bytes or 0 if base else 0
-    cheaper = [cell for cell in arm.others if 0 < (cell.kv_cache_bytes or 0) < size]
-    cheaper.sort(key=lambda cell: (-(cell.kv_cache_bytes or 0), cell.loss.mean))
-    holding = list(itertools.takewhile(lambda cell: _sign(cell.difference) in (0, -1), cheaper))
-    if base and holding:
-        cell = holding[-1]
-        cache = cell.kv_cache_bytes or size
-        text = (
-            f"{binary(cache)} in place of {binary(size)} at {cell.cache_context} tokens, "
-            f"{times(size / cache)} less; FLOPs a token {decimal(cell.flops_per_token)} in place of "
-            f"{decimal(base.flops_per_token)}; loss {fixed(cell.loss.mean)} in place of "
-            f"{fixed(base.loss.mean)}"
-        )
-        yield _statement(
-            f"Least cache without being worse than {_baseline(arm)}", arm, [(cell, text)]
-        )
-    elif cheaper:
-        yield f"No cell with less cache than {_baseline(arm)} holds its loss."
-
-
-def _differences(arm: Arm) -> Iterator[str]:
-    """The cells by verdict, at the first and the longest context where there are several."""
-    lengths = [
-        entry.context_length for cell in arm.others for entry in cell.by_context if entry.difference
-    ]
-    if len(set(lengths)) < 2:
-        yield from _verdicts(arm, "", [(cell, cell.difference) for cell in arm.others])
-        return
-    for length in dict.fromkeys([lengths[0], max(lengths)]):
-        differences = [
-            (cell, entry.difference)
-            for cell in arm.others
-            for entry in cell.by_context
-            if entry.context_length == length
-        ]
-        yield from _verdicts(arm, f"At {length} tokens: ", differences)
-
-
-def _verdicts(
-    arm: Arm, place: str, differences: Sequence[tuple[CellSummary, SeedDifference | None]]
-) -> Iterator[str]:
-    known = [(cell, each) for cell, each in differences if each]
-    for sign, verdict in _VERDICTS.items():
-        cells = [(cell, each) for cell, each in known if each.sign == sign]
-        if not cells:
-            continue
-        seeds = " or ".join(map(str, sorted({each.num for _, each in cells})))
-        what = f"{place}{verdict.format(_baseline(arm))} (seeds: {seeds})"
-        yield _statement(what, arm, [(cell, _figures(each)) for cell, each in cells])
-        if sign == 0:
-            size = max(high - low for low, high in (each.ends for _, each in cells)) / 2
-            yield f"With {seeds} seeds, differences below about {fixed(size)} nat would not show."
-
-
-def _over_documents(arm: Arm) -> Iterator[str]:
-    """Where seeds give no interval, the differences that hold for other text; else far repeats."""
-    if all(_sign(cell.difference) is None for cell in arm.others):
-        what = "Not zero for other text either, with these very parameters"
-        pairs = [(cell, cell.difference_documents) for cell in arm.others]
-        cells = [(cell, _figures(each)) for cell, each in pairs if each and each.sign]
-    else:
-        what = "Worse on the farthest repeats of a bigram, by the interval over documents"
-        cells = []
-        for cell in arm.others:
-            known = [
-                (each, each.difference)
-                for each in cell.repeats
-                if _sign(each.difference) is not None
-            ]
-            for bucket, difference in known[-1:]:
-                if difference and difference.sign == 1:
-                    place = f"{bucket.start} to {bucket.end - 1} tokens back"
-                    cells.append((cell, f"{place}: {_figures(difference)}"))
-    if cells:
-        yield _statement(what, arm, cells)
-
-
-def _losses(arm: Arm) -> list[str]:
-    """Losses from the lowest, where no cell is paired with another."""
-    best, *others = sorted(arm.cells, key=lambda cell: cell.loss.mean)
-    cells = [(cell, _figures(cell.loss, fixed)) for cell in (best, *others)]
-    told = [_statement("Mean loss, not paired, from the lowest", arm, cells)]
-    near = [cell for cell in others if cell.loss.ends[0] <= best.loss.ends[1]]
-    if near and best.loss.sign is not None:
-        names = ", ".join(map(arm.label, near))
-        told.append(f"Intervals that overlap that of {arm.label(best)}: {names}.")
-    return told
-
-
-# --- Tasks -----------------------------------------------------------------------------------
-
-
-def _accuracies(arm: Arm) -> Iterator[str]:
-    """Which cells solve the task over all questions, whose seeds disagree, and the most pairs."""
-    shares = [(cell, cell.accuracy) for cell in arm.cells if cell.accuracy]
-    for what, is_solved in (("Accuracy above 90 %", True), ("Accuracy not above 90 %", False)):
-        cells = [
-            (c, _figures(each, percent))
-            for c, each in shares
-            if (each.ends[0] > SOLVED) == is_solved
-        ]
-        if cells:
-            yield _statement(what, arm, cells)
-    split = []
+def _of_task(arm: Arm) -> Facts:
+    shares = [(cell.accuracy, cell) for cell in arm.cells if cell.accuracy]
+    for share, cell in sorted(shares, key=lambda pair: -pair[0].mean):
+        is_solved = share.ends[0] > SOLVED
+        what = f"accuracy{'' if is_solved else ' not'} above {100 * SOLVED:g} %"
+        yield what, cell, _figures(share, percent)
     for cell in arm.cells:
-        ends = [share.ends for share in cell.accuracy_by_seed.values()]
-        if ends and max(low for low, _ in ends) > min(high for _, high in ends):
-            means = [percent(share.mean) for share in cell.accuracy_by_seed.values()]
-            split.append((cell, ", ".join(means)))
-    if split:
-        yield _statement("Seeds disagree", arm, split)
-    most = max((num for cell in arm.cells for num in cell.by_num_pairs), default=0)
-    if any(len(cell.by_num_pairs) > 1 for cell in arm.cells):
-        pairs = [(cell, cell.by_num_pairs.get(most)) for cell in arm.cells]
-        cells = [(cell, _figures(share, percent)) for cell, share in pairs if share]
-        yield _statement(f"At the most pairs, {most}", arm, cells)
-
-
-def _beyond_reach(arm: Arm) -> Iterator[str]:
-    """Accuracy past the reach of all-local stacks, against chance and against one window."""
-    cells: dict[str, list[tuple[CellSummary, str]]] = {}
+        by_seed = cell.accuracy_by_seed.values()
+        if by_seed and max(s.ends[0] for s in by_seed) > min(s.ends[1] for s in by_seed):
+            yield "seeds disagree", cell, ", ".join(percent(share.mean) for share in by_seed)
     for cell in arm.cells:
-        past = cell.reach and _pooled(cell, cell.reach, math.inf)
-        if not cell.reach or not past:
-            continue
-        near = _pooled(cell, 0, (cell.reach - 1) // len(cell.letters) + 1)
-        within = f"; within one window {percent(near.mean)}" if near else ""
-        low, high = past.ends
-        what = "Beyond the reach"
-        if arm.chance:
-            at_chance = "at" if low <= arm.chance <= high else "not at"
-            what += f", {at_chance} chance ({percent(arm.chance)})"
-        text = f"reach {cell.reach}: {_figures(past, percent)}{within}"
-        cells.setdefault(what, []).append((cell, text))
-    for what, of_kind in cells.items():
-        yield _statement(what, arm, of_kind)
+        past = _pooled(cell, cell.reach, math.inf) if cell.reach else None
+        if cell.reach and past:
+            near = _pooled(cell, 0, (cell.reach - 1) // max(1, len(cell.letters)) + 1)
+            within = f"; within one window {percent(near.mean)}" if near else ""
+            what = "beyond the reach"
+            if arm.chance is not None:
+                is_at_chance = past.ends[0] <= arm.chance <= past.ends[1]
+                what += f", {'' if is_at_chance else 'not '}at chance ({percent(arm.chance)})"
+            yield what, cell, f"reach {cell.reach}: {_figures(past, percent)}{within}"
+    for cell in arm.cells:
+        if len(cell.by_num_pairs) > 1:
+            most = max(cell.by_num_pairs)
+            yield f"at {most} pairs, the most", cell, _figures(cell.by_num_pairs[most], percent)
 
 
-def _pooled(cell: CellSummary, first: float, end: float) -> Share | None:
+def _pooled(cell: CellSummary, first: float, end: float) -> CountedMean | None:
     """Accuracy over all questions at distances in [first, end); None without any."""
     shares = [share for at, share in cell.by_distance.items() if first <= at < end]
     num = sum(share.num for share in shares)
-    right = round(sum(share.mean * share.num for share in shares))
-    return wilson(right, num) if num else None
+    return wilson(round(sum(share.mean * share.num for share in shares)), num) if num else None

@@ -23,8 +23,7 @@ class Arm:
     """One arm of a sweep.
 
     Attributes:
-      name: "" where the sweep has a single arm.  task: text, mqar or needle.
-      chance: accuracy of guessing, of a task.
+      name, task, chance: as of its summary.
       keys: the dotted keys along which its cells differ.
       scale: `number`: one numeric key; `grid`: two keys; `share`: local layers; else `names`.
       cells: sorted by the number or from most to least local.
@@ -55,11 +54,19 @@ class Arm:
             return "share of local layers"
         return " × ".join(map(short, self.keys)) or "cell"
 
-    def label(self, cell: CellSummary) -> str:
-        """The shortest name that tells the cell from the others of its arm."""
-        if self.scale not in (NUMBER, GRID):
-            return cell.name
-        return " × ".join(notation.plain(cell.overrides.get(key)) for key in self.keys)
+    def values(self, cell: CellSummary) -> list[str]:
+        """The cell's value of each key."""
+        return [notation.plain(cell.overrides.get(key)) for key in self.keys]
+
+    def axis_values(self, index: int) -> list[str]:
+        """The different values of a key, in order."""
+        return list(dict.fromkeys(self.values(cell)[index] for cell in self.cells))
+
+    def label(self, cell: CellSummary, most: int = 1000) -> str:
+        """The shortest name that tells the cell from the others of its arm, cut at `most`."""
+        is_named = self.scale not in (NUMBER, GRID)
+        label = cell.name if is_named else " × ".join(self.values(cell))
+        return label if len(label) <= most else label[: most - 1] + "…"
 
 
 def arms(results: SweepResults) -> list[Arm]:
@@ -78,9 +85,13 @@ def _arm(axes: list[str], summary: ArmSummary) -> Arm:
     elif axes and len(keys) == 2:
         scale = GRID
     else:
-        scale = SHARE if len({local_share(cell) for cell in cells}) > 1 else NAMES
+        scale = SHARE if len(set(map(local_share, cells))) > 1 else NAMES
         cells.sort(key=lambda cell: -local_share(cell))
     return Arm(summary.arm, summary.task, summary.chance, tuple(keys), scale, tuple(cells))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def local_share(cell: CellSummary) -> float:
@@ -98,7 +109,3 @@ def family(cell: CellSummary) -> str:
 def short(key: str) -> str:
     """`window_size` of `model.window_size`."""
     return key.rsplit(".", 1)[-1]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,1 @@
-"""From a sweep's config to finished runs.
-
-Read in order: `cells.py`, `pairing.py`, `match.py`, `sweep.py`, `run_result.py`.
-"""
+"""Runs of a sweep: cells, pairing, match, sweep, run_result."""

@@ -9,7 +9,6 @@ is an ordinary workdir, `runs/ARM/CELL/seed=0`, that train.py could have made.
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from hybrid import config as config_lib
@@ -19,8 +18,6 @@ from hybrid.ablate.run.match import matched
 from hybrid.ablate.run.pairing import partner_indices
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
-
-RUNS = "runs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,29 +55,6 @@ class SweepRun:
         return ", ".join([*filter(None, parts), f"seed {self.seed}"])
 
 
-def cells(config: SweepConfig) -> tuple[Cell, ...]:
-    """All cells of a sweep, arm by arm, each matched to the baseline of its arm.
-
-    Raises: ConfigError for a cell that can't be built, two of one name, or a missing baseline.
-    """
-    arms: tuple[tuple[str, Overrides], ...] = config.arms or (("", {}),)
-    return tuple(cell for arm in arms for cell in _cells_of_arm(config, *arm))
-
-
-def _cells_of_arm(config: SweepConfig, arm: str, arm_overrides: Overrides) -> Iterator[Cell]:
-    built = [
-        Cell(name, arm, overrides, _experiment(config.base, {**arm_overrides, **overrides}, name))
-        for name, overrides in _named_overrides(config)
-    ]
-    partners = partner_indices([cell.overrides for cell in built], config.baseline or None)
-    for cell, partner in zip(built, partners, strict=True):
-        if partner is None:
-            problem = f"is no cell of the sweep, nor is it with the other overrides of {cell.name}"
-            raise ConfigError("baseline", problem, config.baseline)
-        fitted, changed = matched(cell.experiment, built[partner].experiment, config.match)
-        yield dataclasses.replace(cell, experiment=fitted, changed=changed)
-
-
 def runs(config: SweepConfig) -> tuple[SweepRun, ...]:
     """All runs of a sweep, cell by cell, so that runs of one shape follow each other."""
     return tuple(
@@ -97,33 +71,60 @@ def _sweep_run(config: SweepConfig, cell: Cell, learning_rate: float, seed: int)
         training=dataclasses.replace(cell.experiment.training, seed=seed),
         optimizer=dataclasses.replace(cell.experiment.optimizer, learning_rate=learning_rate),
     )
-    parts = [RUNS, cell.arm, cell.name]
-    if config.learning_rates:
-        parts.append(f"learning_rate={learning_rate:g}")
-    folder = "/".join([*(_folder_name(part) for part in parts if part), f"seed={seed}"])
-    return SweepRun(cell, seed, learning_rate, experiment, folder)
+    rate = f"learning_rate={learning_rate:g}" if config.learning_rates else ""
+    names = [_folder_name(name) for name in (cell.arm, cell.name, rate) if name]
+    return SweepRun(
+        cell, seed, learning_rate, experiment, "/".join(["runs", *names, f"seed={seed}"])
+    )
 
 
-# --- Cells and their names -------------------------------------------------------------------
+def cells(config: SweepConfig) -> tuple[Cell, ...]:
+    """All cells of a sweep, arm by arm, each matched to the baseline of its arm.
+
+    Raises: ConfigError for a cell that can't be built, two of one name, or a missing baseline.
+    """
+    arms: tuple[tuple[str, Overrides], ...] = config.arms or (("", {}),)
+    return tuple(cell for arm in arms for cell in _cells_of_arm(config, *arm))
 
 
-def _named_overrides(config: SweepConfig) -> list[tuple[str, Overrides]]:
-    """(name, overrides) of each cell.  Raises: ConfigError for two of one name."""
-    named = []
-    for entry in config.cells or _crossed(config.axes):
+def _cells_of_arm(config: SweepConfig, arm: str, arm_overrides: Overrides) -> list[Cell]:
+    built = []
+    for name, overrides in _named_overrides(config).items():
+        try:
+            values = config_lib.to_dict(config.base)
+            values = config_lib.updated(values, {**arm_overrides, **overrides})
+            built.append(Cell(name, arm, overrides, experiment_lib.from_config(values)))
+        except ConfigError as error:
+            problem = f"{error.problem} (in cell {name})"
+            raise ConfigError(error.key, problem, error.got, error.accepted) from None
+    partners = partner_indices([cell.overrides for cell in built], config.baseline or None)
+    matched_cells = []
+    for cell, partner in zip(built, partners, strict=True):
+        if partner is None:
+            problem = f"is no cell of the sweep, nor is it with the other overrides of {cell.name}"
+            raise ConfigError("baseline", problem, config.baseline)
+        fitted, changed = matched(cell.experiment, built[partner].experiment, config.match)
+        matched_cells.append(dataclasses.replace(cell, experiment=fitted, changed=changed))
+    return matched_cells
+
+
+def _named_overrides(config: SweepConfig) -> dict[str, Overrides]:
+    """{name: overrides} of each cell.  Raises: ConfigError for two of one name."""
+    entries: Any = config.cells
+    if not entries:
+        keys = [key for key, _ in config.axes]
+        points = itertools.product(*(values for _, values in config.axes))
+        entries = [dict(zip(keys, values, strict=True)) for values in points]
+    named: dict[str, Overrides] = {}
+    folders = set()
+    for entry in entries:
         overrides = {key: value for key, value in entry.items() if key != NAME}
-        named.append((str(entry.get(NAME) or cell_name(overrides)), overrides))
-    folders = [_folder_name(name) for name, _ in named]
-    for (name, _), folder in zip(named, folders, strict=True):
-        if folders.count(folder) > 1:
+        name = str(entry.get(NAME) or cell_name(overrides))
+        if _folder_name(name) in folders:
             raise ConfigError("cells" if config.cells else "axes", "give a cell twice", name)
+        folders.add(_folder_name(name))
+        named[name] = overrides
     return named
-
-
-def _crossed(axes: tuple[tuple[str, tuple], ...]) -> Iterator[Overrides]:
-    keys = [key for key, _ in axes]
-    for values in itertools.product(*(values for _, values in axes)):
-        yield dict(zip(keys, values, strict=True))
 
 
 def cell_name(overrides: Overrides) -> str:
@@ -144,20 +145,10 @@ def _value_name(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "-".join(_value_name(item) for item in value) or "none"
+        return "-".join(map(_value_name, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
 def _folder_name(name: str) -> str:
     """A name as one folder, without characters that mean something in a path or a shell."""
     return re.sub(r"[^\w.,=+@%-]", "_", name).strip(".") or "_"
-
-
-def _experiment(base: Experiment, overrides: Overrides, name: str) -> Experiment:
-    """Raises: ConfigError that names the cell."""
-    try:
-        values = config_lib.updated(config_lib.to_dict(base), overrides)
-        return experiment_lib.from_config(values)
-    except ConfigError as error:
-        problem = f"{error.problem} (in cell {name})"
-        raise ConfigError(error.key, problem, error.got, error.accepted) from None

@@ -27,10 +27,11 @@ def matched(
     else:
         return experiment, {}
     before = getattr(experiment, section)
-    fitted = dataclasses.replace(before, **{name: value})
+    fitted = dataclasses.replace(
+        experiment, **{section: dataclasses.replace(before, **{name: value})}
+    )
     old = getattr(before, name)
-    changed = {f"{section}.{name}": (old, value)} if old != value else {}
-    return dataclasses.replace(experiment, **{section: fitted}), changed
+    return fitted, {f"{section}.{name}": (old, value)} if old != value else {}
 
 
 def train_flops(experiment: Experiment, num_steps: int | None = None) -> float:

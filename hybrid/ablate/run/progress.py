@@ -31,14 +31,17 @@ class SweepProgress(Progress):
         self._label, self._run_start = label, time.monotonic()
         self._index += 1
 
-    def finished(self, loss: float) -> None:
-        """Reports the current run as finished."""
-        self._end_run(f"loss {loss:.4f}")
-
-    def failed(self, reason: str) -> None:
-        """Reports the current run as failed."""
-        self._num_failed += 1
-        self._end_run("failed: " + " ".join(reason.split())[:200])
+    def end_run(self, outcome: str, failed: bool = False) -> None:
+        """Reports the outcome of the current run."""
+        self._num_failed += failed
+        now = time.monotonic()
+        done, left = sum(self._costs[: self._index]), sum(self._costs[self._index :])
+        parts = [f"{self._place()}: {outcome} in {clock(now - self._run_start)}"]
+        if left and done:
+            parts.append(f"about {clock((now - self._start) / done * left)} left")
+        if self._num_failed:
+            parts.append(f"{self._num_failed} failed")
+        super().say("; ".join(parts))
 
     def say(self, line: str) -> None:
         """Shows a run's line if it is a warning."""
@@ -54,18 +57,8 @@ class SweepProgress(Progress):
             super().step(now, num_steps, row, seconds_left)
 
     def _move(self, line: str) -> None:
-        super()._move(f"[{self._place()}] {self._label}: {line}")
-
-    def _end_run(self, outcome: str) -> None:
-        now = time.monotonic()
-        done, left = sum(self._costs[: self._index]), sum(self._costs[self._index :])
-        parts = [f"[{self._place()}] {self._label}: {outcome} in {clock(now - self._run_start)}"]
-        if left and done:
-            parts.append(f"about {clock((now - self._start) / done * left)} left")
-        if self._num_failed:
-            parts.append(f"{self._num_failed} failed")
-        super().say("; ".join(parts))
+        super()._move(f"{self._place()}: {line}")
 
     def _place(self) -> str:
         before = self._num_runs - len(self._costs)
-        return f"{before + self._index}/{self._num_runs}"
+        return f"[{before + self._index}/{self._num_runs}] {self._label}"

@@ -27,12 +27,9 @@ FINISHED, FAILED, PENDING = "finished", "failed", "pending"
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """One run of a sweep: a cell at one seed and learning rate. Unknown figures are None.
+    """One run of a sweep, a `SweepRun` with its results. Unknown figures are None.
 
     Attributes:
-      name: the cell's, the same for all its seeds and learning rates.
-      arm: the part of the sweep it is compared within ("" where there is only one).
-      overrides: {dotted key: value} against the base config, without seed and learning rate.
       status: finished, failed (with the reason in `error`) or pending.
       metrics: the last evaluation row of metrics.jsonl.
       workdir: relative to the sweep's.  task: text, mqar or needle.
@@ -40,7 +37,6 @@ class RunResult:
       flops_per_token: forward, at the training length.  tokens: predicted tokens trained on.
       train_flops: of the whole run.  kv_cache_bytes: in all, at `cache_context` tokens.
       reach: tokens back that the stack can see; None with any global layer.
-      changed: {dotted key: (from, to)}, what `match` changed.
       letters: one a layer.  tokens_per_second: the median while training.
       curve: (step, train FLOPs so far, eval loss) of each evaluation.
     """
@@ -93,7 +89,7 @@ def read_run(sweep: Sweep, run: SweepRun) -> RunResult:
         learning_rate=run.learning_rate,
         status=status,
         error=error,
-        metrics=evaluated[-1] if evaluated else _evaluation(folder, status),
+        metrics=evaluated[-1] if evaluated else _evaluation(folder),
         workdir=run.folder,
         tokens=training[-1]["tokens_seen"] if training else None,
         tokens_per_second=_median_speed(run.experiment, training),
@@ -131,21 +127,18 @@ def _status(sweep: Sweep, run: SweepRun) -> tuple[str, str | None]:
     if sweep.is_finished(run):
         return FINISHED, None
     error = sweep.folder / run.folder / ERROR
-    if error.is_file():
-        return FAILED, error.read_text().partition("\n")[0]
-    return PENDING, None
+    return (FAILED, error.read_text().partition("\n")[0]) if error.is_file() else (PENDING, None)
 
 
-def _evaluation(folder: pathlib.Path, status: str) -> dict[str, Any] | None:
-    """The evaluation row of a run that was not trained here: as training's, of the first length."""
-    if status != FINISHED:
+def _evaluation(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The evaluation of a run that was not trained here as a row of training's, if it is done."""
+    result = provenance.read_json(folder / EVALUATION)
+    if result is None:
         return None
-    result = provenance.read_json(folder / EVALUATION) or {}
     first = config_lib.flatten(result.get("by_context", [result])[0])
     names = ("loss", "perplexity", "bits_per_byte", "accuracy")
-    return {"step": first["step"]} | {
-        f"eval/{name}": first[name] for name in names if name in first
-    }
+    scores = {f"eval/{name}": first[name] for name in names if name in first}
+    return {"step": first["step"], **scores}
 
 
 def _median_speed(experiment: Experiment, training: list[dict[str, Any]]) -> float | None:

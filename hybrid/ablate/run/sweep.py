@@ -1,13 +1,10 @@
 """Runs a sweep: every run that is not finished yet, one after the other.
 
 A run is an ordinary workdir. It is trained (or resumed where it was stopped), its last checkpoint
-is scored, and its raw rows are written last:
-
-    runs/CELL/seed=0/   what train.py leaves, then scores.npz and evaluation.json
-
-so a run with `evaluation.json` is finished and is never touched again. A run that fails leaves
-`error.txt`, is reported, and is tried again by the next start; the others go on. All mistakes in a
-sweep's config are refused before anything is written.
+is scored, and `scores.npz` and `evaluation.json` are written last, so a run with `evaluation.json`
+is finished and is never touched again. A run that fails leaves `error.txt` and is tried again by
+the next start; the others go on. All mistakes in a sweep's config are refused before anything is
+written.
 """
 
 import dataclasses
@@ -91,22 +88,25 @@ def run(sweep: Sweep, progress: SweepProgress) -> None:
     progress.begin([train_flops(run.experiment) for run in unfinished], len(sweep.runs))
     for sweep_run in unfinished:
         progress.next_run(sweep_run.label)
+        folder = sweep.folder / sweep_run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).unlink(missing_ok=True)
         try:
             loss = _train_and_score(sweep, sweep_run, progress)
         except signals.Preempted:
             raise
         except Exception as error:  # the others go on
-            _write_error(sweep.folder / sweep_run.folder, error)
-            progress.failed(f"{type(error).__name__}: {error}")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            trace = "".join(traceback.format_exception(error))
+            write_whole(folder / ERROR, f"{reason}\n\n{trace}")
+            progress.end_run(f"failed: {reason[:200]}", failed=True)
         else:
-            progress.finished(loss)
+            progress.end_run(f"loss {loss:.4f}")
 
 
 def _train_and_score(sweep: Sweep, run: SweepRun, progress: SweepProgress) -> float:
     """Trains and scores one run; returns its loss."""
     folder = sweep.folder / run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ERROR).unlink(missing_ok=True)
     if not sweep.config.trained:
         loop.run(run.experiment, folder, progress)
     source = origin.find(sweep.config.trained or folder)
@@ -116,6 +116,13 @@ def _train_and_score(sweep: Sweep, run: SweepRun, progress: SweepProgress) -> fl
     save_scores(folder / SCORES, all_scores(result))
     _write_json(folder / EVALUATION, result.to_dict(step=step, config=sweep.name))
     return result.at_lengths[0].loss
+
+
+def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+# --- Checks before a run ---------------------------------------------------------------------
 
 
 def with_trained_base(config: SweepConfig) -> SweepConfig:
@@ -128,7 +135,10 @@ def with_trained_base(config: SweepConfig) -> SweepConfig:
         return config
     source = origin.find(config.trained, "trained")
     if source.is_run:
-        _check_has_checkpoint(source.path)
+        try:
+            checkpoint.find_step(source.path)
+        except ConfigError as error:
+            raise ConfigError("trained", error.problem, error.got, error.accepted) from None
         values = provenance.read_config(source.path) | {"mesh": {}}
         # The schedule is of training; scores are those of the full window.
         values = config_lib.updated(values, {"model.window_schedule": ()})
@@ -143,30 +153,15 @@ def with_trained_base(config: SweepConfig) -> SweepConfig:
     return result
 
 
-# --- Checks before a run ---------------------------------------------------------------------
-
-
 def check_inputs(sweep: Sweep) -> None:
     """Raises: ConfigError for devices, text or a task that a run could not use."""
-    for sweep_run in sweep.runs:
-        sweep_run.experiment.check_mesh(make_mesh(sweep_run.experiment.mesh))
-    inputs = {
-        (
-            run.experiment.data,
-            run.experiment.model.vocab_size,
-            max(run.experiment.eval.lengths(run.experiment.training.context_length)),
-        )
-        for run in sweep.runs
-    }
-    for data, vocab_size, length in inputs:
-        pipeline.open_held_out(data, vocab_size=vocab_size, context_length=length)
-
-
-def _check_has_checkpoint(folder: pathlib.Path) -> None:
-    try:
-        checkpoint.find_step(folder)
-    except ConfigError as error:
-        raise ConfigError("trained", error.problem, error.got, error.accepted) from None
+    inputs = set()
+    for experiment in (run.experiment for run in sweep.runs):
+        experiment.check_mesh(make_mesh(experiment.mesh))
+        longest = max(experiment.eval.lengths(experiment.training.context_length))
+        inputs.add((experiment.data, experiment.model.vocab_size, longest))
+    for data, vocab_size, longest in inputs:
+        pipeline.open_held_out(data, vocab_size=vocab_size, context_length=longest)
 
 
 def _check_folder(sweep: Sweep) -> None:
@@ -178,8 +173,7 @@ def _check_folder(sweep: Sweep) -> None:
     if held is None:
         accepted = "a new folder, or that of this sweep"
         raise ConfigError("--workdir", "holds something else", str(sweep.folder), accepted)
-    before = config_lib.flatten(held["config"])
-    now = config_lib.flatten(sweep.to_dict()["config"])
+    before, now = map(config_lib.flatten, (held["config"], sweep.to_dict()["config"]))
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         adds_seeds = name == "seeds" and set(old or ()) <= set(new or ())
@@ -187,18 +181,3 @@ def _check_folder(sweep: Sweep) -> None:
             problem = "differs from the sweep in --workdir"
             accepted = f"it has {old!r}; use another --workdir"
             raise ConfigError(name, problem, new, accepted)
-
-
-# --- Files -----------------------------------------------------------------------------------
-
-
-def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
-
-
-def _write_error(folder: pathlib.Path, error: Exception) -> None:
-    """The reason on the first line, then the traceback."""
-    folder.mkdir(parents=True, exist_ok=True)
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
-    trace = "".join(traceback.format_exception(error))
-    write_whole(folder / ERROR, f"{reason}\n\n{trace}")

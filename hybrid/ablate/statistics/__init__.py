@@ -1,4 +1,1 @@
-"""What a sweep's runs show, with 95 % intervals.
-
-Read in order: `intervals.py`, `cell_summary.py`, `groups.py`, `token_scores.py`, `summary.py`.
-"""
+"""What runs show, with 95 % intervals: intervals, cell_summary, groups, token_scores, summary."""

@@ -1,19 +1,10 @@
-"""The summary of a sweep as data: an `ArmSummary` an arm, in it a `CellSummary` a cell.
-
-Their fields are the keys of `summary` in results.json.
-"""
+"""The summary of a sweep as data.  Its fields are the keys of `summary` in results.json."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybrid.ablate.statistics.intervals import (
-    DocumentDifference,
-    Estimate,
-    SeedDifference,
-    SeedMean,
-    Share,
-)
+from hybrid.ablate.statistics.intervals import CountedMean, DocumentMean, Estimate, SeedMean
 
 TEXT = "text"  # the task of runs that have no right and wrong
 
@@ -33,13 +24,13 @@ class ContextSummary:
 
     context_length: int
     loss: SeedMean
-    difference: SeedDifference | None
-    accuracy: Share | None
+    difference: CountedMean | None
+    accuracy: CountedMean | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """Loss and difference of tokens at positions or distances in [start, end)."""
+    """Loss and difference, by documents, of tokens at positions or distances in [start, end)."""
 
     start: int
     end: int
@@ -53,7 +44,7 @@ class CellSummary:
     """One cell over its finished seeds, at its best learning rate.
 
     Attributes:
-      is_baseline: paired with itself.  partner: the name of the cell that it is paired with.
+      partner: the name of the cell that it is paired with, its own for a baseline.
       loss, accuracy: at the first evaluated context length.
       difference: to the partner, paired over seeds; difference_documents: paired by token.
       by_position, repeats: of text, at the longest evaluated context length.
@@ -66,20 +57,20 @@ class CellSummary:
     name: str
     overrides: Mapping[str, Any]
     is_baseline: bool
-    partner: str | None = None
+    partner: str | None
     num_seeds: int
     learning_rate: float | None
     learning_rates: tuple[RateSummary, ...]
     loss: SeedMean
-    difference: SeedDifference | None
-    difference_documents: DocumentDifference | None = None
+    difference: CountedMean | None
+    difference_documents: DocumentMean | None = None
     by_context: tuple[ContextSummary, ...] = ()
     by_position: tuple[Bucket, ...] = ()
     repeats: tuple[Bucket, ...] = ()
-    accuracy: Share | None = None
-    accuracy_by_seed: Mapping[int, Share] = dataclasses.field(default_factory=dict)
-    by_distance: Mapping[int, Share] = dataclasses.field(default_factory=dict)
-    by_num_pairs: Mapping[int, Share] = dataclasses.field(default_factory=dict)
+    accuracy: CountedMean | None = None
+    accuracy_by_seed: Mapping[int, CountedMean] = dataclasses.field(default_factory=dict)
+    by_distance: Mapping[int, CountedMean] = dataclasses.field(default_factory=dict)
+    by_num_pairs: Mapping[int, CountedMean] = dataclasses.field(default_factory=dict)
     num_params: int | None
     flops_per_token: float | None
     train_flops: float | None

@@ -1,7 +1,5 @@
 """95 % intervals over seeds, over documents and of accuracies.  Pure functions on arrays.
 
-Three sources of chance, three intervals:
-
     seeds      runs of one cell that differ in their seed: Student's t over the runs
     documents  tokens of one document are not independent: clustered standard error, t with G − 1
     accuracy   right or wrong, often near 0 or 1: Wilson's interval, which stays within [0, 1]
@@ -30,7 +28,7 @@ class Estimate:
 
     @property
     def sign(self) -> int | None:
-        """1 or −1 where the interval is above or below zero, 0 where it contains zero, else None."""
+        """1 for an interval above zero, −1 below, 0 where it contains zero; None without one."""
         if self.low is None or self.high is None:
             return None
         return (self.low > 0) - (self.high < 0)
@@ -38,9 +36,8 @@ class Estimate:
     @property
     def ends(self) -> tuple[float, float]:
         """(low, high); both are the mean where there is no interval."""
-        if self.low is None or self.high is None:
-            return self.mean, self.mean
-        return self.low, self.high
+        low, high = self.low, self.high
+        return (self.mean, self.mean) if low is None or high is None else (low, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,31 +48,22 @@ class SeedMean(Estimate):
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedDifference(Estimate):
-    """A mean difference over `num` seeds."""
+class CountedMean(Estimate):
+    """A paired difference over `num` seeds, or the share of right ones among `num` answers."""
 
     num: int
 
 
 @dataclasses.dataclass(frozen=True)
-class DocumentDifference(Estimate):
-    """A mean difference a token, its interval over `num_documents` documents."""
+class DocumentMean(Estimate):
+    """A mean over tokens, its interval over `num_documents` documents."""
 
     num_documents: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Share(Estimate):
-    """The share of right answers among `num`."""
-
-    num: int
-
-
 def mean_over_seeds(values: Sequence[float]) -> SeedMean:
-    """Mean of one value a seed: x̄ ± t(n−1) · s / √n, s with n − 1.
+    """Mean of one value a seed, [n]: x̄ ± t(n−1) · s / √n, s with n − 1.
 
-    Args:
-      values: [n], n >= 1.
     Raises: ValueError without a value.
     """
     if not len(values):
@@ -88,29 +76,27 @@ def mean_over_seeds(values: Sequence[float]) -> SeedMean:
     return SeedMean(mean, mean - half, mean + half, std)
 
 
-def paired_over_seeds(values: Sequence[float], baseline: Sequence[float]) -> SeedDifference:
+def paired_over_seeds(values: Sequence[float], baseline: Sequence[float]) -> CountedMean:
     """Mean of values − baseline, [n] each, entry i of both from the same seed (t interval).
 
     Pairing takes out what a seed does to both alike: the data order and much of the start.
     """
     differences = [value - other for value, other in zip(values, baseline, strict=True)]
     mean = mean_over_seeds(differences)
-    return SeedDifference(mean.mean, mean.low, mean.high, len(differences))
+    return CountedMean(mean.mean, mean.low, mean.high, len(differences))
 
 
-def mean_over_documents(values: np.ndarray, documents: np.ndarray) -> Estimate:
-    """Mean of a value a token, its interval clustered by document.
+def mean_over_documents(values: np.ndarray, documents: np.ndarray) -> DocumentMean:
+    """Mean of a value (or a paired difference) a token, its interval clustered by document.
 
         SE² = G/(G−1) · 1/n² · Σ_c (Σ_{i in c} (x_i − x̄))²,      x̄ ± t(G−1) · SE
 
     over G documents c and n tokens i. Squaring the inner sum gives the cross terms
     (x_i − x̄)(x_j − x̄) of tokens of one document that a standard error over tokens leaves out.
-    G/(G−1) makes it the t interval over document means when all documents are equally long. For
-    a paired difference the values are differences a token.
+    G/(G−1) makes it the t interval over document means when all documents are equally long.
 
     Args:
       values: [n] floats, n >= 1.  documents: int [n], equal where tokens share a document.
-    Returns: without an interval for G = 1.
     Source: the clustered standard error of Miller, "Adding Error Bars to Evals" (2411.00640),
       there without G/(G−1) and with the normal quantile.
     """
@@ -121,21 +107,18 @@ def mean_over_documents(values: np.ndarray, documents: np.ndarray) -> Estimate:
     sums = np.bincount(cluster, weights=np.asarray(values, np.float64) - mean)
     num = len(sums)
     if num == 1:
-        return Estimate(mean, None, None)
+        return DocumentMean(mean, None, None, num)
     variance = num / (num - 1) * float(np.sum(sums**2)) / len(values) ** 2
     half = _half_width(math.sqrt(variance), num)
-    return Estimate(mean, mean - half, mean + half)
+    return DocumentMean(mean, mean - half, mean + half, num)
 
 
-def wilson(num_right: int, num: int) -> Share:
-    """Share of right answers with Wilson's score interval.
-
-    Source: Wilson (1927), Probable inference, the law of succession, and statistical inference.
-    """
+def wilson(num_right: int, num: int) -> CountedMean:
+    """Share of right answers with Wilson's score interval.  Raises: ValueError for `num` 0."""
     if not num:
         raise ValueError("a share needs at least one answer")
     interval = stats.binomtest(num_right, num).proportion_ci(LEVEL, method="wilson")
-    return Share(num_right / num, float(interval.low), float(interval.high), num)
+    return CountedMean(num_right / num, float(interval.low), float(interval.high), num)
 
 
 def first_crossing(compute: Sequence[float], loss: Sequence[float], target: float) -> float | None:
@@ -149,8 +132,7 @@ def first_crossing(compute: Sequence[float], loss: Sequence[float], target: floa
         return None
     if loss[0] == target:
         return float(compute[0])
-    points = zip(compute, loss, strict=True)
-    for (c0, loss0), (c1, loss1) in itertools.pairwise(points):
+    for (c0, loss0), (c1, loss1) in itertools.pairwise(zip(compute, loss, strict=True)):
         if loss1 <= target:
             return float(c0 * (c1 / c0) ** ((loss0 - target) / (loss0 - loss1)))
     return None

@@ -16,7 +16,6 @@ finished. Scores are read cell by cell: one cell's seeds and its partner's are i
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,8 +31,8 @@ from hybrid.ablate.statistics.cell_summary import (
     ContextSummary,
     RateSummary,
 )
-from hybrid.ablate.statistics.groups import CellRuns, RateRuns, group, mean_curve
-from hybrid.ablate.statistics.intervals import SeedDifference
+from hybrid.ablate.statistics.groups import CellRuns, Runs, group, losses, mean_curve, mean_loss
+from hybrid.ablate.statistics.intervals import CountedMean
 from hybrid.ablate.statistics.token_scores import SeedScores
 from hybrid.evaluation.scores import Scores
 
@@ -63,9 +62,6 @@ def summarize(
     return tuple(arm for arm in arms if arm is not None)
 
 
-# --- An arm ------------------------------------------------------------------------------------
-
-
 def _arm(
     name: str, cells: Sequence[CellRuns], scores_of: ScoresOf, baseline: Mapping[str, Any] | None
 ) -> ArmSummary | None:
@@ -74,31 +70,29 @@ def _arm(
     # Two cells are kept: the one being summarised and its partner, often the same for all.
     @functools.lru_cache(maxsize=2)
     def scores_at(index: int) -> Lengths:
-        return _read(cells[index].best.runs, scores_of)
+        return _read(cells[index].runs, scores_of)
 
     summaries, lengths = [], []
     for index, partner in enumerate(partners):
-        if cells[index].best.runs:
-            partner_scores = {} if partner is None else scores_at(partner)
-            scores = scores_at(index)
-            lengths += list(scores)
-            other = None if partner is None else cells[partner]
-            summaries.append(_cell(cells[index], other, scores, partner_scores))
+        if cells[index].runs:
+            other, others = (None, {}) if partner is None else (cells[partner], scores_at(partner))
+            lengths += list(scores_at(index))
+            summaries.append(_cell(cells[index], other, scores_at(index), others))
     if not summaries:
         return None
-    names = {None if partner is None else cells[partner].name for partner in partners}
-    first = next(run for cell in cells for run in cell.best.runs)
+    names = {cells[partner].name if partner is not None else None for partner in partners}
+    first = next(run for cell in cells for run in cell.runs)
     return ArmSummary(
         arm=name,
         task=first.task,
         chance=first.chance,
         baseline=names.pop() if len(names) == 1 else None,
         context_lengths=tuple(dict.fromkeys(lengths)),
-        cells=tuple(_with_front(summaries)),
+        cells=_with_front(summaries),
     )
 
 
-def _read(runs: Sequence[RunResult], scores_of: ScoresOf) -> Lengths:
+def _read(runs: Runs, scores_of: ScoresOf) -> Lengths:
     """Scores of a cell's runs, lengths outermost; seeds without scores are left out."""
     lengths: dict[int, dict[int, Scores]] = {}
     for run in runs:
@@ -107,21 +101,17 @@ def _read(runs: Sequence[RunResult], scores_of: ScoresOf) -> Lengths:
     return lengths
 
 
-def _with_front(cells: Sequence[CellSummary]) -> list[CellSummary]:
+def _with_front(cells: Sequence[CellSummary]) -> tuple[CellSummary, ...]:
     """The cells with `on_front` set."""
-    sizes = [math.inf if cell.kv_cache_bytes is None else cell.kv_cache_bytes for cell in cells]
+    costs = [(cell.kv_cache_bytes, cell.loss.mean) for cell in cells]
 
-    def is_on_front(size: float, loss: float) -> bool:
-        others = zip(sizes, cells, strict=True)
-        return size < math.inf and not any(s < size and c.loss.mean < loss for s, c in others)
+    def is_on_front(size: int | None, loss: float) -> bool:
+        better = [s for s, other in costs if s is not None and s < (size or 0) and other < loss]
+        return size is not None and not better
 
-    return [
-        dataclasses.replace(cell, on_front=is_on_front(size, cell.loss.mean))
-        for size, cell in zip(sizes, cells, strict=True)
-    ]
-
-
-# --- A cell ------------------------------------------------------------------------------------
+    fronts = [is_on_front(*cost) for cost in costs]
+    pairs = zip(cells, fronts, strict=True)
+    return tuple(dataclasses.replace(cell, on_front=front) for cell, front in pairs)
 
 
 def _cell(
@@ -129,7 +119,7 @@ def _cell(
 ) -> CellSummary:
     """A cell's summary but for `on_front`; `partner` may be the cell itself."""
     other = None if partner is cell else partner
-    best, runs = cell.best, cell.best.runs
+    own, runs = losses(cell.runs), cell.runs
     speeds = [run.tokens_per_second for run in runs if run.tokens_per_second is not None]
     return CellSummary(
         name=cell.name,
@@ -137,26 +127,24 @@ def _cell(
         is_baseline=partner is cell,
         partner=None if partner is None else partner.name,
         num_seeds=len(runs),
-        learning_rate=best.learning_rate,
+        learning_rate=cell.learning_rate,
         learning_rates=tuple(
-            RateSummary(rate.learning_rate, rate.mean_loss, len(rate.runs)) for rate in cell.rates
+            RateSummary(rate, mean_loss(of_rate), len(of_rate))
+            for rate, of_rate in cell.by_rate.items()
         ),
-        loss=intervals.mean_over_seeds(list(best.losses.values())),
-        difference=None if other is None else _difference(best.losses, other.best.losses),
+        loss=intervals.mean_over_seeds(list(own.values())),
+        difference=None if other is None else _difference(own, losses(other.runs)),
         tokens_per_second=float(np.median(speeds)) if speeds else None,
-        effective_speedup=None if partner is None else _speedup(best, partner.best),
+        effective_speedup=None if partner is None else _speedup(runs, partner.runs),
         **{name: getattr(runs[0], name) for name in _COSTS},
         **_token_figures(runs[0].task, scores, partner_scores if other else {}),
     )
 
 
-def _difference(losses: Mapping[int, float], others: Mapping[int, float]) -> SeedDifference | None:
-    seeds = sorted(set(losses) & set(others))
-    if not seeds:
-        return None
-    return intervals.paired_over_seeds(
-        [losses[seed] for seed in seeds], [others[seed] for seed in seeds]
-    )
+def _difference(own: Mapping[int, float], others: Mapping[int, float]) -> CountedMean | None:
+    seeds = sorted(set(own) & set(others))
+    pairs = [own[seed] for seed in seeds], [others[seed] for seed in seeds]
+    return intervals.paired_over_seeds(*pairs) if seeds else None
 
 
 def _token_figures(task: str, scores: Lengths, partner: Lengths) -> dict[str, Any]:
@@ -165,39 +153,41 @@ def _token_figures(task: str, scores: Lengths, partner: Lengths) -> dict[str, An
         return {}
     first, longest = next(iter(scores)), max(scores)
     at_first, at_longest = scores[first], (scores[longest], partner.get(longest, {}))
-    is_text = task == TEXT
-    return {
+    accuracies = functools.partial(token_scores.accuracies, at_first)
+    figures: dict[str, Any] = {
         "difference_documents": token_scores.document_difference(at_first, partner.get(first, {})),
         "by_context": tuple(
             _context(length, scores[length], partner.get(length, {})) for length in scores
         ),
-        "by_position": token_scores.by_position(*at_longest) if is_text else (),
-        "repeats": token_scores.repeats(*at_longest) if is_text else (),
         "accuracy": token_scores.accuracy(at_first),
-        "accuracy_by_seed": token_scores.accuracy_by_seed(at_first),
-        "by_distance": token_scores.accuracy_by("distance", at_first),
-        "by_num_pairs": token_scores.accuracy_by("num_pairs", at_first),
+        "accuracy_by_seed": accuracies(lambda seed, one: np.full(len(one.correct), seed)),
+        "by_distance": accuracies(lambda _, one: one.distance),
+        "by_num_pairs": accuracies(lambda _, one: one.num_pairs),
     }
+    if task == TEXT:
+        figures["by_position"] = token_scores.buckets(*at_longest, "position", first=0)
+        figures["repeats"] = token_scores.buckets(*at_longest, "repeat_distance", first=1)
+    return figures
 
 
 def _context(length: int, scores: SeedScores, partner: SeedScores) -> ContextSummary:
     """The loss at one context length, from the scores' own means."""
-    losses, others = (
+    own, others = (
         {seed: float(np.mean(one.nll, dtype=np.float64)) for seed, one in each.items()}
         for each in (scores, partner)
     )
     return ContextSummary(
         context_length=length,
-        loss=intervals.mean_over_seeds(list(losses.values())),
-        difference=_difference(losses, others),
+        loss=intervals.mean_over_seeds(list(own.values())),
+        difference=_difference(own, others),
         accuracy=token_scores.accuracy(scores),
     )
 
 
-def _speedup(cell: RateRuns, baseline: RateRuns) -> float | None:
+def _speedup(runs: Runs, baseline: Runs) -> float | None:
     """Training FLOPs that the baseline needs for the cell's loss, over the cell's own."""
-    own, loss = cell.runs[0].train_flops, cell.mean_loss
+    own, loss = runs[0].train_flops, mean_loss(runs)
     if not own or loss is None:
         return None
-    needed = intervals.first_crossing(*mean_curve(baseline.runs), loss)
+    needed = intervals.first_crossing(*mean_curve(baseline), loss)
     return None if needed is None else needed / own

@@ -1,18 +1,22 @@
 """Figures from the raw scores of a cell's seeds: by position, repeat, distance and document.
 
-Read `hybrid/evaluation/scores.py` (a row a predicted token) and `intervals.py` first. A cell's
-scores at one context length are `SeedScores`, {seed: Scores}. Tokens are averaged over the seeds
-first and then clustered by document, so an interval here is about other documents; intervals
-about other seeds are in `summary.py`.
+Read `hybrid/evaluation/scores.py` (a row a predicted token) first. A cell's scores at one context
+length are `SeedScores`, {seed: Scores}. Losses are averaged over the seeds first and then clustered
+by document, so their intervals are about other documents; those about seeds are in `summary.py`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from hybrid.ablate.statistics import intervals
 from hybrid.ablate.statistics.cell_summary import Bucket
-from hybrid.ablate.statistics.intervals import DocumentDifference, Estimate, Share
+from hybrid.ablate.statistics.intervals import (
+    CountedMean,
+    DocumentMean,
+    Estimate,
+    mean_over_documents,
+    wilson,
+)
 from hybrid.evaluation.scores import Scores
 
 SeedScores = Mapping[int, Scores]
@@ -24,116 +28,82 @@ def mean_nll(scores: SeedScores, seeds: Iterable[int]) -> np.ndarray:
     Raises: ValueError if the seeds scored different tokens.
     """
     first, *others = [scores[seed] for seed in seeds]
+    if not all(_same_tokens(first, other) for other in others):
+        raise ValueError("seeds of one cell scored different tokens")
     total = first.nll.astype(np.float64)
     for other in others:
-        if not same_tokens(first, other):
-            raise ValueError("seeds of one cell scored different tokens")
         total += other.nll
     return total / (1 + len(others))
 
 
-def same_tokens(scores: Scores, others: Scores) -> bool:
-    """Whether both hold the same tokens in the same order, as far as their columns show."""
-    return np.array_equal(scores.document, others.document) and np.array_equal(
-        scores.position, others.position
-    )
-
-
-def document_difference(scores: SeedScores, partner: SeedScores) -> DocumentDifference | None:
-    """Mean difference a token to the partner, the interval over documents.
+def token_differences(scores: SeedScores, partner: SeedScores) -> np.ndarray | None:
+    """Nats above the partner, float64 [n], averaged over the seeds that both have.
 
     Returns: None where they share no seed or scored different tokens.
     """
-    difference, documents = token_differences(scores, partner), _any(scores).document
-    if difference is None:
-        return None
-    mean = intervals.mean_over_documents(difference, documents)
-    return DocumentDifference(mean.mean, mean.low, mean.high, len(np.unique(documents)))
-
-
-def token_differences(scores: SeedScores, partner: SeedScores) -> np.ndarray | None:
-    """Nats above the partner, float64 [n], averaged over the seeds that both have."""
     seeds = sorted(set(scores) & set(partner))
-    if not seeds or not same_tokens(_any(scores), _any(partner)):
+    if not seeds or not _same_tokens(_any(scores), _any(partner)):
         return None
     return mean_nll(scores, seeds) - mean_nll(partner, seeds)
 
 
-def by_position(scores: SeedScores, partner: SeedScores) -> tuple[Bucket, ...]:
-    """Loss and difference by position, in buckets [0, 1), [1, 2), [2, 4), [4, 8), …"""
-    return _buckets(scores, partner, _any(scores).position, first=0)
+def document_difference(scores: SeedScores, partner: SeedScores) -> DocumentMean | None:
+    """Mean difference a token, the interval over documents; None as `token_differences`."""
+    differences = token_differences(scores, partner)
+    return None if differences is None else mean_over_documents(differences, _any(scores).document)
 
 
-def repeats(scores: SeedScores, partner: SeedScores) -> tuple[Bucket, ...]:
-    """Loss and difference on second tokens of bigrams seen before, by distance to that sight.
-
-    Buckets [1, 2), [2, 4), … tokens. Tokens that repeat nothing are left out.
-    """
-    distance = _any(scores).repeat_distance
-    return _buckets(scores, partner, distance, first=1) if len(distance) else ()
-
-
-def _buckets(
-    scores: SeedScores, partner: SeedScores, column: np.ndarray, first: int
-) -> tuple[Bucket, ...]:
+def buckets(scores: SeedScores, partner: SeedScores, column: str, first: int) -> tuple[Bucket, ...]:
+    """Loss and difference where a column is in [0, 1), [1, 2), [2, 4), …, from that of `first`."""
     # frexp writes p as m·2^e with 1/2 <= m < 1: e is 0 for 0, 1 for 1, 2 for 2 and 3, and so on.
-    exponents = np.frexp(column)[1]
+    exponents = np.frexp(getattr(_any(scores), column))[1]
     documents = _any(scores).document
     loss, difference = mean_nll(scores, sorted(scores)), token_differences(scores, partner)
 
-    def bucket(exponent: int) -> Bucket:
-        inside = exponents == exponent
+    def mean(values: np.ndarray, inside: np.ndarray) -> Estimate:
+        over_documents = mean_over_documents(values[inside], documents[inside])
+        return Estimate(over_documents.mean, over_documents.low, over_documents.high)
 
-        def interval(values: np.ndarray) -> Estimate:
-            return intervals.mean_over_documents(values[inside], documents[inside])
-
-        return Bucket(
+    return tuple(
+        Bucket(
             start=(1 << exponent) >> 1,
             end=1 << exponent,
-            loss=interval(loss),
-            difference=None if difference is None else interval(difference),
-            num_tokens=int(np.count_nonzero(inside)),
+            loss=mean(loss, exponents == exponent),
+            difference=None if difference is None else mean(difference, exponents == exponent),
+            num_tokens=int(np.count_nonzero(exponents == exponent)),
         )
-
-    return tuple(bucket(each) for each in np.unique(exponents).tolist() if each >= first)
-
-
-# --- Tasks: right or wrong ---------------------------------------------------------------------
+        for exponent in np.unique(exponents).tolist()
+        if exponent >= first
+    )
 
 
-def accuracy(scores: SeedScores) -> Share | None:
-    """Share of right answers of all seeds together with Wilson's interval; None for text.
+def accuracies(
+    scores: SeedScores, group: Callable[[int, Scores], np.ndarray]
+) -> dict[int, CountedMean]:
+    """Share of right answers of all seeds together by `group(seed, scores)`, an int [n] each.
 
-    Pooling counts every answer alike; `accuracy_by_seed` shows whether one seed learned the task
-    and another did not.
+    Returns: {} for text, and where a seed lacks the groups.
     """
-    answers = _column(scores, "correct")
-    return None if answers is None else _share(answers)
-
-
-def accuracy_by_seed(scores: SeedScores) -> dict[int, Share]:
-    """The same of each seed alone; empty for text."""
-    if _column(scores, "correct") is None:
+    columns = [(one.correct, group(seed, one)) for seed, one in scores.items()]
+    if not all(len(correct) and len(groups) for correct, groups in columns):
         return {}
-    return {seed: _share(scores[seed].correct) for seed in sorted(scores)}
+    correct, groups = map(np.concatenate, zip(*columns, strict=True))
+    return {
+        value: wilson(int(np.count_nonzero(correct[groups == value])), int(sum(groups == value)))
+        for value in np.unique(groups).tolist()
+    }
 
 
-def accuracy_by(column: str, scores: SeedScores) -> dict[int, Share]:
-    """Accuracy by the values of a column of `Scores`; empty where it is absent."""
-    answers, values = _column(scores, "correct"), _column(scores, column)
-    if answers is None or values is None:
-        return {}
-    return {value: _share(answers[values == value]) for value in np.unique(values).tolist()}
+def accuracy(scores: SeedScores) -> CountedMean | None:
+    """That of all answers, each counted alike; None for text."""
+    return accuracies(scores, lambda _, one: np.zeros(len(one.correct), int)).get(0)
 
 
-def _column(scores: SeedScores, name: str) -> np.ndarray | None:
-    """A column of all seeds, one after the other; None where a seed lacks it."""
-    columns = [getattr(scores[seed], name) for seed in sorted(scores)]
-    return np.concatenate(columns) if columns and all(map(len, columns)) else None
-
-
-def _share(answers: np.ndarray) -> Share:
-    return intervals.wilson(int(np.count_nonzero(answers)), len(answers))
+def _same_tokens(scores: Scores, others: Scores) -> bool:
+    """Whether both hold the same tokens in the same order, as far as their columns show."""
+    return np.array_equal(scores.document, others.document) and np.array_equal(
+        scores.position, others.position
+    )
 
 
 def _any(scores: SeedScores) -> Scores:
