@@ -10,7 +10,7 @@ from training.tiny_run import experiment_of
 
 from hybrid import config as config_lib
 from hybrid.ablate.__main__ import main
-from hybrid.ablate.sweep import EVALUATION
+from hybrid.ablate.run.sweep import EVALUATION
 from hybrid.data import pipeline
 from hybrid.evaluation.command import score
 from hybrid.evaluation.scores import load_scores

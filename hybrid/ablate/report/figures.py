@@ -191,8 +191,8 @@ def figure_of(arm: Arm, kind: str, panels: Mapping[str, Lines]) -> Figure:
         if not is_by_cell:
             legend(axes)
     axes = figure.axes[-1]
-    names = {view.SHARE: "from most to least local", "window_size": "window_size (tokens)"}
-    axes.set_xlabel(KINDS[kind][0] or names.get(arm.scale) or names.get(arm.axis, arm.axis))
+    known = {view.SHARE: "from most to least local", "window_size": "window_size (tokens)"}
+    axes.set_xlabel(KINDS[kind][0] or known.get(arm.scale) or known.get(arm.axis, arm.axis))
     if is_by_cell and arm.scale != view.NUMBER:
         names = [arm.label(cell, 24) for cell in arm.cells]
         axes.set_xticks(range(len(names)), names)

@@ -62,9 +62,8 @@ def _of_text(arm: Arm) -> Facts:
                 text, (low, high) = _figures(difference), difference.ends
                 if difference.sign == 0:
                     text += f"; a difference below {fixed((high - low) / 2)} would not show"
-                verdict = (
-                    f"{_VERDICTS[difference.sign]} {base} (seeds: {difference.num}, 95 % intervals)"
-                )
+                seeds = f"{difference.num} seed{'s' * (difference.num > 1)}"
+                verdict = f"{_VERDICTS[difference.sign]} {base} ({seeds}, 95 % intervals)"
                 yield f"{place}{verdict}", cell, text
     for cell in arm.others:
         over_documents = cell.difference_documents
