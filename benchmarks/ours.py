@@ -162,13 +162,13 @@ class Ours:
 
 def _shapes(spec, length):
     def array(heads):
-        return jax.ShapeDtypeStruct((1, length, heads, spec.head_dim), jnp.dtype(MODEL.dtype))
+        return jax.ShapeDtypeStruct((1, length, heads, spec.mixer.head_dim), jnp.dtype(MODEL.dtype))
 
-    return array(spec.num_heads), array(spec.num_kv_heads)
+    return array(spec.mixer.num_heads), array(spec.mixer.num_kv_heads)
 
 
 def _band(spec):
-    return Band.of_row(spec.window_size)
+    return Band.of_row(spec.mixer.window_size)
 
 
 if __name__ == "__main__":

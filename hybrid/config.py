@@ -18,7 +18,7 @@ import pathlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 
@@ -69,6 +69,19 @@ def section(cls: type) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class OpenSection:
+    """A section that takes further sections by name: those in its `SECTIONS`, at run time."""
+
+    SECTIONS: ClassVar[dict[str, type]] = {}
+
+    sections: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), kw_only=True)
+
+    def section(self, name: str) -> Any:
+        """The keys of a further section, at their defaults where none was given."""
+        return dict(self.sections).get(name) or self.SECTIONS[name]()
+
+
+@dataclasses.dataclass(frozen=True)
 class KeyInfo:
     """One leaf of a config: its dotted name, type, default and meaning."""
 
@@ -80,13 +93,19 @@ class KeyInfo:
 
 def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
     """All leaf keys of a config class in declared order, sections opened."""
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        name, kind = prefix + field.name, hints[field.name]
+    for name, (kind, field) in _entries(cls).items():
         if dataclasses.is_dataclass(kind):
-            yield from walk(typing.cast(type, kind), name + ".")
+            yield from walk(typing.cast(type, kind), f"{prefix}{name}.")
         else:
-            yield KeyInfo(name, kind, field.default, field.metadata["doc"])
+            assert field is not None
+            yield KeyInfo(prefix + name, kind, field.default, field.metadata["doc"])
+
+
+def _entries(cls: type) -> dict[str, tuple[Any, dataclasses.Field | None]]:
+    """Type and field of each key and section, the further ones (without a field) last."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: (hints[f.name], f) for f in dataclasses.fields(cls) if f.name != "sections"}
+    return fields | {name: (kind, None) for name, kind in getattr(cls, "SECTIONS", {}).items()}
 
 
 def defaults(cls: type) -> ml_collections.ConfigDict:
@@ -96,7 +115,11 @@ def defaults(cls: type) -> ml_collections.ConfigDict:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain nested dicts; tuples stay tuples."""
-    return dataclasses.asdict(config)
+    values = {}
+    for name, (_, field) in _entries(type(config)).items():
+        value = config.section(name) if field is None else getattr(config, name)
+        values[name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 # --- From values to dataclasses --------------------------------------------------------------
@@ -108,20 +131,24 @@ def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     `prefix` is the dotted path of the section, for the errors.
     Raises: ConfigError naming the dotted key.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    arguments = {}
+    entries = _entries(cls)
+    arguments: dict[str, Any] = {}
+    further: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in fields:
+        if name not in entries:
             valid = [info.name for info in walk(cls, prefix)]
             raise unknown_key(f"{prefix}{name}", valid)
-        if dataclasses.is_dataclass(hints[name]):
+        kind, field = entries[name]
+        if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping | ml_collections.ConfigDict):
                 raise ConfigError(prefix + name, "must be a section of keys", value)
-            arguments[name] = build(hints[name], value, f"{prefix}{name}.")
+            inner = build(typing.cast(type, kind), value, f"{prefix}{name}.")
+            (further if field is None else arguments)[name] = inner
         else:
             with errors_under(prefix):
-                arguments[name] = _checked(fields[name], hints[name], value)
+                arguments[name] = _checked(field, kind, value)
+    if further:
+        arguments["sections"] = tuple(sorted(further.items()))
     with errors_under(prefix):
         return cls(**arguments)
 
@@ -145,7 +172,7 @@ def unknown_key(name: str, valid: list[str]) -> ConfigError:
     return ConfigError(name, "unknown key", accepted=hint)
 
 
-def _checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+def _checked(field: Any, kind: Any, value: Any) -> Any:
     value = _as_type(field.name, kind, value)
     for item in value if isinstance(value, tuple) else (value,):
         _check_limits(field, item, value)

@@ -19,7 +19,6 @@ from hybrid.data.config import DataConfig
 from hybrid.evaluation.config import EvalConfig
 from hybrid.inference.config import InferenceConfig
 from hybrid.model.config import LoraConfig, ModelConfig
-from hybrid.model.mixers.attention import request
 from hybrid.model.pattern import plan_layers
 from hybrid.ops import attention
 from hybrid.sharding import MeshConfig, num_batch_parts
@@ -86,8 +85,10 @@ class Experiment:
             accepted = "auto, " + ", ".join(sorted(known))
             raise ConfigError("attention", "is not an attention implementation", name, accepted)
         for spec in dict.fromkeys(plan_layers(self.model).layers()):
-            asked = request(spec, self.model, self.training.context_length)
-            reasons = {row.implementation: row.reason for row in attention.explain(asked)}
+            request = spec.mixer.request(self.model, self.training.context_length)
+            if request is None:
+                continue
+            reasons = {row.implementation: row.reason for row in attention.explain(request)}
             reason = reasons.get(name, f"made for other layers than {spec.kind} ones")
             if reason:
                 problem = f"does not serve the {spec.kind} layers ({reason})"

@@ -17,7 +17,7 @@ from hybrid.data.batch import Batch
 from hybrid.inference.config import InferenceConfig
 from hybrid.model import cache as state
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.mixers.protocol import CacheFormat
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def through_cache(of_stream: Callable, inference: InferenceConfig) -> Callable:
         plan = model.layer_plan(config)
         dtype = inference.cache_dtype or config.dtype
         form = CacheFormat(length, dtype, inference.slack, inference.unified_cache)
-        turns = model.slot_turns(plan, form, config.dtype)
+        turns = model.slot_arrays(plan, form, config.dtype)
         held = jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
 
         def cut(array):

@@ -30,7 +30,7 @@ from hybrid.model import cache as state
 from hybrid.model import stack
 from hybrid.model.cache import Cache
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.model.pattern import LayerPlan
 
 FEWEST_SLOTS = 128
@@ -130,7 +130,7 @@ class Session:
     def turns(self, form: CacheFormat) -> dict:
         """The angles of a cache's slots, made once a capacity."""
         if form not in self._turns:
-            self._turns[form] = model.slot_turns(self.plan, form, self.config.dtype)
+            self._turns[form] = model.slot_arrays(self.plan, form, self.config.dtype)
         return self._turns[form]
 
     # --- Prefill -----------------------------------------------------------------------------

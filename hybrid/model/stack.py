@@ -21,7 +21,8 @@ from hybrid.model import lora
 from hybrid.model.blocks.block import Block, LayerInputs
 from hybrid.model.config import ModelConfig
 from hybrid.model.mixers.kv import KV
-from hybrid.model.mixers.kv_cache import LayerCache, View
+from hybrid.model.mixers.kv_cache import View
+from hybrid.model.mixers.protocol import LayerState
 from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
 from hybrid.sharding import constrain
 
@@ -145,11 +146,12 @@ def _run_segment(segment: Segment, config, params, x, inputs, donated, caches):
         x, caches, row = carry
         caches, sums, given = dict(caches), {}, {}
         for slot, spec in enumerate(segment.specs):
-            reused = None if spec.owns_kv else donated[spec.donor]
-            own = LayerCache(caches[slot], row) if caches[slot] else None
+            donor = spec.mixer.donor
+            reused = None if donor is None else donated[donor]
+            own = LayerState(caches[slot], row) if caches[slot] else None
             x, kv, sums[slot], kept = _layer(spec, config)(layers[slot], x, inputs, reused, own)
             caches[slot] = kept or {}
-            if spec.donates:
+            if spec.mixer.donates:
                 given[segment.first_layer + slot] = kv
         return (x, caches, row + 1), (sums, given)
 
@@ -174,7 +176,7 @@ def _layer(spec: LayerSpec, config: ModelConfig):
         graph, _ = abstract_layer(spec, config, lora.adapted(params))
         x = constrain(x, axes.BATCH, axes.TIME, None)
         out = nnx.merge(graph, params)(x, inputs, donated, cache)
-        return out if spec.donates else out._replace(kv=None)
+        return out if spec.mixer.donates else out._replace(kv=None)
 
     if config.remat == "none":
         return run

@@ -176,7 +176,7 @@ def redundant(config: ModelConfig) -> set[str]:
     return {
         f"layers.{layer}.{name}"
         for layer, spec in enumerate(model.layer_plan(config).layers())
-        if not spec.owns_kv
+        if spec.mixer.donor is not None
         for name in _REDUNDANT
     }
 
