@@ -81,34 +81,24 @@ class Cache:
     def grown(self, capacity: int) -> "Cache":
         """The same content with room for `capacity` tokens."""
         form = dataclasses.replace(self.form, capacity=capacity)
-        layers = {
-            i: {
-                j: spec.mixer.grow(self.layers[i][j], self.form, form)
-                for j, spec in enumerate(segment.specs)
-            }
-            for i, segment in enumerate(self.plan.segments)
-        }
-        return dataclasses.replace(self, layers=layers, form=form)
+        grow = lambda spec, _, state: spec.mixer.grow(state, self.form, form)  # noqa: E731
+        return dataclasses.replace(self, layers=self.plan.map(grow, self.layers), form=form)
 
     def num_bytes(self) -> dict[str, int]:
         """Bytes of the allocated arrays, by layer kind, and their total."""
         sizes = {"total": 0, "local": 0, "global": 0, "state": 0}
-        for i, segment in enumerate(self.plan.segments):
-            for j, spec in enumerate(segment.specs):
-                size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.layers[i][j]))
-                sizes[spec.kind] += size
-                sizes["total"] += size
+
+        def add(spec, _, state):
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            sizes[spec.kind] += size
+            sizes["total"] += size
+
+        self.plan.map(add, self.layers)
         return sizes
 
 
 def allocate(plan: LayerPlan, form: CacheFormat, batch: int) -> Cache:
     """An empty cache for `batch` rows."""
-    layers = {
-        i: {
-            j: spec.mixer.init_state(form, segment.repetitions, batch)
-            for j, spec in enumerate(segment.specs)
-        }
-        for i, segment in enumerate(plan.segments)
-    }
+    layers = plan.map(lambda spec, depths: spec.mixer.init_state(form, len(depths), batch))
     length, written = (jnp.zeros(batch, jnp.int32) for _ in range(2))
     return Cache(layers, length, written, plan, form)

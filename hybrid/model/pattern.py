@@ -17,7 +17,8 @@ Read next: `stack.py`, which runs a plan.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
@@ -75,6 +76,11 @@ class Segment:
         """Layers in all repetitions together."""
         return len(self.specs) * self.repetitions
 
+    def depths(self, slot: int) -> range:
+        """The layers that are stacked at a slot, one a repetition."""
+        first = self.first_layer + slot
+        return range(first, first + self.num_layers, len(self.specs))
+
     @property
     def letters(self) -> str:
         """The letters of one repetition."""
@@ -105,6 +111,20 @@ class LayerPlan:
         """The spec of each layer, in order of depth."""
         for segment in self.segments:
             yield from segment.specs * segment.repetitions
+
+    def map(self, function: Callable[..., Any], *trees: dict) -> dict[int, dict[int, Any]]:
+        """{segment: {slot: function(spec, depths, ...)}}: the tree of parameters and of states.
+
+        depths: range of the layers that are stacked there. Of each of `trees`, `function` is
+        given the part at the same segment and slot.
+        """
+        return {
+            i: {
+                j: function(spec, segment.depths(j), *(tree[i][j] for tree in trees))
+                for j, spec in enumerate(segment.specs)
+            }
+            for i, segment in enumerate(self.segments)
+        }
 
     def mixers(self) -> Iterator[MixerSpec]:
         """The mixer of each layer, in order of depth."""
