@@ -21,7 +21,7 @@ from hybrid.inference.config import InferenceConfig
 from hybrid.model.config import LoraConfig, ModelConfig
 from hybrid.model.mixers.attention import request
 from hybrid.model.pattern import plan_layers
-from hybrid.ops import attention
+from hybrid.ops.attention import ATTENTION
 from hybrid.sharding import MeshConfig, num_batch_parts
 from hybrid.training.config import OptimizerConfig, TrainingConfig
 from hybrid.workdir.config import CheckpointConfig
@@ -81,14 +81,12 @@ class Experiment:
         name = self.model.attention
         if name == "auto":
             return
-        known = {name for names in attention.IMPLEMENTATIONS.values() for name in names}
-        if name not in known:
-            accepted = "auto, " + ", ".join(sorted(known))
+        if name not in ATTENTION.names:
+            accepted = "auto, " + ", ".join(sorted(ATTENTION.names))
             raise ConfigError("attention", "is not an attention implementation", name, accepted)
         for spec in dict.fromkeys(plan_layers(self.model).layers()):
-            asked = request(spec, self.model, self.training.context_length)
-            reasons = {row.implementation: row.reason for row in attention.explain(asked)}
-            reason = reasons.get(name, f"made for other layers than {spec.kind} ones")
+            reasons = ATTENTION.explain(request(spec, self.model, self.training.context_length))
+            reason = reasons[name]
             if reason:
                 problem = f"does not serve the {spec.kind} layers ({reason})"
                 raise ConfigError("attention", problem, name, "auto chooses a kind at a time")

@@ -12,7 +12,6 @@ Source: Gemma 4 (2607.02770), sec. 2; QK-norm of 2302.05442.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -25,8 +24,8 @@ from hybrid.model.mixers.kv import KV, Separate, Unified
 from hybrid.model.mixers.kv_cache import Kept, LayerCache, View
 from hybrid.model.mixers.placement import Placement
 from hybrid.model.pattern import LayerSpec
-from hybrid.ops import rope
-from hybrid.ops.attention import Request, attend, cached
+from hybrid.ops import dispatch, rope
+from hybrid.ops.attention import AttentionRequest, attend, attend_cached
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
 
@@ -103,7 +102,7 @@ class Attention(nnx.Module):
 
     def _attend_to_cache(self, q, view, placement: Placement):
         pairs = rope.num_rotated_pairs(self.spec.head_dim, self.spec.rope.fraction)
-        return cached.attend(
+        return attend_cached(
             view.queries(q, pairs),
             view.read(pairs),
             placement.positions,
@@ -133,11 +132,10 @@ class Attention(nnx.Module):
         return Separate(rope.apply(key, turn), value)
 
 
-def request(spec: LayerSpec, config: ModelConfig, length: int) -> Request:
-    """What a layer asks of the door for rows of `length` tokens, on the default backend."""
-    return Request(
-        kind=spec.kind,
-        backend=jax.default_backend(),
+def request(spec: LayerSpec, config: ModelConfig, length: int) -> AttentionRequest:
+    """The request that a layer makes for rows of `length` tokens."""
+    return AttentionRequest(
+        backend=dispatch.backend(),
         dtype=config.dtype,
         head_dim=spec.head_dim,
         query_length=length,
