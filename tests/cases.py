@@ -95,18 +95,15 @@ OFFSETS = (
     Case("local, window below the offset", 2, 70, 4, 2, 8, window_size=8, offset=33),
     Case("local, window above the offset", 1, 150, 4, 1, 8, window_size=64, offset=7, documents=3),
     Case("local, halo of a window", 1, 333, 2, 1, 8, window_size=129, offset=128, documents=4),
-    Case("local, window 1", 1, 9, 2, 1, 8, window_size=1, offset=5),
     Case("local, window of all keys", 1, 40, 2, 1, 8, window_size=90, offset=50),
     Case("local, one query", 2, 1, 4, 2, 8, window_size=16, offset=200, documents=5, sinks=True),
     Case("local, keys behind", 1, 45, 2, 1, 8, window_size=20, offset=31, extra_keys=29),
     Case("local, softcap, sinks", 1, 63, 4, 2, 8, window_size=9, offset=21, softcap=3.0,
          scale=0.5, sinks=True),
-    Case("global, small offset", 2, 70, 4, 2, 8, offset=3, documents=3),
     Case("global, tile edges", 1, 300, 2, 1, 8, offset=255),
     Case("global, long offset", 1, 33, 2, 1, 8, offset=777, documents=3),
     Case("global, one query", 2, 1, 2, 1, 8, offset=130),
     Case("global, keys behind", 1, 45, 2, 1, 8, offset=0, extra_keys=29, documents=2),
-    Case("global, softcap, sinks", 1, 63, 4, 2, 8, offset=21, softcap=3.0, scale=0.5, sinks=True),
 )  # fmt: skip
 
 

@@ -114,10 +114,8 @@ def attend_cached(
     Returns: [b, t, n, h] in the queries' dtype; a query that sees no slot gives zeros.
     Raises: Unsupported where the named implementation refuses.
     """
-    tile = jax.eval_shape(lambda: read(0, 1))
-    request = CachedAttentionRequest.of(
-        queries, tile, kv_positions.shape[1], window_size, softcap, sinks
-    )
+    values, num_slots = jax.eval_shape(lambda: read(0, 1)).values.values, kv_positions.shape[1]
+    request = CachedAttentionRequest.of(queries[0], values, num_slots, window_size)
     return CACHED_ATTENTION.choose(request, implementation).function(
         queries,
         read,

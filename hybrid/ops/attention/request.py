@@ -1,13 +1,11 @@
 """What decides who may serve a call of attention, in sizes of one device."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 
 from hybrid import axes, sharding
 from hybrid.ops import dispatch
-from hybrid.ops.attention.cached import Tile
 from hybrid.ops.band import Band
 
 ROWS = (axes.BATCH, None)  # of segments and positions: time is not split
@@ -21,6 +19,11 @@ def head_names(num_kv_heads: int) -> tuple[str | None, str | None]:
     """
     is_split = sharding.split_axes(axes.KV_HEADS, num_kv_heads)
     return (axes.HEADS, axes.KV_HEADS) if is_split or num_kv_heads == 1 else (None, None)
+
+
+def _local_heads(num_heads, num_kv_heads):
+    heads, kv_heads = head_names(num_kv_heads)
+    return sharding.local_size(heads, num_heads), sharding.local_size(kv_heads, num_kv_heads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +66,15 @@ class AttentionRequest:
         sinks: jax.Array | None = None,
     ) -> "AttentionRequest":
         """The request that a call makes."""
-        heads, kv_heads = head_names(k.shape[2])
+        num_heads, num_kv_heads = _local_heads(q.shape[2], k.shape[2])
         return cls(
             backend=dispatch.backend(),
             dtype=q.dtype.name,
             head_dim=q.shape[3],
             query_length=q.shape[1],
             key_length=k.shape[1],
-            num_heads=sharding.local_size(heads, q.shape[2]),
-            num_kv_heads=sharding.local_size(kv_heads, k.shape[2]),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
             window_size=band.window_size,
             is_regular=band.is_regular,
             offset=band.offset,
@@ -83,52 +86,32 @@ class AttentionRequest:
 
 @dataclasses.dataclass(frozen=True)
 class CachedAttentionRequest:
-    """A call of `attend_cached`: t new queries over s slots.
-
-    Attributes:
-      stored_dtypes: of each part of the keys, and last of the values.
-      head_dim: of the values.
-    """
+    """A call of `attend_cached`: t new queries over s slots; `head_dim` is that of the values."""
 
     backend: str
     dtype: str
-    stored_dtypes: tuple[str, ...]
+    stored_dtype: str
     head_dim: int
     query_length: int
     num_slots: int
     num_heads: int
     num_kv_heads: int
     window_size: int | None
-    softcap: float | None
-    has_sinks: bool
-
-    def __str__(self) -> str:
-        sizes = f"t={self.query_length}, s={self.num_slots}, h={self.head_dim}"
-        return f"attention to a cache [{sizes}, {self.dtype}, {self.backend}]"
 
     @classmethod
     def of(
-        cls,
-        queries: Sequence[jax.Array],
-        tile: Tile,
-        num_slots: int,
-        window_size: int | None,
-        softcap: float | None,
-        sinks: jax.Array | None,
+        cls, query: jax.Array, values: jax.Array, num_slots: int, window_size: int | None
     ) -> "CachedAttentionRequest":
-        """The request that a call makes; `tile` is what `read` gives."""
-        (_, length, num_heads, _), stored = queries[0].shape, tile.values.values
-        heads, kv_heads = head_names(stored.shape[1])
+        """The request of queries [b, t, n, h] over stored values [b, k, ..., h]."""
+        num_heads, num_kv_heads = _local_heads(query.shape[2], values.shape[1])
         return cls(
             backend=dispatch.backend(),
-            dtype=queries[0].dtype.name,
-            stored_dtypes=tuple(part.values.dtype.name for part in (*tile.keys, tile.values)),
-            head_dim=stored.shape[3],
-            query_length=length,
+            dtype=query.dtype.name,
+            stored_dtype=values.dtype.name,
+            head_dim=values.shape[-1],
+            query_length=query.shape[1],
             num_slots=num_slots,
-            num_heads=sharding.local_size(heads, num_heads),
-            num_kv_heads=sharding.local_size(kv_heads, stored.shape[1]),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
             window_size=window_size,
-            softcap=softcap,
-            has_sinks=sinks is not None,
         )
