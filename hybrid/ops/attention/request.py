@@ -100,7 +100,11 @@ class CachedAttentionRequest:
 
     @classmethod
     def of(
-        cls, query: jax.Array, values: jax.Array, num_slots: int, window_size: int | None
+        cls,
+        query: jax.Array,
+        values: jax.ShapeDtypeStruct,
+        num_slots: int,
+        window_size: int | None,
     ) -> "CachedAttentionRequest":
         """The request of queries [b, t, n, h] over stored values [b, k, ..., h]."""
         num_heads, num_kv_heads = _local_heads(query.shape[2], values.shape[1])
