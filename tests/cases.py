@@ -96,6 +96,7 @@ OFFSETS = (
     Case("local, window above the offset", 1, 150, 4, 1, 8, window_size=64, offset=7, documents=3),
     Case("local, halo of a window", 1, 333, 2, 1, 8, window_size=129, offset=128, documents=4),
     Case("local, window of all keys", 1, 40, 2, 1, 8, window_size=90, offset=50),
+    Case("local, wide window", 1, 600, 2, 1, 8, window_size=600, offset=901),
     Case("local, one query", 2, 1, 4, 2, 8, window_size=16, offset=200, documents=5, sinks=True),
     Case("local, keys behind", 1, 45, 2, 1, 8, window_size=20, offset=31, extra_keys=29),
     Case("local, softcap, sinks", 1, 63, 4, 2, 8, window_size=9, offset=21, softcap=3.0,
