@@ -16,7 +16,7 @@ from hybrid import model
 from hybrid.costs.model_costs import forward_flops_per_token
 from hybrid.data.batch import Batch
 from hybrid.model.pattern import plan_layers
-from hybrid.ops.attention import Request, choose
+from hybrid.ops.attention import ATTENTION, AttentionRequest
 from hybrid.ops.band import Band
 from hybrid.training import step as train
 from hybrid.training.config import OptimizerConfig
@@ -79,9 +79,9 @@ class Ours:
         """How this side runs."""
         length = shape[1]
         paths = {
-            spec.kind: choose(
-                Request.of(*_shapes(spec, length), _band(spec), None), MODEL.attention
-            )
+            spec.kind: ATTENTION.choose(
+                AttentionRequest.of(*_shapes(spec, length), _band(spec), None), MODEL.attention
+            ).name
             for spec in plan_layers(MODEL).layers()
         }
         attention = ", ".join(f"{kind} {name}" for kind, name in paths.items())

@@ -20,7 +20,7 @@ from hybrid.evaluation.config import EvalConfig
 from hybrid.inference.config import InferenceConfig
 from hybrid.model.config import LoraConfig, ModelConfig
 from hybrid.model.pattern import plan_layers
-from hybrid.ops import attention
+from hybrid.ops.attention import ATTENTION
 from hybrid.sharding import MeshConfig, num_batch_parts
 from hybrid.training.config import OptimizerConfig, TrainingConfig
 from hybrid.workdir.config import CheckpointConfig
@@ -80,16 +80,12 @@ class Experiment:
         name = self.model.attention
         if name == "auto":
             return
-        known = {name for names in attention.IMPLEMENTATIONS.values() for name in names}
-        if name not in known:
-            accepted = "auto, " + ", ".join(sorted(known))
+        if name not in ATTENTION.names:
+            accepted = "auto, " + ", ".join(sorted(ATTENTION.names))
             raise ConfigError("attention", "is not an attention implementation", name, accepted)
         for spec in dict.fromkeys(plan_layers(self.model).layers()):
             request = spec.mixer.request(self.model, self.training.context_length)
-            if request is None:
-                continue
-            reasons = {row.implementation: row.reason for row in attention.explain(request)}
-            reason = reasons.get(name, f"made for other layers than {spec.kind} ones")
+            reason = None if request is None else ATTENTION.explain(request)[name]
             if reason:
                 problem = f"does not serve the {spec.kind} layers ({reason})"
                 raise ConfigError("attention", problem, name, "auto chooses a kind at a time")

@@ -32,6 +32,7 @@ from hybrid.model.cache import Cache
 from hybrid.model.config import ModelConfig
 from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.model.pattern import LayerPlan
+from hybrid.ops import dispatch
 
 FEWEST_SLOTS = 128
 FEWEST_IN_CHUNK = 16
@@ -81,7 +82,7 @@ class Session:
         plan = model.layer_plan(config)
         layers = inference.layers
         if layers == "auto":
-            layers = "loop" if jax.default_backend() == "cpu" else "scan"
+            layers = "loop" if dispatch.backend() == "cpu" else "scan"
         self.config = dataclasses.replace(config, remat="none", unroll=False)
         self.plan = plan.unrolled() if layers == "loop" else plan
         self.inference = inference

@@ -6,13 +6,12 @@ Read `cost.py` first; this file only formats.
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
 from hybrid import model
 from hybrid.costs import model_costs as cost
 from hybrid.model.config import ModelConfig
 from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
-from hybrid.ops.attention import Request, choose, explain
+from hybrid.ops.attention import ATTENTION, AttentionRequest
+from hybrid.ops.dispatch import backend, preferred_refusals
 from hybrid.plan import PlanReport
 
 
@@ -25,7 +24,7 @@ def render(report: PlanReport, experiment: Any, title: str) -> str:
         (f"parameters  {report.num_params:,}{_active(report)}", _shares(report.params_by_part)),
         (f"FLOPs a token, forward  {report.flops_per_token:,.0f}", _flops(report, experiment)),
         (f"KV cache ({report.cache_dtype})  {_bytes(report.kv_cache_bytes['total'])}", _kv(report)),
-        (f"attention on {jax.default_backend()}", list(_attention_lines(report, experiment))),
+        (f"attention on {backend()}", list(_attention_lines(report, experiment))),
     ]
     return "\n\n".join(
         "\n".join([head, *(f"  {line}" for line in lines)]) for head, lines in sections
@@ -113,9 +112,9 @@ def _attention_lines(report: PlanReport, experiment: Any) -> Iterator[str]:
             yield f"{spec.kind:<18} {_choice(request, experiment.model.attention)}"
 
 
-def _choice(asked: Request, implementation: str) -> str:
-    chosen = choose(asked, implementation)
+def _choice(asked: AttentionRequest, implementation: str) -> str:
+    chosen = ATTENTION.choose(asked, implementation).name
     if implementation != "auto":
         return f"{chosen} (forced by model.attention)"
-    refused = [f"{row.implementation}: {row.reason}" for row in explain(asked) if row.reason]
-    return chosen + (f" (not {'; '.join(refused)})" if refused else "")
+    refused = preferred_refusals(ATTENTION.explain(asked))
+    return chosen + (f" (not {refused})" if refused else "")

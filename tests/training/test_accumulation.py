@@ -63,7 +63,8 @@ def main():
     import numpy as np
 
     from hybrid import model
-    from hybrid.sharding import MeshConfig, ModelConfig, make_mesh
+    from hybrid.model.config import ModelConfig
+    from hybrid.sharding import MeshConfig, make_mesh
     from hybrid.training import objective, step
     from hybrid.training.config import OptimizerConfig
 

@@ -17,7 +17,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -31,8 +30,8 @@ from hybrid.model.mixers import kv_cache
 from hybrid.model.mixers.kv import KV, Rope, Separate, Unified
 from hybrid.model.mixers.kv_cache import Kept, KVSpec, View
 from hybrid.model.mixers.protocol import LayerState, Letter, Look, Placement
-from hybrid.ops import rope
-from hybrid.ops.attention import Request, attend, cached
+from hybrid.ops import dispatch, rope
+from hybrid.ops.attention import AttentionRequest, attend, attend_cached
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
 
@@ -62,11 +61,10 @@ class AttentionSpec(KVSpec):
         """The window."""
         return self.window_size
 
-    def request(self, config: ModelConfig, length: int) -> Request:
+    def request(self, config: ModelConfig, length: int) -> AttentionRequest:
         """The request of packed rows of `length` tokens, on the default backend."""
-        return Request(
-            kind="local" if self.window_size else "global",
-            backend=jax.default_backend(),
+        return AttentionRequest(
+            backend=dispatch.backend(),
             dtype=config.dtype,
             head_dim=self.head_dim,
             query_length=length,
@@ -229,7 +227,7 @@ class Attention(nnx.Module):
 
     def _attend_to_cache(self, q, view, placement: Placement):
         pairs = self.spec.num_rotated_pairs
-        return cached.attend(
+        return attend_cached(
             view.queries(q, pairs),
             view.read(pairs),
             placement.positions,

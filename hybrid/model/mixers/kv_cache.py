@@ -32,7 +32,7 @@ import numpy as np
 from hybrid.axes import Positions
 from hybrid.model.mixers.kv import KV, Rope, Unified
 from hybrid.model.mixers.protocol import CacheFormat, CacheStep, LayerState, MixerSpec
-from hybrid.ops import rope
+from hybrid.ops import cpu, rope
 from hybrid.ops.attention.cached import Stored, Tile
 from hybrid.ops.rope import Rotation
 
@@ -175,7 +175,7 @@ class View(NamedTuple):
         return parts + ([_rotated_part(q, pairs)] if pairs else [])
 
     def read(self, pairs: int):
-        """The function that gives tiles, for `cached.attend`."""
+        """The function that gives tiles, for `attend_cached`."""
 
         def read(start, size: int) -> Tile:
             kept = jax.tree.map(lambda array: _tile(array, self.row, start, size), self.kept)
@@ -263,12 +263,7 @@ def _write(spec: KVSpec, state: LayerState, new: Kept, step: CacheStep, after) -
     is_kept = (index < step.num_new[:, None]) & (positions >= after[:, None] - slots)
     at = jnp.where(is_kept, positions % slots if spec.window_size else positions, slots)
     rows = jnp.arange(len(at))[:, None]
-    if at.size == 1:
-        # XLA's CPU compiler turns a single write into a slice update, which it does once for the
-        # reader and once for the carry, copying the cache each time (16 384 slots of 128, a loop of
-        # write and read: 3.2 ms a step; with a second write, which goes nowhere, 0.4).
-        new = jax.tree.map(lambda chunk: jnp.concatenate([chunk, chunk], axis=2), new)
-        at = jnp.append(at, jnp.full_like(at, slots), axis=1)
+    at, new = cpu.written_twice(at, new, slots)
 
     def write(stacked, chunk):
         # Indices around the head axis put the indexed axes first: [b, t, k, ...].
