@@ -231,7 +231,7 @@ def test_reading_a_chunk_takes_the_same_memory_whatever_the_context(layers):
         cache = session.empty(1, capacity)
         step = jax.jit(
             lambda params, cache: model.extend(
-                session.config, params, *chunk, cache, session.turns(cache.form)
+                session.config, params, *chunk, cache, session.slot_arrays(cache.form)
             ),
             donate_argnums=1,
         )
