@@ -6,6 +6,7 @@ else is frozen; `optimizer.freeze` freezes by name.
 """
 
 import fnmatch
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ import jax
 
 from hybrid.config import ConfigError
 from hybrid.model import lora
+from hybrid.model.config import LoraConfig, ModelConfig
+from hybrid.model.language_model import abstract, logical_axes
 
 
 def names(tree: Any) -> Any:
@@ -20,6 +23,18 @@ def names(tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: "/".join(str(entry.key) for entry in path), tree
     )
+
+
+def abstract_trained(
+    config: ModelConfig, adapters: LoraConfig, freeze: Sequence[str]
+) -> tuple[Any, Any]:
+    """Shapes of a run's parameters, adapters included, and their `trained_mask`.
+
+    Raises: ConfigError for a `freeze` or adapters that don't fit the model.
+    """
+    add = functools.partial(lora.add, adapters, logical_axes=logical_axes(config))
+    shapes = jax.eval_shape(add, abstract(config), rng=jax.random.key(0))
+    return shapes, trained_mask(shapes, freeze)
 
 
 def trained_mask(params: Any, freeze: Sequence[str]) -> Any:
