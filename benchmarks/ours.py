@@ -19,7 +19,7 @@ from hybrid.model.pattern import plan_layers
 from hybrid.ops.attention import ATTENTION, AttentionRequest
 from hybrid.ops.band import Band
 from hybrid.training import step as train
-from hybrid.training.config import OptimizerConfig
+from hybrid.training.config import OptimizerConfig, StepConfig
 from hybrid.training.optimizer import make_optimizer, make_schedule
 
 OPTIMIZER = OptimizerConfig(**bench.ADAMW, schedule="constant", warmup_fraction=0.0, clip_norm=0.0)
@@ -54,7 +54,7 @@ def train_step(shape: Shape, num_microbatches: int, segments: bool, donate: bool
 
     donate: as in training; False keeps the state for repeated calls.
     """
-    training = train.TrainingConfig(
+    training = StepConfig(
         num_steps=1000,
         batch_size=shape.rows,
         context_length=shape.length,

@@ -52,15 +52,19 @@ def key(
     more_than: float | None = None,
     at_most: float | None = None,
     choices: tuple[str, ...] = (),
+    formerly: str = "",
 ) -> Any:
-    """A config key: a dataclass field with its meaning, and the values it may take."""
+    """A config key: a dataclass field with its meaning, and the values it may take.
+
+    `formerly` is the dotted name that an earlier version had for it.
+    """
     limits = {
         "at_least": at_least,
         "more_than": more_than,
         "at_most": at_most,
         "choices": choices,
     }
-    return dataclasses.field(default=default, metadata={"doc": doc, **limits})
+    return dataclasses.field(default=default, metadata={"doc": doc, "formerly": formerly, **limits})
 
 
 def section(cls: type) -> Any:
@@ -83,12 +87,13 @@ class OpenSection:
 
 @dataclasses.dataclass(frozen=True)
 class KeyInfo:
-    """One leaf of a config: its dotted name, type, default and meaning."""
+    """One leaf of a config: its dotted name, type, default, meaning and former name."""
 
     name: str
     type: Any
     default: Any
     doc: str
+    formerly: str
 
 
 def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
@@ -98,7 +103,8 @@ def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
             yield from walk(typing.cast(type, kind), f"{prefix}{name}.")
         else:
             assert field is not None
-            yield KeyInfo(prefix + name, kind, field.default, field.metadata["doc"])
+            doc, formerly = field.metadata["doc"], field.metadata["formerly"]
+            yield KeyInfo(prefix + name, kind, field.default, doc, formerly)
 
 
 def _entries(cls: type) -> dict[str, tuple[Any, dataclasses.Field | None]]:
@@ -125,24 +131,27 @@ def to_dict(config: Any) -> dict[str, Any]:
 # --- From values to dataclasses --------------------------------------------------------------
 
 
-def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+def build(cls: type, values: Mapping[str, Any]) -> Any:
     """The frozen dataclass `cls` filled from nested `values`; what is left out has its default.
 
-    `prefix` is the dotted path of the section, for the errors.
     Raises: ConfigError naming the dotted key.
     """
+    return _build(cls, values, "", cls)
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str, root: type) -> Any:
+    """The section of `root` at the dotted path `prefix`."""
     entries = _entries(cls)
     arguments: dict[str, Any] = {}
     further: dict[str, Any] = {}
     for name, value in values.items():
         if name not in entries:
-            valid = [info.name for info in walk(cls, prefix)]
-            raise unknown_key(f"{prefix}{name}", valid)
+            raise unknown_key(f"{prefix}{name}", root, prefix)
         kind, field = entries[name]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping | ml_collections.ConfigDict):
                 raise ConfigError(prefix + name, "must be a section of keys", value)
-            inner = build(typing.cast(type, kind), value, f"{prefix}{name}.")
+            inner = _build(typing.cast(type, kind), value, f"{prefix}{name}.", root)
             (further if field is None else arguments)[name] = inner
         else:
             with errors_under(prefix):
@@ -162,8 +171,12 @@ def errors_under(prefix: str) -> Iterator[None]:
         raise ConfigError(prefix + error.key, error.problem, error.got, error.accepted) from None
 
 
-def unknown_key(name: str, valid: list[str]) -> ConfigError:
-    """The error for a key that nobody reads, naming the nearest valid one."""
+def unknown_key(name: str, root: type, section: str = "") -> ConfigError:
+    """The error for a key that `root` lacks: its new name, or the nearest key of the section."""
+    for info in walk(root):
+        if info.formerly and name.endswith(info.formerly):
+            return ConfigError(name, "unknown key", accepted=f"is now {info.name}")
+    valid = [info.name for info in walk(root) if info.name.startswith(section)]
     leaves = {valid_name.rsplit(".", 1)[-1]: valid_name for valid_name in reversed(valid)}
     close = difflib.get_close_matches(name, valid, 1, 0.6) or [
         leaves[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, 1, 0.5)
@@ -239,7 +252,7 @@ def parse_overrides(cls: type, overrides: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for name, text in overrides.items():
         if name not in kinds:
-            raise unknown_key(name, list(kinds))
+            raise unknown_key(name, cls)
         values[name] = _parse(name, kinds[name], text)
     return values
 

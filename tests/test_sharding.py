@@ -104,7 +104,7 @@ def main():
     from hybrid.model.config import ModelConfig
     from hybrid.sharding import MeshConfig, make_mesh
     from hybrid.training import objective, step
-    from hybrid.training.config import OptimizerConfig
+    from hybrid.training.config import OptimizerConfig, StepConfig
 
     config = ModelConfig(
         pattern="LG",
@@ -121,7 +121,7 @@ def main():
         vocab_size=64,
         dtype="float64",
     )
-    training = step.TrainingConfig(batch_size=16, context_length=12, num_steps=10)
+    training = StepConfig(batch_size=16, context_length=12, num_steps=10)
     optimizer = OptimizerConfig(warmup_fraction=0.0)
     host_batch = _batch(step.abstract_batch(16, 12), config.vocab_size)
     host_params = _params(model.abstract(config))

@@ -1,4 +1,4 @@
-"""`python -m hybrid.ablate`: a sweep's config in; runs, results.json and a report out (`command.py`)."""
+"""`python -m hybrid.ablate`: a sweep's config in; runs and a report out (`command.py`)."""
 
 import functools
 import sys

@@ -17,7 +17,7 @@ from typing import Any
 from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
 from hybrid.ablate.config import NAME, Overrides, SweepConfig
-from hybrid.ablate.match import matched
+from hybrid.ablate.match import matched, train_flops
 from hybrid.ablate.pairing import find_partner
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
@@ -69,7 +69,7 @@ def cells(config: SweepConfig) -> tuple[Cell, ...]:
     arms: tuple[tuple[str, Overrides], ...] = config.arms or (("", {}),)
     for arm, of_arm in arms:
         built = [
-            Cell(name, arm, overrides, _build(config.base, {**of_arm, **overrides}, name), {})
+            Cell(name, arm, overrides, _build(config, {**of_arm, **overrides}, name), {})
             for name, overrides in _named(config)
         ]
         baselines = [_partner(cell, built, config.baseline) for cell in built]
@@ -164,11 +164,14 @@ def _as_folder(name: str) -> str:
 # --- Building --------------------------------------------------------------------------------
 
 
-def _build(base: Experiment, overrides: Overrides, name: str) -> Experiment:
+def _build(config: SweepConfig, overrides: Overrides, name: str) -> Experiment:
     """Raises: ConfigError that names the cell."""
     try:
-        values = config_lib.updated(config_lib.to_dict(base), overrides)
-        return experiment_lib.from_config(values)
+        values = config_lib.updated(config_lib.to_dict(config.base), overrides)
+        experiment = experiment_lib.from_config(values)
+        if not config.trained:
+            train_flops(experiment)  # checks what only training reads
     except ConfigError as error:
         problem = f"{error.problem} (in cell {name})"
         raise ConfigError(error.key, problem, error.got, error.accepted) from None
+    return experiment

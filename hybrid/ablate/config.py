@@ -149,7 +149,7 @@ def _overrides(where: str, value: Any, besides: Set[str] = frozenset()) -> Overr
 def _check_key(where: str, name: Any) -> None:
     known = [info.name for info in config_lib.walk(Experiment)]
     if name not in known:
-        wrong = config_lib.unknown_key(str(name), known)
+        wrong = config_lib.unknown_key(str(name), Experiment)
         raise ConfigError(where, f"unknown key {name}", accepted=wrong.accepted)
     if name in ("training.seed",):
         raise ConfigError(where, "can't vary it", name, "seeds lists the seeds")

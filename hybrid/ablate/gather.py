@@ -18,7 +18,8 @@ from hybrid.ablate.match import train_flops
 from hybrid.ablate.results import Run
 from hybrid.ablate.sweep import ERROR, EVALUATION, SCORES, Sweep
 from hybrid.data.tasks import TASKS
-from hybrid.evaluation.scores import Scores, load_scores
+from hybrid.evaluation.token_records import TokenRecords as Scores
+from hybrid.evaluation.token_records import load_records
 from hybrid.experiment import Experiment
 from hybrid.origin import find
 from hybrid.plan import report as plan_report
@@ -31,7 +32,7 @@ def write_results(sweep: Sweep) -> dict[str, Any]:
 
     def scores_of(run: Run) -> Mapping[int, Scores]:
         path = sweep.folder / run.workdir / SCORES
-        return load_scores(path) if path.is_file() else {}
+        return load_records(path) if path.is_file() else {}
 
     found = summary.summarize(runs, scores_of, sweep.config.baseline or None)
     return results.write(sweep.folder, about(sweep), runs, found)

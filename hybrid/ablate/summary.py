@@ -28,7 +28,7 @@ from hybrid.ablate.pairing import find_partner
 from hybrid.ablate.results import Run
 from hybrid.ablate.statistics import Estimate
 from hybrid.ablate.token_scores import SeedScores
-from hybrid.evaluation.scores import Scores
+from hybrid.evaluation.token_records import TokenRecords as Scores
 
 ScoresOf = Callable[[Run], Mapping[int, Scores]]
 Lengths = Mapping[int, SeedScores]  # {context length: {seed: Scores}}, in the order evaluated

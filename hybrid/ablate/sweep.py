@@ -26,12 +26,11 @@ from hybrid.ablate.cells import Planned, cells, runs
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.match import train_flops
 from hybrid.ablate.progress import SweepProgress
+from hybrid.ablate.upgrade import upgraded
 from hybrid.config import ConfigError
 from hybrid.data import pipeline
-from hybrid.evaluation.command import score
-from hybrid.evaluation.held_out import all_scores
-from hybrid.evaluation.scores import save_scores
-from hybrid.evaluation.target import Target, check_fixed, check_shapes
+from hybrid.evaluation.target import Target, check_fixed, check_shapes, evaluate_target
+from hybrid.evaluation.token_records import save_records
 from hybrid.origin import find
 from hybrid.process import signals
 from hybrid.process.files import write_whole
@@ -108,8 +107,8 @@ def _run_one(sweep: Sweep, planned: Planned, progress: SweepProgress) -> float:
     origin = find(trained)
     step = checkpoint.find_step(trained) if origin.is_run else None
     split = "eval" if origin.is_run else "all"
-    result = score(Target(planned.experiment, origin, step, sweep.name, split))
-    save_scores(folder / SCORES, all_scores(result))
+    result = evaluate_target(Target(planned.experiment, origin, step, sweep.name, split))
+    save_records(folder / SCORES, result.records_by_length)
     _write_json(folder / EVALUATION, result.to_dict(step=step, config=sweep.name))
     return result.at_lengths[0].loss
 
@@ -130,7 +129,7 @@ def read(folder: pathlib.Path) -> Sweep:
     held = provenance.read_json(folder / SWEEP)
     if held is None:
         raise ConfigError("--workdir", f"holds no {SWEEP}", str(folder), "the folder of a sweep")
-    config = config_lib.build(SweepConfig, held["config"])
+    config = config_lib.build(SweepConfig, upgraded(held["config"]))
     return Sweep(config, held["name"], folder, runs(config))
 
 
@@ -143,12 +142,13 @@ def _check_folder(sweep: Sweep) -> None:
     if held is None:
         accepted = "a new folder, or that of this sweep"
         raise ConfigError("--workdir", "holds something else", str(sweep.folder), accepted)
-    before = config_lib.flatten(held["config"])
+    before = config_lib.flatten(upgraded(held["config"]))
     now = config_lib.flatten(to_dict(sweep)["config"])
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         grown = name == "seeds" and set(old or ()) <= set(new or ())
-        if old != new and not grown:
+        unused = name == "base.training.window_schedule" and sweep.config.trained
+        if old != new and not grown and not unused:
             problem = "differs from the sweep in --workdir"
             accepted = f"it has {old!r}; use another --workdir"
             raise ConfigError(name, problem, new, accepted)
@@ -169,7 +169,6 @@ def of_trained(config: SweepConfig) -> SweepConfig:
     if origin.is_run:
         _check_has_checkpoint(origin.path)
         held = provenance.read_config(origin.path) | {"mesh": {}}
-        held = config_lib.updated(held, {"model.window_schedule": ()})  # was for training
     else:
         held = origins.inherit(config_lib.to_dict(config.base), origin)
     base = experiment_lib.from_config(held)

@@ -13,7 +13,7 @@ import numpy as np
 
 from hybrid.ablate import statistics
 from hybrid.ablate.statistics import Estimate
-from hybrid.evaluation.scores import Scores
+from hybrid.evaluation.token_records import TokenRecords as Scores
 
 SeedScores = Mapping[int, Scores]
 

@@ -80,7 +80,8 @@ def generate(
         return jax.device_put(out)
     cache = session.empty(batch, int(lengths.max()) + max_new_tokens)
     cache, logits = session.prefill(cache, prompt, lengths)
-    ends, settings = lengths, {"keys": keys, "stop_tokens": stop_tokens, "pad_id": pad_id}
+    ends = lengths
+    settings: dict[str, Any] = {"keys": keys, "stop_tokens": stop_tokens, "pad_id": pad_id}
     for step in session.stream(cache, logits, max_new_tokens, sampling, **settings):
         num_new = step.tokens.shape[1]
         for row, end in enumerate(ends):

@@ -185,9 +185,8 @@ def write(request: Request, session: Session, tokenizer: Tokenizer) -> None:
     _write(request.prompt)
     start = time.perf_counter()
     progress = _show_progress if len(ids) >= LONG_PROMPT else None
-    cache, logits = session.prefill(
-        session.empty(1, len(ids) + limit), ids[None], progress=progress
-    )
+    cache = session.empty(1, len(ids) + limit)
+    cache, logits = session.prefill(cache, ids[None], progress=progress)
     jax.block_until_ready(logits)
     prefill_seconds = time.perf_counter() - start
     stop_tokens = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
@@ -195,8 +194,9 @@ def write(request: Request, session: Session, tokenizer: Tokenizer) -> None:
     step = session.decode(cache, logits, 0, request.sampling, **settings)  # compiles
     text, num_new, start = TextStream(tokenizer, ids), 0, time.perf_counter()
     settings["tokens_a_call"] = TOKENS_A_CALL
-    for step in session.stream(step.cache, step.logits, limit, request.sampling, **settings):
-        new = step.tokens[0, : int(step.num_tokens[0])]
+    last = step
+    for last in session.stream(step.cache, step.logits, limit, request.sampling, **settings):
+        new = last.tokens[0, : int(last.num_tokens[0])]
         _write(text.feed(new))
         num_new += len(new)
     seconds = time.perf_counter() - start
@@ -204,7 +204,7 @@ def write(request: Request, session: Session, tokenizer: Tokenizer) -> None:
     print(
         f"prompt: {len(ids)} tokens in {prefill_seconds:.2f} s (compiling included); new: "
         f"{num_new} tokens, {num_new / seconds:.0f} tokens/s; cache: "
-        f"{step.cache.num_bytes()['total']:,} bytes",
+        f"{last.cache.num_bytes()['total']:,} bytes",
         file=sys.stderr,
     )
 

@@ -46,13 +46,13 @@ class Decoded(NamedTuple):
     """What a call of the decoding loop gives.
 
     Attributes:
-      tokens: int32 [b, n]; pad from a row's end on.
+      tokens: int32 [b, n], an array of jax (of numpy in `stream`); pad from a row's end on.
       num_tokens: int32 [b], tokens of each row before its padding, a stop token counted.
       is_done: bool [b], rows that have met a stop token.
       cache, logits: arguments of the next call.
     """
 
-    tokens: jax.Array
+    tokens: Any
     num_tokens: jax.Array
     is_done: jax.Array
     cache: Cache

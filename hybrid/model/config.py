@@ -38,11 +38,6 @@ class ModelConfig(OpenSection):
     window_sizes: tuple[int, ...] = key(
         (), "a window for each letter of the period (0 at G); empty: window_size everywhere"
     )
-    window_schedule: tuple[tuple[float, int], ...] = key(
-        (),
-        "windows in training: (share of the steps, window) one after the other, shares summing "
-        "to 1; the last window is the model's and sets window_size",
-    )
     d_model: int = key(128, "width of the residual stream", at_least=1)
     num_heads: int = key(4, "query heads", at_least=1)
     num_kv_heads: int = key(1, "key/value heads of local layers", at_least=1)
@@ -117,11 +112,8 @@ class ModelConfig(OpenSection):
             if getattr(self, name) % 2:
                 raise ConfigError(name, "must be even (rotary pairs)", getattr(self, name))
         self._check_windows()
-        self._check_schedule()
         self._check_kv()
         self._check_experts()
-        if self.window_schedule:
-            object.__setattr__(self, "window_size", self.window_schedule[-1][1])
 
     def _check_heads(self, name: str, kv_heads: int) -> None:
         if self.num_heads % kv_heads:
@@ -143,20 +135,6 @@ class ModelConfig(OpenSection):
                 self.window_sizes,
                 f"{len(self.pattern)} of them",
             )
-
-    def _check_schedule(self) -> None:
-        if not self.window_schedule:
-            return
-        shares, windows = zip(*self.window_schedule, strict=True)
-        if self.window_sizes:
-            problem = "can't be combined with model.window_sizes"
-            raise ConfigError("window_schedule", problem, self.window_schedule)
-        if min(windows) < 1:
-            problem = "must have windows of at least 1"
-            raise ConfigError("window_schedule", problem, self.window_schedule)
-        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-            problem = "must have shares above 0 that sum to 1"
-            raise ConfigError("window_schedule", problem, self.window_schedule)
 
     def _check_kv(self) -> None:
         if self.unified_kv and not (self.qk_norm and self.v_norm):

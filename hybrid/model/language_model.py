@@ -32,8 +32,8 @@ from hybrid.model.mixers.protocol import (
     shared_arrays,
 )
 from hybrid.model.pattern import LayerPlan, plan_layers
-from hybrid.ops.loss import LossSums, cross_entropy, default_chunk_size
-from hybrid.ops.loss import token_nll as chunked_token_nll
+from hybrid.ops import loss
+from hybrid.ops.loss import LossSums, TokenScores
 from hybrid.sharding import constrain
 
 Params = dict
@@ -181,11 +181,7 @@ def logits(
 
 def head(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
     """The stream after the final norm [..., d] -> logits [..., v], at least float32, softcapped."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    embedding = params["embedder"]["embedding"].astype(x.dtype)
-    out = jnp.einsum("...d,vd->...v", x, embedding, preferred_element_type=wide)
-    cap = config.logit_softcap
-    return cap * jnp.tanh(out / cap) if cap else out
+    return loss.logits(x, params["embedder"]["embedding"], config.logit_softcap)
 
 
 def loss_sums(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
@@ -197,51 +193,26 @@ def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[Lo
     """`loss_sums`, and the router's sums [segment][slot] over the same tokens, leaves stacked."""
     row = batch.tokens, batch.positions, batch.segment_ids
     x, router = _run(config, params, *row, counted=batch.loss_mask)
-    embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
-    return cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=cap), router
+    embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
+    sums = loss.cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=softcap)
+    return sums, router
 
 
-def token_nll(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """-log p of each predicted token, [b, t] in at least float32, 0 where nothing is predicted."""
-    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
-    return stream_nll(config, params, x, batch.targets, batch.loss_mask)
-
-
-def stream_nll(config: ModelConfig, params: Params, x: Hidden, targets, loss_mask) -> jax.Array:
-    """`token_nll` of a stream after the final norm."""
-    embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
-    nll = chunked_token_nll(x, embedding, targets, softcap=cap)
-    return jnp.where(loss_mask, nll, 0)
-
-
-def token_scores(config: ModelConfig, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """-log p of each predicted token, and whether its logit is the largest (the first of equals).
+def score(config: ModelConfig, params: Params, batch: Batch, with_top: bool = False) -> TokenScores:
+    """Scores [b, t] of each predicted token; `is_top` only `with_top`.
 
     Logits exist for a chunk of time at once, as in the loss.
-    Returns: [b, t] in at least float32 and bool [b, t]; 0 and False where nothing is predicted.
     """
     x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
-    return stream_scores(config, params, x, batch.targets, batch.loss_mask)
+    return score_hidden(config, params, x, batch.targets, batch.loss_mask, with_top)
 
 
-def stream_scores(
-    config: ModelConfig, params: Params, x: Hidden, targets, loss_mask
-) -> tuple[jax.Array, jax.Array]:
-    """`token_scores` of a stream after the final norm."""
-    ids = jnp.arange(config.vocab_size)[None, :]
-
-    def one(inputs):
-        out, targets = head(config, params, inputs[0]), inputs[1]
-        hit = ids == targets[:, None]
-        nll = jax.nn.logsumexp(out, axis=-1) - jnp.sum(jnp.where(hit, out, 0), axis=-1)
-        return nll, jnp.argmax(out, axis=-1) == targets
-
-    num_rows, length = targets.shape
-    chunk = default_chunk_size(num_rows, length, config.vocab_size)
-    over_time = (x.swapaxes(0, 1), targets.swapaxes(0, 1))
-    nll, is_top = jax.lax.map(one, over_time, batch_size=chunk)
-    nll = jnp.where(loss_mask, nll.swapaxes(0, 1), 0)
-    return nll, is_top.swapaxes(0, 1) & loss_mask
+def score_hidden(
+    config: ModelConfig, params: Params, x: Hidden, targets, loss_mask, with_top: bool = False
+) -> TokenScores:
+    """`score` of a stream after the final norm."""
+    embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
+    return loss.score(x, embedding, targets, loss_mask, softcap=softcap, with_top=with_top)
 
 
 def _final_norm(config: ModelConfig) -> RMSNorm:

@@ -166,9 +166,9 @@ def _tensors(config: ModelConfig) -> Iterator[StoredTensor]:
             yield StoredTensor(path, None, leaves[path].shape, name, layout)
     for layer in range(plan.num_layers):
         place = plan.locate(layer)
-        for path, leaf in flat(params["segments"][place.segment][place.slot]).items():
-            name, layout, part = _of_layer(param_name(path), layer, plan.num_layers)
-            full = ("segments", place.segment, place.slot, *path)
+        for inside, leaf in flat(params["segments"][place.segment][place.slot]).items():
+            name, layout, part = _of_layer(param_name(inside), layer, plan.num_layers)
+            full: Path = ("segments", place.segment, place.slot, *inside)
             yield StoredTensor(full, place.repetition, leaf.shape[1:], name, layout, part)
 
 

@@ -113,10 +113,11 @@ def _fill(leaves: Leaves, tensors: Tensors, name: str, stored: list[StoredTensor
 
 def _updated(leaf: jax.Array, tensor: StoredTensor, values: np.ndarray, start: int) -> jax.Array:
     """The leaf with `values` from row `start` on, of their own layer where it is stacked."""
-    spec = leaf.sharding.spec[0 if tensor.repetition is None else 1 :]
+    whole: Any = leaf.sharding
+    spec = whole.spec[0 if tensor.repetition is None else 1 :]
     if values.shape != tensor.shape:  # a block of rows need not divide as the whole does
         spec = (None, *spec[1:])
-    sharding = NamedSharding(leaf.sharding.mesh, P(*spec))
+    sharding = NamedSharding(whole.mesh, P(*spec))
     index = (start,) if tensor.repetition is None else (tensor.repetition, start)
     return _update(leaf, jax.device_put(np.asarray(values, leaf.dtype), sharding), index)
 

@@ -1,4 +1,4 @@
-"""`python train.py` and `hybrid-train`: flags and config in, a trained workdir out (`command.py`)."""
+"""`python train.py` and `hybrid-train`: a config in, a trained workdir out (`command.py`)."""
 
 import functools
 import sys

@@ -1,11 +1,11 @@
-"""The `optimizer.` section and the Optax chain it makes, each layer of a stack on its own.
+"""The Optax chain of the `optimizer.` section, each layer of a stack on its own.
 
-Weights of repeated layers are stacked, `[layers, ...]`. AdamW works element by element and never
-notices; the two others do, and would mix layers if they took a stack for one tensor:
+Weights of repeated layers are stacked, `[layers, ...]`. AdamW works element by element, where that
+makes no difference; the two others would mix layers if they took a stack for one tensor:
 
     adafactor   factors the second moment over the two largest axes and clips by the rms of a
                 tensor: run per layer under vmap
-    muon        orthogonalises matrices: told by the logical axes which axes of a kernel are its
+    muon        orthogonalises matrices: the logical axes say which axes of a kernel are its
                 inputs and which its outputs; all others (the stack) are batch. Kernels of the
                 stack go to muon, embeddings and vectors to Adam; updates are scaled to an rms of
                 0.2 (Liu et al., 2502.16982), so that Adam's learning rate and decay fit both.

@@ -11,7 +11,8 @@ import numpy as np
 
 from hybrid.ablate import results, summary
 from hybrid.ablate.results import Run
-from hybrid.evaluation.scores import Scores, load_scores, save_scores
+from hybrid.evaluation.token_records import TokenRecords as Scores
+from hybrid.evaluation.token_records import load_records, save_records
 
 WINDOWS, SEEDS, RATES, STEPS = (4, 16, 64), (0, 1, 2), (0.01, 0.03), (10, 20, 30)
 LENGTHS = {"text": (32, 64, 16), "needle": (32, 64)}
@@ -78,7 +79,7 @@ def write_run(folder, task: str, window: int, seed: int, rate: float) -> Run:
         "eval": {"context_length": [0, *LENGTHS[task][1:]]},
     }
     (path / "config.json").write_text(json.dumps(config))
-    save_scores(path / "scores.npz", scores)
+    save_records(path / "scores.npz", scores)
     flops = 1e9 * (100 + window)
     return Run(
         name=name,
@@ -127,7 +128,7 @@ def make(folder) -> dict:
         ),
     )
     found = summary.summarize(
-        runs, lambda run: load_scores(folder / run.workdir / "scores.npz"), BASELINE
+        runs, lambda run: load_records(folder / run.workdir / "scores.npz"), BASELINE
     )
     about = {"name": "synthetic", "match": "tokens", "baseline": BASELINE, "seeds": SEEDS}
     return results.write(folder, about, runs, found)

@@ -15,7 +15,7 @@ import synthetic_sweep
 
 from hybrid.ablate import groups, results, summary
 from hybrid.ablate.results import Run
-from hybrid.evaluation.scores import Scores
+from hybrid.evaluation.token_records import TokenRecords as Scores
 
 
 @pytest.fixture(scope="module")
