@@ -67,8 +67,9 @@ def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
     argv = tuple(sys.argv[1:] if argv is None else argv)
     with signals.caught():
         try:
-            is_name = isinstance(command, str)
-            return _run(importlib.import_module(command).COMMAND if is_name else command, argv)
+            if isinstance(command, str):
+                return _run(importlib.import_module(command).COMMAND, argv)
+            return _run(command, argv)
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
             return WRONG_INPUT
