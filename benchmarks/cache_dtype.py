@@ -81,14 +81,14 @@ def _batches(target: Target, context: int, max_tokens: int):
         context_length=context,
         split=target.split,
     )
-    plan = windows.plan(
+    packed = windows.pack_windows(
         [len(tokens) for tokens in documents.tokens],
         context_length=context,
         bos=documents.bos,
         max_tokens=max_tokens,
         share_rows=False,
     )
-    for batch, _ in windows.batches(plan, documents.tokens, documents.bos_id, documents.pad_id):
+    for batch, _ in windows.batches(packed, documents.tokens, documents.bos_id, documents.pad_id):
         yield batch
 
 

@@ -37,7 +37,7 @@ def compile_step(loaded: experiment.Experiment, devices: list, remat: str) -> di
     """The compiler's memory figures of a device, and how long it took."""
     config = dataclasses.replace(loaded.model, remat=remat)
     mesh = make_mesh(loaded.mesh, devices)
-    program = step.build(config, loaded.training, loaded.optimizer, mesh)
+    program = step.build(config, loaded.training.step, loaded.optimizer, mesh)
     start = time.perf_counter()
     with jax.set_mesh(mesh):
         compiled = program.step.lower(program.state, program.batch).compile()

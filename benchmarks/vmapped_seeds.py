@@ -28,7 +28,7 @@ def setup(context_length: int, batch_size: int):
     steps, axes = config.training.num_steps, model.logical_axes(config.model)
     transform = make_optimizer(config.optimizer, steps, axes)
     step = make_train_step(
-        config.model, config.training, transform, make_schedule(config.optimizer, steps)
+        config.model, config.training.step, transform, make_schedule(config.optimizer, steps)
     )
 
     def init(key):

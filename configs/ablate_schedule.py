@@ -7,10 +7,17 @@ All layers are local, so that a short window saves most; all are evaluated at wi
 
 from hybrid.ablate import config as ablate
 
+
+def cell(name, *schedule):
+    """(share of the steps, window) of each stage; the last window is the model's."""
+    last = schedule[-1][1]
+    return {"name": name, "training.window_schedule": schedule, "model.window_size": last}
+
+
 CELLS = [
-    {"name": "256", "model.window_schedule": ((1.0, 256),)},
-    {"name": "64 then 256", "model.window_schedule": ((0.5, 64), (0.5, 256))},
-    {"name": "16, 64, 256", "model.window_schedule": ((0.33, 16), (0.33, 64), (0.34, 256))},
+    cell("256", (1.0, 256)),
+    cell("64 then 256", (0.5, 64), (0.5, 256)),
+    cell("16, 64, 256", (0.33, 16), (0.33, 64), (0.34, 256)),
 ]
 
 

@@ -18,7 +18,7 @@ import pathlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 
@@ -52,15 +52,19 @@ def key(
     more_than: float | None = None,
     at_most: float | None = None,
     choices: tuple[str, ...] = (),
+    formerly: str = "",
 ) -> Any:
-    """A config key: a dataclass field with its meaning, and the values it may take."""
+    """A config key: a dataclass field with its meaning, and the values it may take.
+
+    `formerly` is the dotted name that an earlier version had for it.
+    """
     limits = {
         "at_least": at_least,
         "more_than": more_than,
         "at_most": at_most,
         "choices": choices,
     }
-    return dataclasses.field(default=default, metadata={"doc": doc, **limits})
+    return dataclasses.field(default=default, metadata={"doc": doc, "formerly": formerly, **limits})
 
 
 def section(cls: type) -> Any:
@@ -69,24 +73,45 @@ def section(cls: type) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class OpenSection:
+    """A section that takes further sections by name: those in its `SECTIONS`, at run time."""
+
+    SECTIONS: ClassVar[dict[str, type]] = {}
+
+    sections: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), kw_only=True)
+
+    def section(self, name: str) -> Any:
+        """The keys of a further section, at their defaults where none was given."""
+        return dict(self.sections).get(name) or self.SECTIONS[name]()
+
+
+@dataclasses.dataclass(frozen=True)
 class KeyInfo:
-    """One leaf of a config: its dotted name, type, default and meaning."""
+    """One leaf of a config: its dotted name, type, default, meaning and former name."""
 
     name: str
     type: Any
     default: Any
     doc: str
+    formerly: str
 
 
 def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
     """All leaf keys of a config class in declared order, sections opened."""
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        name, kind = prefix + field.name, hints[field.name]
+    for name, (kind, field) in _entries(cls).items():
         if dataclasses.is_dataclass(kind):
-            yield from walk(typing.cast(type, kind), name + ".")
+            yield from walk(typing.cast(type, kind), f"{prefix}{name}.")
         else:
-            yield KeyInfo(name, kind, field.default, field.metadata["doc"])
+            assert field is not None
+            doc, formerly = field.metadata["doc"], field.metadata["formerly"]
+            yield KeyInfo(prefix + name, kind, field.default, doc, formerly)
+
+
+def _entries(cls: type) -> dict[str, tuple[Any, dataclasses.Field | None]]:
+    """Type and field of each key and section, the further ones (without a field) last."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: (hints[f.name], f) for f in dataclasses.fields(cls) if f.name != "sections"}
+    return fields | {name: (kind, None) for name, kind in getattr(cls, "SECTIONS", {}).items()}
 
 
 def defaults(cls: type) -> ml_collections.ConfigDict:
@@ -96,32 +121,43 @@ def defaults(cls: type) -> ml_collections.ConfigDict:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain nested dicts; tuples stay tuples."""
-    return dataclasses.asdict(config)
+    values = {}
+    for name, (_, field) in _entries(type(config)).items():
+        value = config.section(name) if field is None else getattr(config, name)
+        values[name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 # --- From values to dataclasses --------------------------------------------------------------
 
 
-def build(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+def build(cls: type, values: Mapping[str, Any]) -> Any:
     """The frozen dataclass `cls` filled from nested `values`; what is left out has its default.
 
-    `prefix` is the dotted path of the section, for the errors.
     Raises: ConfigError naming the dotted key.
     """
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    arguments = {}
+    return _build(cls, values, "", cls)
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str, root: type) -> Any:
+    """The section of `root` at the dotted path `prefix`."""
+    entries = _entries(cls)
+    arguments: dict[str, Any] = {}
+    further: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in fields:
-            valid = [info.name for info in walk(cls, prefix)]
-            raise unknown_key(f"{prefix}{name}", valid)
-        if dataclasses.is_dataclass(hints[name]):
+        if name not in entries:
+            raise unknown_key(f"{prefix}{name}", root, prefix)
+        kind, field = entries[name]
+        if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping | ml_collections.ConfigDict):
                 raise ConfigError(prefix + name, "must be a section of keys", value)
-            arguments[name] = build(hints[name], value, f"{prefix}{name}.")
+            inner = _build(typing.cast(type, kind), value, f"{prefix}{name}.", root)
+            (further if field is None else arguments)[name] = inner
         else:
             with errors_under(prefix):
-                arguments[name] = _checked(fields[name], hints[name], value)
+                arguments[name] = _checked(field, kind, value)
+    if further:
+        arguments["sections"] = tuple(sorted(further.items()))
     with errors_under(prefix):
         return cls(**arguments)
 
@@ -135,8 +171,12 @@ def errors_under(prefix: str) -> Iterator[None]:
         raise ConfigError(prefix + error.key, error.problem, error.got, error.accepted) from None
 
 
-def unknown_key(name: str, valid: list[str]) -> ConfigError:
-    """The error for a key that nobody reads, naming the nearest valid one."""
+def unknown_key(name: str, root: type, section: str = "") -> ConfigError:
+    """The error for a key that `root` lacks: its new name, or the nearest key of the section."""
+    for info in walk(root):
+        if info.formerly and name.endswith(info.formerly):
+            return ConfigError(name, "unknown key", accepted=f"is now {info.name}")
+    valid = [info.name for info in walk(root) if info.name.startswith(section)]
     leaves = {valid_name.rsplit(".", 1)[-1]: valid_name for valid_name in reversed(valid)}
     close = difflib.get_close_matches(name, valid, 1, 0.6) or [
         leaves[leaf] for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, 1, 0.5)
@@ -145,7 +185,7 @@ def unknown_key(name: str, valid: list[str]) -> ConfigError:
     return ConfigError(name, "unknown key", accepted=hint)
 
 
-def _checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+def _checked(field: Any, kind: Any, value: Any) -> Any:
     value = _as_type(field.name, kind, value)
     for item in value if isinstance(value, tuple) else (value,):
         _check_limits(field, item, value)
@@ -212,7 +252,7 @@ def parse_overrides(cls: type, overrides: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for name, text in overrides.items():
         if name not in kinds:
-            raise unknown_key(name, list(kinds))
+            raise unknown_key(name, cls)
         values[name] = _parse(name, kinds[name], text)
     return values
 

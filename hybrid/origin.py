@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from hybrid.config import ConfigError
+from hybrid.config import ConfigError, updated
 from hybrid.data.tasks import TASKS
 from hybrid.model.config import RUNTIME_KEYS
 
@@ -52,6 +52,7 @@ def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
     except ValueError as error:
         raise ConfigError(key, f"its {CONFIG} is broken ({error})", str(path)) from None
     if isinstance(values, dict) and isinstance(values.get("model"), dict):
+        values = upgraded(values)
         data = values.get("data", {})
         names = data.get("tokenizer", "byte"), data.get("bos", "auto")
         return Origin(folder, True, values["model"], *names, run=values, key=key)
@@ -62,6 +63,20 @@ def _of_hugging_face(folder: pathlib.Path, key: str) -> Origin:
     from hybrid import pretrained  # only those who read such folders pay for it
 
     return Origin(folder, False, *pretrained.describe(folder, key), key=key)
+
+
+def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Nested config values as recorded by an earlier version, under the keys of this one.
+
+    `model.window_schedule` became `training.window_schedule`; its last window was the model's.
+    """
+    model = values.get("model")
+    if not isinstance(model, Mapping) or "window_schedule" not in model:
+        return values
+    schedule = model["window_schedule"]
+    model = {name: value for name, value in model.items() if name != "window_schedule"}
+    last = {"model.window_size": schedule[-1][1]} if schedule else {}
+    return updated({**values, "model": model}, {"training.window_schedule": schedule, **last})
 
 
 def inherit(values: Mapping[str, Any], origin: Origin) -> dict[str, Any]:

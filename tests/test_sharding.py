@@ -5,21 +5,10 @@ a script to see it).
 """
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+import simulated
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_X64": "1",
-    # Compiling is most of the time; unoptimised code runs these shapes just as well.
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-    "PYTHONPATH": str(ROOT),
-}
 MESHES = {
     "data=8": {"data": 8},
     "fsdp=8": {"data": 1, "fsdp": 8},
@@ -29,14 +18,7 @@ MESHES = {
 
 @pytest.fixture(scope="module")
 def report():
-    child = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=600,
-    )
-    return json.loads(child.stdout)
+    return simulated.report(__file__)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -115,13 +97,14 @@ def test_a_step_donates_its_state_and_leaves_it_where_it_was(report):
 
 
 def main():
-    """Prints the report.  Imports here: the environment above must be set first."""
+    """Prints the report.  Imports here: the environment must be set first."""
     import jax
 
     from hybrid import model
-    from hybrid.sharding import MeshConfig, ModelConfig, make_mesh
+    from hybrid.model.config import ModelConfig
+    from hybrid.sharding import MeshConfig, make_mesh
     from hybrid.training import objective, step
-    from hybrid.training.config import OptimizerConfig
+    from hybrid.training.config import OptimizerConfig, StepConfig
 
     config = ModelConfig(
         pattern="LG",
@@ -138,7 +121,7 @@ def main():
         vocab_size=64,
         dtype="float64",
     )
-    training = step.TrainingConfig(batch_size=16, context_length=12, num_steps=10)
+    training = StepConfig(batch_size=16, context_length=12, num_steps=10)
     optimizer = OptimizerConfig(warmup_fraction=0.0)
     host_batch = _batch(step.abstract_batch(16, 12), config.vocab_size)
     host_params = _params(model.abstract(config))

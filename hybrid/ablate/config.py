@@ -146,7 +146,7 @@ def _overrides(key: str, value: Any, besides: Set[str] = frozenset()) -> Overrid
 def _check_key(key: str, name: Any) -> None:
     known = [info.name for info in config_lib.walk(Experiment)]
     if name not in known:
-        accepted = config_lib.unknown_key(str(name), known).accepted
+        accepted = config_lib.unknown_key(str(name), Experiment).accepted
         raise ConfigError(key, f"unknown key {name}", accepted=accepted)
     if name == "training.seed":
         raise ConfigError(key, "can't vary it", name, "seeds lists the seeds")

@@ -1,4 +1,4 @@
-"""The command behind `eval.py`: flags in, a score, its table and files out.
+"""The command behind `eval.py`: flags in, the result's table and files out.
 
 Everything that can be wrong is refused before the model is read, and files appear whole or not
 at all. Signals stop it at once: there is nothing to save.
@@ -13,19 +13,16 @@ import sys
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from absl import flags
 
 from hybrid.config import ConfigError
-from hybrid.data import cache, pipeline
-from hybrid.evaluation import held_out, report
+from hybrid.evaluation import report
 from hybrid.evaluation.result import Result
-from hybrid.evaluation.target import Target, of_pretrained, of_run
+from hybrid.evaluation.target import Target, evaluate_target, of_pretrained, of_run
 from hybrid.experiment import Experiment
 from hybrid.process import cli
 from hybrid.process.files import write_whole
-from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -47,7 +44,7 @@ def _run(arguments: cli.Arguments) -> None:
     output, per_token = (_output(arguments, name) for name in ("output", "per_token"))
     if output is not None and output == per_token:
         raise ConfigError("--per_token", "is the file of --output too", str(per_token))
-    result = score(target, Lines)
+    result = evaluate_target(target, percent_lines)
     for warning in warnings(target, result):
         print(f"warning: {warning}", file=sys.stderr)
     step, name = target.step, target.name
@@ -84,74 +81,34 @@ def _output(arguments: cli.Arguments, name: str) -> pathlib.Path | None:
     return path
 
 
-# --- Scoring ---------------------------------------------------------------------------------
-
-
-def score(target: Target, lines: Callable[[str], cache.Progress] | None = None) -> Result:
-    """Scores the target on its text or task, on all devices.
-
-    `lines(what)` makes what hears of (done, total) of each part; None: nobody does.
-    """
-    config = target.experiment
-    tokenizing, evaluating = (
-        lines(what) if lines else None for what in ("tokenizing", "evaluating")
-    )
-    mesh = make_mesh(config.mesh)
-    scored = pipeline.open_held_out(
-        config.data,
-        vocab_size=config.model.vocab_size,
-        context_length=max(config.eval.lengths(config.training.context_length)),
-        split=target.split,
-        progress=tokenizing,
-    )
-    if lines:
-        what = "task" if config.data.is_task else "text"
-        print(f"{what}: {scored.description}", file=sys.stderr)
-    with jax.set_mesh(mesh):
-        result = held_out.evaluate(
-            config.model,
-            target.read_params(mesh),
-            scored,
-            config.eval,
-            context_length=config.training.context_length,
-            put=lambda batch: jax.device_put(batch, batch_sharding(mesh)),
-            batch_multiple=num_batch_parts(mesh),
-            inference=config.inference,
-            progress=evaluating,
-        )
-    assert result is not None, "nobody asked it to stop"
-    return result
-
-
 def warnings(target: Target, result: Result) -> list[str]:
-    """What makes a score of a pretrained model doubtful, a line each."""
+    """What makes the loss of a pretrained model doubtful, a line each."""
     if target.step is not None:
         return []
     from hybrid import pretrained
 
-    told = pretrained.raw_text_warning(target.origin.path)
+    lines = list(pretrained.raw_text_warning(target.origin.path))
     first = float(np.mean(result.per_token[: result.context_length]))
     chance = math.log(target.experiment.model.vocab_size)
     if first > chance:
-        told = [
-            *told,
+        lines.append(
             f"the first window's loss, {first:.2f}, is above chance ({chance:.2f}): "
-            "is this the tokenizer, and data.bos the policy, of the model?",
-        ]
-    return list(told)
+            "is this the tokenizer, and data.bos the policy, of the model?"
+        )
+    return lines
 
 
-class Lines:
-    """Progress on standard error: `evaluating: 40 %`, a line every few seconds."""
+def percent_lines(name: str) -> Callable[[int, int], None]:
+    """A function of (done, total) that writes `NAME: 40 %` every few seconds."""
+    last = time.monotonic()
 
-    def __init__(self, what: str):
-        self._what, self._last = what, time.monotonic()
+    def write(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            print(f"{name}: {100 * done // total} %", file=sys.stderr, flush=True)
 
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = now
-            print(f"{self._what}: {100 * done // total} %", file=sys.stderr, flush=True)
+    return write
 
 
 COMMAND = cli.Command(

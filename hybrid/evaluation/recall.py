@@ -4,10 +4,9 @@
     by_distance    the same by tokens from the question back to the value it asks for
     by_num_pairs   the same by how many pairs the row holds
 
-Pure of files. `held_out.evaluate` calls `score`.
+Pure of files. `held_out.evaluate` calls `evaluate`.
 """
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,34 +14,41 @@ import numpy as np
 from hybrid.data.batch import Batch
 from hybrid.data.tasks import Example, Examples, as_row
 from hybrid.evaluation import windows
+from hybrid.evaluation.batches import BatchScorer
 from hybrid.evaluation.config import EvalConfig
-from hybrid.evaluation.result import Result, doubling_buckets, groups, mean_loss
-from hybrid.evaluation.scores import Scores
-from hybrid.evaluation.scoring import Scorer
+from hybrid.evaluation.result import Result, groups, summarized
+from hybrid.evaluation.token_records import TokenRecords
+from hybrid.ops.loss import TokenScores
 
 
-def score(scorer: Scorer, examples: Examples, config: EvalConfig, length: int) -> Result:
-    """Scores the examples made at `length`; `scorer.score` gives (nll, is_top), [b, t] each.
+def evaluate(scorer: BatchScorer, examples: Examples, config: EvalConfig, length: int) -> Result:
+    """Scores the examples made at `length`.
 
     Raises: ConfigError where the task doesn't fit the length; Stopped.
     """
     examples = examples.at(length)
     number = num_examples(examples, config.max_tokens)
     size = windows.rows_a_batch(number, length, config.batch_size, scorer.batch_multiple)
-    parts = []
-    for (nll, is_top), (first, of_batch) in scorer.each(
-        _batches(examples, number, size), -(-number // size)
-    ):
-        parts.append(_scores(nll, is_top, first, of_batch))
-    return summarize(_joined(parts, config.max_tokens), length)
+    scored = scorer.score_batches(_batches(examples, number, size), -(-number // size))
+    parts = [_records(scores, *of_batch) for scores, of_batch in scored]
+    records = _joined(parts, config.max_tokens)
+    return summarized(
+        records,
+        context_length=length,
+        stride=length,
+        bos="never",
+        accuracy=float(np.mean(records.correct)),
+        by_distance=groups(records.correct, records.distance),
+        by_num_pairs=groups(records.correct, records.num_pairs),
+    )
 
 
 def num_examples(examples: Examples, max_tokens: int) -> int:
     """Examples to score for `max_tokens` predicted tokens; all for 0."""
     if not max_tokens:
         return examples.num_rows
-    asked = np.cumsum([examples.num_asked(index) for index in range(examples.num_rows)])
-    return min(examples.num_rows, int(np.searchsorted(asked, max_tokens)) + 1)
+    num_asked = np.cumsum([examples.num_asked(index) for index in range(examples.num_rows)])
+    return min(examples.num_rows, int(np.searchsorted(num_asked, max_tokens)) + 1)
 
 
 def _batches(
@@ -58,43 +64,23 @@ def _batches(
         yield batch, (first, of_batch)
 
 
-def _scores(nll: np.ndarray, is_top: np.ndarray, first: int, of_batch: list[Example]) -> Scores:
+def _records(scores: TokenScores, first: int, of_batch: list[Example]) -> TokenRecords:
     """The columns of a batch's questions."""
     counts = [len(example.asked) for example in of_batch]
     row = np.repeat(np.arange(len(of_batch)), counts)
     column = np.concatenate([example.asked for example in of_batch])
     num_pairs = np.repeat([example.num_pairs for example in of_batch], counts)
-    return Scores(
-        nll=nll[row, column],
+    return TokenRecords(
+        nll=scores.nll[row, column],
         position=column,
         document=(first + row).astype(np.int32),
-        correct=is_top[row, column],
+        correct=scores.is_top[row, column],
         distance=np.concatenate([example.distance for example in of_batch]),
         num_pairs=num_pairs.astype(np.int32),
     )
 
 
-def _joined(parts: list[Scores], max_tokens: int) -> Scores:
+def _joined(parts: list[TokenRecords], max_tokens: int) -> TokenRecords:
     names = parts[0].columns()
     joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Scores(**{name: column[: max_tokens or None] for name, column in joined.items()})
-
-
-def summarize(scores: Scores, context_length: int) -> Result:
-    """The Result of a task's scores, whose nll may be wider than float32."""
-    loss, perplexity = mean_loss(scores.nll)
-    return Result(
-        loss=loss,
-        perplexity=perplexity,
-        bits_per_byte=None,
-        num_tokens=len(scores.nll),
-        num_bytes=None,
-        by_position=doubling_buckets(scores.nll, scores.position),
-        context_length=context_length,
-        stride=context_length,
-        bos="never",
-        scores=dataclasses.replace(scores, nll=scores.nll.astype(np.float32)),
-        accuracy=float(np.mean(scores.correct)),
-        by_distance=groups(scores.correct, scores.distance),
-        by_num_pairs=groups(scores.correct, scores.num_pairs),
-    )
+    return TokenRecords(**{name: column[: max_tokens or None] for name, column in joined.items()})

@@ -72,12 +72,12 @@ def _by_value(name: str, rows: list[tuple[str, Group]]) -> str:
     return "\n".join(lines)
 
 
-def _few(found: tuple[Group, ...]) -> list[tuple[str, Group]]:
+def _few(groups: tuple[Group, ...]) -> list[tuple[str, Group]]:
     """Groups by label; many of them are joined from one power of two to the next."""
-    if len(found) <= MOST_ROWS:
-        return [(str(one.value), one) for one in found]
+    if len(groups) <= MOST_ROWS:
+        return [(str(one.value), one) for one in groups]
     joined: dict[int, list[Group]] = {}
-    for one in found:
+    for one in groups:
         joined.setdefault(one.value.bit_length(), []).append(one)
     return [
         (f"[{1 << bits >> 1}, {1 << bits})", _together(members)) for bits, members in joined.items()

@@ -1,4 +1,4 @@
-"""What an evaluation found, as numbers for programs; `report.py` makes the table for people."""
+"""The result of an evaluation, as numbers for programs; `report.py` makes the table for people."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.evaluation.scores import Scores
+from hybrid.evaluation.token_records import TokenRecords
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,15 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
       loss: mean nats a predicted token.  perplexity: its exponential.
-      bits_per_byte, num_bytes: None where the tokenizer can't tell bytes, and of tasks.
+      bits_per_byte, num_bytes: None where the tokenizer gives no bytes, and of tasks.
       num_tokens: predicted tokens.
       by_position: losses by how many inputs of its window precede the one that predicts.
       context_length, stride: as used.  bos: the policy.
-      scores: the raw rows.
+      records: the raw rows.
       repeats: of text: losses on repeated bigrams by distance to the latest earlier sight.
       accuracy, by_distance, by_num_pairs: of tasks: shares of right answers.
       by_context: a Result for each context length in the order given, if there were several.
@@ -46,14 +46,14 @@ class Result:
 
     loss: float
     perplexity: float
-    bits_per_byte: float | None
     num_tokens: int
-    num_bytes: int | None
     by_position: tuple[Bucket, ...]
     context_length: int
     stride: int
     bos: str
-    scores: Scores = dataclasses.field(repr=False, compare=False)
+    records: TokenRecords = dataclasses.field(repr=False, compare=False)
+    bits_per_byte: float | None = None
+    num_bytes: int | None = None
     repeats: tuple[Bucket, ...] = ()
     accuracy: float | None = None
     by_distance: tuple[Group, ...] = ()
@@ -66,9 +66,14 @@ class Result:
         return self.by_context or (self,)
 
     @property
+    def records_by_length(self) -> dict[int, TokenRecords]:
+        """The raw rows of every context length, as `token_records.save_records` takes them."""
+        return {result.context_length: result.records for result in self.at_lengths}
+
+    @property
     def per_token(self) -> np.ndarray:
         """Nats of every predicted token in input order, float32 [num_tokens]."""
-        return self.scores.nll
+        return self.records.nll
 
     def to_dict(self, **about: Any) -> dict[str, Any]:
         """As JSON holds it, with `about` added; numbers that JSON can't write are null.
@@ -105,11 +110,22 @@ def _groups_for_json(name: str, groups) -> list[dict[str, Any]]:
     return [{name: one.value, "accuracy": one.accuracy, "num": one.num} for one in groups]
 
 
-def mean_loss(nll: np.ndarray) -> tuple[float, float]:
-    """Mean nats, summed in float64, and their exponential (infinite where it overflows)."""
-    loss = float(np.sum(nll, dtype=np.float64)) / len(nll)
+def summarized(records: TokenRecords, **about: Any) -> Result:
+    """The Result of records whose nll may be wider than float32, with the fields of `about`.
+
+    The mean is summed in float64; the perplexity is infinite where it overflows.
+    """
+    loss = float(np.sum(records.nll, dtype=np.float64)) / len(records.nll)
     with np.errstate(over="ignore"):
-        return loss, float(np.exp(loss))
+        perplexity = float(np.exp(loss))
+    return Result(
+        loss=loss,
+        perplexity=perplexity,
+        num_tokens=len(records.nll),
+        by_position=doubling_buckets(records.nll, records.position),
+        records=dataclasses.replace(records, nll=records.nll.astype(np.float32)),
+        **about,
+    )
 
 
 def doubling_buckets(nll: np.ndarray, places: np.ndarray) -> tuple[Bucket, ...]:
@@ -125,9 +141,9 @@ def doubling_buckets(nll: np.ndarray, places: np.ndarray) -> tuple[Bucket, ...]:
 
 def groups(correct: np.ndarray, values: np.ndarray) -> tuple[Group, ...]:
     """Shares of right answers for each of the values that occur, in ascending order."""
-    found, index = np.unique(values, return_inverse=True)
+    distinct, index = np.unique(values, return_inverse=True)
     counts, right = np.bincount(index), np.bincount(index, weights=correct)
     return tuple(
         Group(int(value), float(right[i] / counts[i]), int(counts[i]))
-        for i, value in enumerate(found.tolist())
+        for i, value in enumerate(distinct.tolist())
     )

@@ -1,4 +1,4 @@
-"""What `eval.py` scores: a run or a Hugging Face folder, and which of all configs count.
+"""What `eval.py` evaluates: a run or a Hugging Face folder, and which of all configs count.
 
 Of a run, model, tokenizer, text and BOS policy are its own; a page gives `eval.*`. Of a Hugging
 Face folder, model, tokenizer and BOS policy are the folder's and the page gives the rest.
@@ -7,7 +7,8 @@ Overrides change either, the text included, as far as the parameters still fit.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,11 +16,15 @@ import jax
 from hybrid import config as config_lib
 from hybrid import experiment, model, origin
 from hybrid.config import ConfigError
+from hybrid.data import cache, pipeline
 from hybrid.data.config import WITHOUT_PATHS
 from hybrid.data.tasks import TASKS
+from hybrid.evaluation import held_out
+from hybrid.evaluation.result import Result
 from hybrid.experiment import Experiment
 from hybrid.loading import initial
 from hybrid.origin import Origin
+from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts
 from hybrid.workdir import checkpoint, provenance
 
 TEXT_KEYS = ("data.source", "data.paths")
@@ -29,7 +34,7 @@ Values = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A model to score and the config to score it under.
+    """A model to evaluate and the config to evaluate it under.
 
     Attributes:
       experiment: the config that counts.
@@ -53,6 +58,43 @@ class Target:
         if self.step is None:
             return initial.read_params(self.origin, config, mesh, dtype=config.dtype)
         return initial.read_params(self.origin, config, mesh, which=str(self.step))
+
+
+def evaluate_target(
+    target: Target, make_progress: Callable[[str], cache.Progress] | None = None
+) -> Result:
+    """The result of the target on its text or task, on all devices.
+
+    `make_progress(name)` makes what is called with (done, total) while tokenizing and evaluating.
+    """
+    config, mesh = target.experiment, make_mesh(target.experiment.mesh)
+    documents = pipeline.open_held_out(
+        config.data,
+        vocab_size=config.model.vocab_size,
+        context_length=max(config.eval.lengths(config.training.context_length)),
+        split=target.split,
+        progress=make_progress("tokenizing") if make_progress else None,
+    )
+    if make_progress:
+        kind = "task" if config.data.is_task else "text"
+        print(f"{kind}: {documents.description}", file=sys.stderr)
+    with jax.set_mesh(mesh):
+        result = held_out.evaluate(
+            config.model,
+            target.read_params(mesh),
+            documents,
+            config.eval,
+            context_length=config.training.context_length,
+            place=lambda batch: jax.device_put(batch, batch_sharding(mesh)),
+            batch_multiple=num_batch_parts(mesh),
+            inference=config.inference,
+            progress=make_progress("evaluating") if make_progress else lambda done, total: None,
+        )
+    assert result is not None, "nothing stops it"
+    return result
+
+
+# --- Which config counts ---------------------------------------------------------------------
 
 
 def of_run(workdir: str, which: str, page: str | None, texts: Mapping[str, str]) -> Target:
@@ -80,22 +122,20 @@ def of_pretrained(folder: str, page: str | None, texts: Mapping[str, str]) -> Ta
 
     Raises: ConfigError as `of_run`.
     """
-    found = origin.find(folder, "--pretrained")
-    if found.is_run:
+    source = origin.find(folder, "--pretrained")
+    if source.is_run:
         raise ConfigError("--pretrained", "is a run's workdir", folder, "--workdir reads it")
     of_page = config_lib.load_page(page) if page else {}
     overrides = config_lib.parse_overrides(Experiment, texts)
     own = {**of_page, "init_from": "", "inherit_model": False}
-    values = origin.inherit(own, found)
-    return Target(changed(values, overrides), found, None, page or folder, "all", overrides)
+    values = origin.inherit(own, source)
+    return Target(changed(values, overrides), source, None, page or folder, "all", overrides)
 
 
 def changed(values: Values, overrides: Values) -> Experiment:
     """The experiment of `values` with `overrides`.  Raises: ConfigError where they don't fit."""
     trained = experiment.from_config(values)
     check_fixed(trained, overrides)
-    if "model.window_size" in overrides:  # the schedule's windows are those of the training
-        values = config_lib.updated(values, {"model.window_schedule": ()})
     if overrides.get("data.source") in WITHOUT_PATHS:  # the run's paths are of another source
         values = config_lib.updated(values, {"data.paths": (), "data.eval_paths": ()})
     if overrides.get("data.source") in TASKS:  # which have no BOS

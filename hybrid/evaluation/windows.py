@@ -64,7 +64,7 @@ class Piece(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PackedWindows:
     """All windows of a corpus, packed into rows of one length.
 
     Attributes:
@@ -87,7 +87,7 @@ class Plan:
         return -(-len(self.rows) // self.batch_size)
 
 
-def plan(
+def pack_windows(
     document_lengths: Sequence[int],
     *,
     context_length: int,
@@ -97,8 +97,8 @@ def plan(
     batch_size: int = 0,
     batch_multiple: int = 1,
     share_rows: bool = True,
-) -> Plan:
-    """Plans the scoring of documents of the given lengths (tokens with EOS, without BOS).
+) -> PackedWindows:
+    """The windows of documents of the given lengths (tokens with EOS, without BOS), in rows.
 
     Args:
       context_length, stride: C and S above; a stride of 0 is C.
@@ -112,10 +112,10 @@ def plan(
     windows = list(_windows(document_lengths, context_length, stride, bos, max_tokens))
     longest = max((window.length for window in windows), default=1)
     row_length = min(context_length, _power_of_two(longest))
-    rows = pack(windows, row_length) if share_rows else tuple((window,) for window in windows)
+    rows = best_fit(windows, row_length) if share_rows else tuple((window,) for window in windows)
     num_tokens = sum(window.num_scored for window in windows)
     size = rows_a_batch(len(rows), row_length, batch_size, batch_multiple)
-    return Plan(bos, num_tokens, row_length, size, rows)
+    return PackedWindows(bos, num_tokens, row_length, size, rows)
 
 
 def checked_stride(context_length: int, stride: int, bos: str) -> int:
@@ -147,7 +147,7 @@ def _windows(lengths, context_length, stride, bos, max_tokens) -> Iterator[Windo
         offset += predicted
 
 
-def pack(windows: Sequence[Window], row_length: int) -> tuple[tuple[Window, ...], ...]:
+def best_fit(windows: Sequence[Window], row_length: int) -> tuple[tuple[Window, ...], ...]:
     """Puts windows into rows of at most `row_length` columns, best fit, longest first."""
     rows: list[list[Window]] = []
     room: list[tuple[int, int]] = []  # (free columns, row) of rows that are not full, sorted
@@ -176,20 +176,20 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def batches(plan: Plan, documents, bos_id: int | None, pad_id: int | None):
+def batches(packed: PackedWindows, documents, bos_id: int | None, pad_id: int | None):
     """Yields (Batch of numpy arrays [batch_size, row_length], its Pieces), in a fixed order.
 
     Args:
       documents: `documents[i]` is the int32 tokens of document i, EOS the last, without BOS.
-      bos_id: read unless the plan's policy is `never`.  pad_id: fills up rows; None: 0.
+      bos_id: read unless the policy is `never`.  pad_id: fills up rows; None: 0.
     """
-    for first in range(0, len(plan.rows), plan.batch_size):
-        rows = plan.rows[first : first + plan.batch_size]
-        yield _batch(plan, rows, documents, bos_id, pad_id or 0)
+    for first in range(0, len(packed.rows), packed.batch_size):
+        rows = packed.rows[first : first + packed.batch_size]
+        yield _batch(packed, rows, documents, bos_id, pad_id or 0)
 
 
-def _batch(plan, rows, documents, bos_id, pad_id) -> tuple[Batch, list[Piece]]:
-    shape = (plan.batch_size, plan.row_length)
+def _batch(packed, rows, documents, bos_id, pad_id) -> tuple[Batch, list[Piece]]:
+    shape = (packed.batch_size, packed.row_length)
     tokens, targets = (np.full(shape, pad_id, np.int32) for _ in range(2))
     segment_ids, positions = (np.zeros(shape, np.int32) for _ in range(2))
     loss_mask = np.zeros(shape, bool)
@@ -198,7 +198,7 @@ def _batch(plan, rows, documents, bos_id, pad_id) -> tuple[Batch, list[Piece]]:
         column = 0
         for segment, window in enumerate(windows, start=1):
             span = slice(column, column + window.length)
-            inputs, outputs = _cut(documents[window.document], window, plan.bos, bos_id)
+            inputs, outputs = _cut(documents[window.document], window, packed.bos, bos_id)
             tokens[row, span], targets[row, span] = inputs, outputs
             segment_ids[row, span] = segment
             positions[row, span] = np.arange(window.length)

@@ -15,11 +15,9 @@ from hybrid.model.language_model import (
     logical_axes,
     logits,
     loss_sums,
-    slot_turns,
-    stream_nll,
-    stream_scores,
-    token_nll,
-    token_scores,
+    score,
+    score_hidden,
+    slot_arrays,
     training_sums,
 )
 
@@ -34,10 +32,8 @@ __all__ = [
     "logical_axes",
     "logits",
     "loss_sums",
-    "slot_turns",
-    "stream_nll",
-    "stream_scores",
-    "token_nll",
-    "token_scores",
+    "score",
+    "score_hidden",
+    "slot_arrays",
     "training_sums",
 ]

@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+from typing import ClassVar
 
-from hybrid.config import ConfigError, key
+from hybrid.config import ConfigError, OpenSection, key
 
 DTYPES = ("float32", "bfloat16", "float64")
 REMAT = ("none", "dots", "full")
@@ -18,8 +19,13 @@ LAYER_SCALAR = ("none", "fixed", "trained")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Keys under `model.`; raises ConfigError for combinations that can't be built."""
+class ModelConfig(OpenSection):
+    """Keys under `model.`; raises ConfigError for combinations that can't be built.
+
+    Mixers other than attention have sections of their own, `SECTIONS` by name.
+    """
+
+    SECTIONS: ClassVar[dict[str, type]] = {}
 
     pattern: str = key("LLLLLG", "a letter a layer of one period: L local, G global")
     last_layer: str = key(
@@ -31,11 +37,6 @@ class ModelConfig:
     window_size: int = key(64, "tokens a local layer sees, the token itself counted", at_least=1)
     window_sizes: tuple[int, ...] = key(
         (), "a window for each letter of the period (0 at G); empty: window_size everywhere"
-    )
-    window_schedule: tuple[tuple[float, int], ...] = key(
-        (),
-        "windows in training: (share of the steps, window) one after the other, shares summing "
-        "to 1; the last window is the model's and sets window_size",
     )
     d_model: int = key(128, "width of the residual stream", at_least=1)
     num_heads: int = key(4, "query heads", at_least=1)
@@ -111,11 +112,8 @@ class ModelConfig:
             if getattr(self, name) % 2:
                 raise ConfigError(name, "must be even (rotary pairs)", getattr(self, name))
         self._check_windows()
-        self._check_schedule()
         self._check_kv()
         self._check_experts()
-        if self.window_schedule:
-            object.__setattr__(self, "window_size", self.window_schedule[-1][1])
 
     def _check_heads(self, name: str, kv_heads: int) -> None:
         if self.num_heads % kv_heads:
@@ -137,25 +135,6 @@ class ModelConfig:
                 self.window_sizes,
                 f"{len(self.pattern)} of them",
             )
-        for letter, window in zip(self.pattern, self.window_sizes, strict=True):
-            if letter == "G" and window != 0:
-                raise ConfigError("window_sizes", "must be 0 at a G", self.window_sizes)
-            if letter == "L" and window < 1:
-                raise ConfigError("window_sizes", "must be at least 1 at an L", self.window_sizes)
-
-    def _check_schedule(self) -> None:
-        if not self.window_schedule:
-            return
-        shares, windows = zip(*self.window_schedule, strict=True)
-        if self.window_sizes:
-            problem = "can't be combined with model.window_sizes"
-            raise ConfigError("window_schedule", problem, self.window_schedule)
-        if min(windows) < 1:
-            problem = "must have windows of at least 1"
-            raise ConfigError("window_schedule", problem, self.window_schedule)
-        if min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-            problem = "must have shares above 0 that sum to 1"
-            raise ConfigError("window_schedule", problem, self.window_schedule)
 
     def _check_kv(self) -> None:
         if self.unified_kv and not (self.qk_norm and self.v_norm):

@@ -11,6 +11,7 @@ and "layer_embedder": {"norm": {"scale"}} with per-layer embeddings.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,15 @@ from hybrid.model.blocks.block import LayerInputs
 from hybrid.model.cache import Cache
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import Embedder, RMSNorm
-from hybrid.model.mixers.kv_cache import CacheFormat, CacheStep
-from hybrid.model.mixers.placement import Placement, angles
+from hybrid.model.mixers.protocol import (
+    CacheFormat,
+    CacheStep,
+    Placement,
+    shared_arrays,
+)
 from hybrid.model.pattern import LayerPlan, plan_layers
-from hybrid.ops.loss import LossSums, cross_entropy, default_chunk_size
-from hybrid.ops.loss import token_nll as chunked_token_nll
-from hybrid.ops.rope import Rotation
+from hybrid.ops import loss
+from hybrid.ops.loss import LossSums, TokenScores
 from hybrid.sharding import constrain
 
 Params = dict
@@ -96,7 +100,7 @@ def _run(config, params, tokens, positions, segment_ids, counted=None):
     plan = layer_plan(config)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    placement = Placement.of(plan, positions, segment_ids, jnp.dtype(config.dtype))
+    placement = Placement.of(plan.mixers(), positions, segment_ids, jnp.dtype(config.dtype))
     x = nnx.merge(_embedder_graph(config), params["embedder"])(tokens)
     x = constrain(x, axes.BATCH, axes.TIME, None)
     inputs = LayerInputs(placement, tokens, x, _layer_embedding_norm(config, params), counted)
@@ -114,7 +118,7 @@ def extend(
     tokens: Tokens,
     num_new: jax.Array,
     cache: Cache,
-    turns: dict[str, Rotation],
+    slots: dict[str, Any],
 ) -> tuple[Hidden, Cache]:
     """The stream of new tokens behind those in the cache, and the cache with them in it.
 
@@ -122,13 +126,13 @@ def extend(
       params: in the layout of `cache.plan`.
       tokens: int32 [b, t].  num_new: int32 [b], how many of a row's t tokens are there; the rest
         is padding: it leaves no trace, and its stream means nothing.
-      turns: `slot_turns` of the cache.
+      slots: `slot_arrays` of the cache.
     Returns: [b, t, d] after the final norm.
     """
     plan, index = cache.plan, jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     positions = jnp.where(index < num_new[:, None], cache.length[:, None] + index, -1)
-    step = CacheStep(cache.form, cache.length, cache.written, num_new, turns)
-    placement = Placement.of(plan, positions, None, jnp.dtype(config.dtype), step)
+    step = CacheStep(cache.form, cache.length, cache.written, num_new, slots)
+    placement = Placement.of(plan.mixers(), positions, None, jnp.dtype(config.dtype), step)
     x = nnx.merge(_embedder_graph(config), params["embedder"])(tokens)
     segments, ids = params["segments"], tokens
     if config.layer_embedding_dim:
@@ -141,13 +145,11 @@ def extend(
     return nnx.merge(_final_norm_graph(config), params["final_norm"])(x), after
 
 
-def slot_turns(plan: LayerPlan, form: CacheFormat, dtype: str) -> dict[str, Rotation]:
-    """The angles of the cache's slots, for layers whose keys are made on reading."""
+def slot_arrays(plan: LayerPlan, form: CacheFormat, dtype: str) -> dict[str, Any]:
+    """What layers read of the positions of a cache's slots, made once a capacity."""
     positions = jnp.arange(form.capacity, dtype=jnp.int32)[None, :]
-    unified = {spec.rope_key: spec for spec in plan.layers() if spec.unified_kv}
-    if form.unified != "value":
-        return {}
-    return {key: angles(spec, positions, jnp.dtype(dtype)) for key, spec in unified.items()}
+    readers = (mixer for mixer in plan.mixers() if mixer.reads_slots(form))
+    return shared_arrays(readers, positions, jnp.dtype(dtype))
 
 
 def _rows_of(segments: dict, tokens: Tokens) -> tuple[dict, Tokens]:
@@ -179,11 +181,7 @@ def logits(
 
 def head(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
     """The stream after the final norm [..., d] -> logits [..., v], at least float32, softcapped."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    embedding = params["embedder"]["embedding"].astype(x.dtype)
-    out = jnp.einsum("...d,vd->...v", x, embedding, preferred_element_type=wide)
-    cap = config.logit_softcap
-    return cap * jnp.tanh(out / cap) if cap else out
+    return loss.logits(x, params["embedder"]["embedding"], config.logit_softcap)
 
 
 def loss_sums(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
@@ -195,51 +193,26 @@ def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[Lo
     """`loss_sums`, and the router's sums [segment][slot] over the same tokens, leaves stacked."""
     row = batch.tokens, batch.positions, batch.segment_ids
     x, router = _run(config, params, *row, counted=batch.loss_mask)
-    embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
-    return cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=cap), router
+    embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
+    sums = loss.cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=softcap)
+    return sums, router
 
 
-def token_nll(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """-log p of each predicted token, [b, t] in at least float32, 0 where nothing is predicted."""
-    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
-    return stream_nll(config, params, x, batch.targets, batch.loss_mask)
-
-
-def stream_nll(config: ModelConfig, params: Params, x: Hidden, targets, loss_mask) -> jax.Array:
-    """`token_nll` of a stream after the final norm."""
-    embedding, cap = params["embedder"]["embedding"], config.logit_softcap or None
-    nll = chunked_token_nll(x, embedding, targets, softcap=cap)
-    return jnp.where(loss_mask, nll, 0)
-
-
-def token_scores(config: ModelConfig, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """-log p of each predicted token, and whether its logit is the largest (the first of equals).
+def score(config: ModelConfig, params: Params, batch: Batch, with_top: bool = False) -> TokenScores:
+    """Scores [b, t] of each predicted token; `is_top` only `with_top`.
 
     Logits exist for a chunk of time at once, as in the loss.
-    Returns: [b, t] in at least float32 and bool [b, t]; 0 and False where nothing is predicted.
     """
     x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
-    return stream_scores(config, params, x, batch.targets, batch.loss_mask)
+    return score_hidden(config, params, x, batch.targets, batch.loss_mask, with_top)
 
 
-def stream_scores(
-    config: ModelConfig, params: Params, x: Hidden, targets, loss_mask
-) -> tuple[jax.Array, jax.Array]:
-    """`token_scores` of a stream after the final norm."""
-    ids = jnp.arange(config.vocab_size)[None, :]
-
-    def one(inputs):
-        out, targets = head(config, params, inputs[0]), inputs[1]
-        hit = ids == targets[:, None]
-        nll = jax.nn.logsumexp(out, axis=-1) - jnp.sum(jnp.where(hit, out, 0), axis=-1)
-        return nll, jnp.argmax(out, axis=-1) == targets
-
-    num_rows, length = targets.shape
-    chunk = default_chunk_size(num_rows, length, config.vocab_size)
-    over_time = (x.swapaxes(0, 1), targets.swapaxes(0, 1))
-    nll, is_top = jax.lax.map(one, over_time, batch_size=chunk)
-    nll = jnp.where(loss_mask, nll.swapaxes(0, 1), 0)
-    return nll, is_top.swapaxes(0, 1) & loss_mask
+def score_hidden(
+    config: ModelConfig, params: Params, x: Hidden, targets, loss_mask, with_top: bool = False
+) -> TokenScores:
+    """`score` of a stream after the final norm."""
+    embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
+    return loss.score(x, embedding, targets, loss_mask, softcap=softcap, with_top=with_top)
 
 
 def _final_norm(config: ModelConfig) -> RMSNorm:

@@ -13,12 +13,13 @@ Kept: hidden, embedding and s (one number a token). Backward, for cotangents a o
     (4)  dz_v = dl_v·(1 − (l_v/softcap)²)           with a softcap
     (5)  dhidden = dz·embedding                     dembedding = dzᵀ·hidden, summed over chunks
 
-The batch axis stays whole, so that a batch sharded over devices stays so.
+`score` gives (2) token by token, for evaluations. The batch axis stays whole, so that a batch
+sharded over devices stays so.
 """
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,54 +45,83 @@ class LossSums(NamedTuple):
     count: Scalar  # type: ignore[assignment]  # tuple has a method of that name
 
 
+class TokenScores(NamedTuple):
+    """Scores of each token, arrays of jax or numpy; 0 and False where the mask is False.
+
+    Attributes:
+      nll: negative log-likelihood in nats, [b, t] in at least float32.
+      is_top: whether the target has the largest logit (the first of equal ones), bool [b, t];
+        None where it was not computed.
+    """
+
+    nll: Any
+    is_top: Any
+
+
+def logits(hidden: jax.Array, embedding: jax.Array, softcap: float = 0.0) -> jax.Array:
+    """hidden [..., d] and embedding [v, d] -> [..., v] in at least float32.
+
+    With a softcap above 0 they are softcap·tanh(z/softcap).
+    """
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    embedding = embedding.astype(hidden.dtype)
+    z = jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=wide)
+    return softcap * jnp.tanh(z / softcap) if softcap else z
+
+
 def cross_entropy(
     hidden: Hidden,
     embedding: jax.Array,
     targets: Tokens,
     mask: Mask,
     *,
-    softcap: float | None = None,
-    chunk_size: int | None = None,
+    softcap: float = 0.0,
+    chunk_size: int = 0,
 ) -> LossSums:
     """Sums of −log p(target) and of logsumexp² over the tokens with mask True.
 
     Args:
       hidden: [b, t, d], after the final norm.  embedding: [v, d].
       targets: int32 [b, t].  mask: bool [b, t].
-      softcap: logits become softcap·tanh(logits/softcap).
-      chunk_size: tokens of a row whose logits exist at a time; by default as many as keep a
-        chunk's float32 logits within 64 MB.
+      softcap: that of the logits; 0: none.
+      chunk_size: tokens of a row whose logits exist at a time; 0: as many as keep a chunk's
+        float32 logits within 64 MB.
     Returns: LossSums; logits, softcap and sums in at least float32.
     """
-    count = jnp.sum(mask, dtype=jnp.int32)
-    batch, length, _ = hidden.shape
-    chunk = chunk_size or default_chunk_size(batch, length, embedding.shape[0])
+    chunk = chunk_size or default_chunk_size(targets, embedding)
     nll, z = _sums(hidden, embedding, targets, mask, softcap, chunk)
-    return LossSums(nll, z, count)
+    return LossSums(nll, z, jnp.sum(mask, dtype=jnp.int32))
 
 
-def token_nll(
+def score(
     hidden: Hidden,
     embedding: jax.Array,
     targets: Tokens,
+    mask: Mask,
     *,
-    softcap: float | None = None,
-    chunk_size: int | None = None,
-) -> jax.Array:
-    """−log p(target) of each token, [b, t] in at least float32, chunked as `cross_entropy`."""
-    batch, length, _ = hidden.shape
-    chunk = chunk_size or default_chunk_size(batch, length, embedding.shape[0])
+    softcap: float = 0.0,
+    with_top: bool = False,
+    chunk_size: int = 0,
+) -> TokenScores:
+    """−log p(target) of each token and, `with_top`, whether its logit is the largest.
 
-    def one(carry, inputs):
-        logits = _logits(inputs[0], embedding, softcap)
-        return carry, _log_sum_exp(logits, softcap) - _pick(logits, inputs[1])
+    Arguments are those of `cross_entropy`.
+    """
+    chunk = chunk_size or default_chunk_size(targets, embedding)
 
-    _, nll = jax.lax.scan(one, None, _chunks(chunk, hidden, targets))
-    return _whole(nll, length)
+    def of_chunk(carry, inputs):
+        x, target = inputs
+        out, _, nll = _token_terms(x, embedding, target, softcap, shift=with_top)
+        return carry, (nll, jnp.argmax(out, axis=-1) == target if with_top else None)
+
+    _, chunks = jax.lax.scan(of_chunk, None, _chunks(chunk, hidden, targets))
+    nll, is_top = jax.tree.map(lambda chunk: _whole(chunk, targets.shape[1]), chunks)
+    return TokenScores(jnp.where(mask, nll, 0), is_top & mask if with_top else None)
 
 
-def default_chunk_size(batch: int, length: int, vocab_size: int) -> int:
+def default_chunk_size(targets: jax.Array, embedding: jax.Array) -> int:
     """Tokens of a row in a chunk, in equal chunks of at most LOGIT_BYTES of float32 logits."""
+    (batch, length), vocab_size = targets.shape, embedding.shape[0]
     most = max(1, LOGIT_BYTES // (4 * batch * vocab_size))
     num_chunks = math.ceil(length / most)
     return math.ceil(length / num_chunks)
@@ -105,9 +135,8 @@ def _sums(hidden, embedding, targets, mask, softcap, chunk):
 def _forward(hidden, embedding, targets, mask, softcap, chunk):
     def one(sums, inputs):
         x, target, keep = inputs
-        logits = _logits(x, embedding, softcap)
-        s = _log_sum_exp(logits, softcap)  # (1)
-        nll = jnp.sum(jnp.where(keep, s - _pick(logits, target), 0))  # (2)
+        _, s, nll = _token_terms(x, embedding, target, softcap)
+        nll = jnp.sum(jnp.where(keep, nll, 0))
         z = jnp.sum(jnp.where(keep, s * s, 0))
         return (sums[0] + nll, sums[1] + z), s
 
@@ -122,12 +151,12 @@ def _backward(softcap, chunk, kept, cotangents):
 
     def one(dembedding, inputs):
         x, target, keep, s = inputs
-        logits = _logits(x, embedding, softcap)
+        out = logits(x, embedding, softcap)
         s, keep = s[..., None], keep[..., None]
         hit = _hit(target, embedding.shape[0])
-        dlogits = (to_nll + 2 * to_z * s) * jnp.exp(logits - s) - jnp.where(hit, to_nll, 0)  # (3)
-        if softcap is not None:
-            dlogits = dlogits * (1 - jnp.square(logits / softcap))  # (4)
+        dlogits = (to_nll + 2 * to_z * s) * jnp.exp(out - s) - jnp.where(hit, to_nll, 0)  # (3)
+        if softcap:
+            dlogits = dlogits * (1 - jnp.square(out / softcap))  # (4)
         dlogits = jnp.where(keep, dlogits, 0).astype(x.dtype)
         dx = jnp.einsum("bcv,vd->bcd", dlogits, embedding.astype(x.dtype))  # (5)
         return dembedding + over_tokens(dlogits, x), dx
@@ -141,23 +170,19 @@ def _backward(softcap, chunk, kept, cotangents):
 _sums.defvjp(_forward, _backward)
 
 
-def _logits(x, embedding, softcap):
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    embedding = embedding.astype(x.dtype)
-    logits = jnp.einsum("bcd,vd->bcv", x, embedding, preferred_element_type=wide)
-    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+def _token_terms(x, embedding, target, softcap, shift=False):
+    """A chunk's logits l, their log-sum-exp (1), and −log p(target) as in (2).
 
-
-def _log_sum_exp(logits, softcap):
-    """Logits that a softcap bounds need no shift: exp(60) is far from float32's limits."""
-    if softcap is not None and softcap <= 60:
-        return jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
-    return jax.nn.logsumexp(logits, axis=-1)
-
-
-def _pick(logits, target):
-    """The target's logit as a masked sum: a gather would move a vocabulary that is sharded."""
-    return jnp.sum(jnp.where(_hit(target, logits.shape[-1]), logits, 0), axis=-1)
+    Logits that a softcap bounds need no shift by the largest: exp(60) is far from float32's limits.
+    """
+    out = logits(x, embedding, softcap)
+    if 0 < softcap <= 60 and not shift:
+        s = jnp.log(jnp.sum(jnp.exp(out), axis=-1))
+    else:
+        s = jax.nn.logsumexp(out, axis=-1)
+    # A masked sum: a gather of the target's logit would move a vocabulary that is sharded.
+    hit = _hit(target, embedding.shape[0])
+    return out, s, s - jnp.sum(jnp.where(hit, out, 0), axis=-1)
 
 
 def _hit(target, vocab_size):

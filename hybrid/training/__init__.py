@@ -1,5 +1,5 @@
-"""Training: optimizer, the pure step, and the loop with its files.
+"""Training: optimizer, the pure step, and the loop, which writes the workdir.
 
-Read `optimizer.py`, `step.py`, `events.py`, `loop.py`, in this order; `checkpoint.py`,
-`metrics.py`, `provenance.py` and `signals.py` are what the loop writes and listens to.
+Read `optimizer.py`, `objective.py`, `step.py`, `events.py`, `prepare.py` and `loop.py`, in this
+order; `window_schedule.py` changes the step on the way.
 """

@@ -1,31 +1,20 @@
 """The `training.` and `optimizer.` sections."""
 
 import dataclasses
-from typing import NamedTuple
 
 from hybrid.config import ConfigError, key
 
 LARGEST_BFLOAT16_DECAY = 0.99
 
 
-class Weights(NamedTuple):
-    """Weights of the terms beside the loss."""
-
-    z_loss: float = 0.0
-    load_balance: float = 0.0
-    router_z: float = 0.0
-
-
 @dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """Keys under `training.`."""
+class StepConfig:
+    """The keys under `training.` that a compiled step depends on; runs that share them share it."""
 
     num_steps: int = key(1000, "optimizer steps of the whole run", at_least=1)
     batch_size: int = key(16, "sequences a step, over all devices and micro-batches", at_least=1)
     context_length: int = key(256, "predicted positions of a row", at_least=1)
     num_microbatches: int = key(1, "parts of a batch, one after the other", at_least=1)
-    seed: int = key(0, "of the initialisation and of the order of rows", at_least=0)
-    log_every: int = key(1, "steps between training rows of metrics.jsonl", at_least=1)
     z_loss: float = key(0.0, "weight of the mean squared logsumexp in the objective", at_least=0)
     load_balance_loss: float = key(
         0.0, "weight of the routers' load-balancing loss, formed once a step", at_least=0
@@ -33,6 +22,20 @@ class TrainingConfig:
     router_z_loss: float = key(
         0.0, "weight of the mean squared logsumexp of the routers' logits", at_least=0
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(StepConfig):
+    """All keys under `training.`."""
+
+    window_schedule: tuple[tuple[float, int], ...] = key(
+        (),
+        "windows in training: (share of the steps, window) one after the other, shares summing "
+        "to 1, the last window model.window_size; empty: model.window_size throughout",
+        formerly="model.window_schedule",
+    )
+    seed: int = key(0, "of the initialisation and of the order of rows", at_least=0)
+    log_every: int = key(1, "steps between training rows of metrics.jsonl", at_least=1)
     max_bad_steps: int = key(10, "stop after so many non-finite steps in a row", at_least=1)
     profile_start: int = key(0, "first step of a jax.profiler trace; 0: no trace", at_least=0)
     profile_steps: int = key(3, "steps in the trace", at_least=1)
@@ -41,10 +44,20 @@ class TrainingConfig:
     )
     tensorboard: bool = key(True, "write TensorBoard event files")
 
+    def __post_init__(self):
+        shares = [share for share, _ in self.window_schedule]
+        if any(window < 1 for _, window in self.window_schedule):
+            problem = "must have windows of at least 1"
+            raise ConfigError("window_schedule", problem, self.window_schedule)
+        if shares and (min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6):
+            problem = "must have shares above 0 that sum to 1"
+            raise ConfigError("window_schedule", problem, self.window_schedule)
+
     @property
-    def weights(self) -> Weights:
-        """Of the objective's terms beside the loss."""
-        return Weights(self.z_loss, self.load_balance_loss, self.router_z_loss)
+    def step(self) -> StepConfig:
+        """What the compiled step depends on."""
+        names = [field.name for field in dataclasses.fields(StepConfig)]
+        return StepConfig(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)

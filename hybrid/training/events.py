@@ -1,14 +1,14 @@
 """What happens between two steps, as `(when, action)` values in one order.
 
-After step N the loop asks each event whether it is due and runs those that are:
+After step N the loop runs the events that are due, in this order:
 
     1. profile   start or stop the trace
     2. evaluate  its row is on disk before the checkpoint of the same step
     3. save      a checkpoint of step N, with all rows up to N on disk
     4. stop      a signal, or the last step: save what is not saved yet and leave
 
-Before evaluating, saving and stopping, the metrics of step N itself are fetched and written; in
-between, the loop fetches them one step late and the device never waits.
+Before evaluating, saving and stopping, the metrics of step N itself are fetched and written; at
+other steps the loop fetches them one step late, so that the device never waits.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def at(*steps: int) -> Callable[[int], bool]:
 
 
 def run_due(events: tuple[Event, ...], step: int) -> bool:
-    """Runs the events due after `step`, in order, and says whether there were any."""
+    """Runs the events due after `step`, in order; True if there were any."""
     due = [event for event in events if event.when(step)]
     for event in due:
         event.action(step)

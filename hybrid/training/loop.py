@@ -9,8 +9,8 @@ order around a checkpoint of step N is
 and a run that is killed anywhere and started again ends with the rows and the bits of one that
 wasn't: it goes on from the newest whole checkpoint, and the rows beyond it are cut.
 
-Read first: `step.py` (what a step is), `events.py` (what may follow one). `prepare.py` holds all
-that is checked before anything is written.
+Read first: `step.py` (what a step is), `events.py` (what may follow one), `prepare.py` (all checks
+before anything is written).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from hybrid import model
-from hybrid.costs import model_costs as cost
+from hybrid.costs.training_flops import trained_share, training_flops
 from hybrid.data.batch import Batch
 from hybrid.evaluation import held_out
 from hybrid.experiment import Experiment
@@ -32,7 +32,7 @@ from hybrid.training.events import Event, at, every, run_due
 from hybrid.training.prepare import Prepared, prepare
 from hybrid.training.progress import Progress
 from hybrid.training.step import build
-from hybrid.training.window_schedule import Stage, stage_at, stages
+from hybrid.training.window_schedule import Stage, stage_at
 from hybrid.workdir import metrics as metrics_lib
 from hybrid.workdir import provenance
 from hybrid.workdir.checkpoint import Checkpoints, restore_state
@@ -45,7 +45,7 @@ class NotFinite(RuntimeError):
 def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None = None) -> None:
     """Trains until `training.num_steps`, from the newest checkpoint of `workdir` if it has one.
 
-    `progress` hears of it; by default standard error does.
+    `progress` writes what happens; by default to standard error.
     Raises:
       ConfigError: for what is wrong with config, data or workdir; nothing was changed then.
       Preempted, KeyboardInterrupt: after SIGTERM and SIGINT; a checkpoint was saved.
@@ -58,9 +58,9 @@ def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None
             return
         with (
             jax.set_mesh(prepared.mesh),
-            contextlib.closing(Run(prepared, progress, interrupts)) as this,
+            contextlib.closing(Run(prepared, progress, interrupts)) as started,
         ):
-            this.train()
+            started.train()
 
 
 class Run:
@@ -68,19 +68,16 @@ class Run:
 
     def __init__(self, prepared: Prepared, progress: Progress, interrupts: signals.Interrupts):
         self.prepared, self.progress, self.interrupts = prepared, progress, interrupts
-        self.training = prepared.experiment.training
+        self.training, resume = prepared.experiment.training, prepared.resume
         self.num_steps = self.training.num_steps
-        self.step = prepared.resume.step if prepared.resume else 0
-        self.tokens_seen = prepared.resume.record["tokens_seen"] if prepared.resume else 0
-        self.evaluation_due = bool(prepared.resume and prepared.resume.evaluation_due)
-        self.saved_step = self.step
-        self.base: str | None = None
-        self.waiting: tuple[int, dict[str, jax.Array]] | None = None
+        self.step = self.saved_step = resume.step if resume else 0
+        self.tokens_seen = resume.record["tokens_seen"] if resume else 0
+        self.evaluation_due = bool(resume and resume.evaluation_due)
+        self.pending_metrics: tuple[int, dict[str, jax.Array]] | None = None
         self.tracing = False
-        self._introduce()
+        self._describe()
         self.state = self._first_state()
-        self.stages = stages(prepared.experiment.model, self.num_steps)
-        self._begin(stage_at(self.stages, self.step))
+        self._compile(stage_at(prepared.stages, self.step))
         self._open_files()
         self.batches = prepared.rows.batches(
             self.step * self.training.batch_size,
@@ -99,11 +96,11 @@ class Run:
             self._catch_up()
             while self.step < self.num_steps:
                 self._enter_stage()
-                batch = self.put(next(self.batches))
+                batch = self.place(next(self.batches))
                 with jax.transfer_guard("disallow"):
                     self.state, metrics = self.compiled(self.state, batch)
                 self.step += 1
-                self.hand_over((self.step, metrics))
+                self.flush_metrics((self.step, metrics))
                 if run_due(self.events, self.step):
                     self.clock = time.perf_counter()
             self.checkpoints.finish()
@@ -112,10 +109,10 @@ class Run:
     def _events(self) -> tuple[Event, ...]:
         experiment, last = self.prepared.experiment, self.num_steps
         first_traced = self.training.profile_start
-        traced = min(first_traced + self.training.profile_steps - 1, last)
+        last_traced = min(first_traced + self.training.profile_steps - 1, last)
         return (
             Event(at(first_traced - 1), self.start_trace),
-            Event(at(traced), self.stop_trace),
+            Event(at(last_traced), self.stop_trace),
             Event(every(experiment.eval.every_steps, last), self.evaluate),
             Event(every(experiment.checkpoint.every_steps, last), self.save),
             Event(lambda step: bool(self.interrupts), self.stop),
@@ -133,37 +130,54 @@ class Run:
 
     def _enter_stage(self) -> None:
         """Compiles the step of another window where the schedule has one begin here."""
-        stage = stage_at(self.stages, self.step)
+        stage = stage_at(self.prepared.stages, self.step)
         if stage == self.stage:
             return
-        self.hand_over(None)
+        self.flush_metrics()
         self.progress.say(f"step {self.step}: the window is {stage.model.window_size} from here")
-        self._begin(stage)
+        self._compile(stage)
         self.clock = time.perf_counter()
 
-    def put(self, batch: Batch) -> Batch:
+    def _compile(self, stage: Stage) -> None:
+        """Compiles the step of a stage; a run of the same shape in this process has it ready."""
+        start, experiment, mesh = time.perf_counter(), self.prepared.experiment, self.prepared.mesh
+        step, optimizer, adapters = self.training.step, experiment.optimizer, experiment.lora
+        self.stage = stage
+        self.compiled = build(stage.model, step, optimizer, mesh, adapters).compiled
+        share = trained_share(stage.model, adapters, optimizer.freeze)
+        self.flops_per_step = training_flops([(0, stage.model)], step, share, num_steps=1)
+        self.progress.say(f"compiling took {time.perf_counter() - start:.1f} s")
+
+    def place(self, batch: Batch) -> Batch:
         """A host batch (this process's rows) as global arrays, rows over the devices."""
-        where = batch_sharding(self.prepared.mesh)
-        return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(where, rows), batch)
+        sharding = batch_sharding(self.prepared.mesh)
+        make = jax.make_array_from_process_local_data
+        return jax.tree.map(lambda rows: make(sharding, rows), batch)
 
     # --- Metrics -----------------------------------------------------------------------------
 
-    def hand_over(self, newest: tuple[int, dict[str, jax.Array]] | None) -> None:
-        """Fetches and writes the metrics that waited; `newest` waits instead."""
-        waiting, self.waiting = self.waiting, newest
-        if waiting is None:
+    def flush_metrics(self, newest: tuple[int, dict[str, jax.Array]] | None = None) -> None:
+        """Fetches and writes the metrics kept back; `newest` (step, metrics) are kept in turn."""
+        pending, self.pending_metrics = self.pending_metrics, newest
+        if pending is None:
             return
-        step, values = waiting[0], jax.device_get(waiting[1])
+        step, values = pending[0], jax.device_get(pending[1])
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         self.tokens_seen += int(values["num_tokens"])
-        mfu = self.flops_per_step / seconds / self.peak if self.peak else None
+        peak = self.prepared.peak_flops
+        mfu = self.flops_per_step / seconds / peak if peak else None
         row = metrics_lib.training_row(step, values, self.tokens_seen, seconds, mfu)
         if step % self.training.log_every == 0 or step == self.num_steps:
             self.write(row)
         self.progress.step(now, self.num_steps, row, (self.num_steps - step) * seconds)
         if int(values["bad_in_a_row"]) >= self.training.max_bad_steps:
-            self._give_up(step)
+            saved = f"checkpoint {self.saved_step} is the last good one"
+            raise NotFinite(
+                f"step {step}: loss or gradient was not finite for {self.training.max_bad_steps} "
+                "steps in a row, none of which was applied; "
+                + (saved if self.saved_step else "there is no checkpoint yet")
+            )
 
     def write(self, row: metrics_lib.Row) -> None:
         """Appends a row to metrics.jsonl and TensorBoard."""
@@ -171,35 +185,24 @@ class Run:
         if self.tensorboard:
             self.tensorboard.add(row)
 
-    def _give_up(self, step: int) -> None:
-        kept = (
-            f"checkpoint {self.saved_step} is the last good one"
-            if self.saved_step
-            else ("there is no checkpoint yet")
-        )
-        raise NotFinite(
-            f"step {step}: loss or gradient was not finite for {self.training.max_bad_steps} "
-            f"steps in a row, none of which was applied; {kept}"
-        )
-
     # --- Events ------------------------------------------------------------------------------
 
     def start_trace(self, step: int) -> None:
         """Begins a jax.profiler trace with the step after `step`."""
-        self.hand_over(None)
+        self.flush_metrics()
         jax.profiler.start_trace(str(self.prepared.workdir / "profile"))
         self.tracing = True
 
     def stop_trace(self, step: int) -> None:
         """Ends the trace after `step`."""
         if self.tracing:
-            self.hand_over(None)
+            self.flush_metrics()
             jax.profiler.stop_trace()
             self.tracing = False
 
     def evaluate(self, step: int) -> None:
-        """Evaluates step `step` and writes its row; remembers it as due if a signal came."""
-        self.hand_over(None)
+        """Evaluates step `step` and writes its row; a signal leaves the evaluation due."""
+        self.flush_metrics()
         self.metrics.sync()
         experiment = self.prepared.experiment
         result = held_out.evaluate(
@@ -208,7 +211,7 @@ class Run:
             self.prepared.held_out,
             experiment.eval.first_length_only(),
             context_length=self.training.context_length,
-            put=self.put,
+            place=self.place,
             batch_multiple=num_batch_parts(self.prepared.mesh),
             inference=experiment.inference,
             should_stop=lambda: bool(self.interrupts),
@@ -216,14 +219,13 @@ class Run:
         self.evaluation_due = result is None
         if result is None:
             return
-        row = metrics_lib.evaluation_row(step, result)
-        self.write(row)
+        self.write(metrics_lib.evaluation_row(step, result))
         self.metrics.sync()
         self.progress.say(f"step {step}: eval/loss {result.loss:.4f}")
 
     def save(self, step: int) -> None:
         """Begins the checkpoint of `step`, with all rows up to it on disk."""
-        self.hand_over(None)
+        self.flush_metrics()
         self.metrics.sync()
         if self.saved_step == step:
             return
@@ -250,55 +252,43 @@ class Run:
 
     # --- Beginning and end -------------------------------------------------------------------
 
-    def _introduce(self) -> None:
-        devices = self.prepared.mesh.devices
-        rows, now = self.prepared.rows, self.prepared.provenance
-        state = self.prepared.program.state
-        num_params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        letters = model.layer_plan(self.prepared.experiment.model).letters
-        self.progress.say(f"data: {rows.description}; rows {rows.fingerprint}")
-        self.progress.say(f"model: {num_params:,} parameters, layers {letters}")
-        self.progress.say(
-            f"devices: {devices.size} × {now['device_kind']}, {now['thread_count']} threads"
-        )
+    def _describe(self) -> None:
+        """Writes what is trained, on which data and devices."""
+        prepared, rows, say = self.prepared, self.prepared.rows, self.progress.say
+        num_params = sum(leaf.size for leaf in jax.tree.leaves(prepared.program.state.params))
+        letters = model.layer_plan(prepared.experiment.model).letters
+        kind, threads = (prepared.provenance[name] for name in ("device_kind", "thread_count"))
+        say(f"data: {rows.description}; rows {rows.fingerprint}")
+        say(f"model: {num_params:,} parameters, layers {letters}")
+        say(f"devices: {prepared.mesh.devices.size} × {kind}, {threads} threads")
 
     def _first_state(self) -> Any:
-        prepared, base = self.prepared, self._read_base()
-        resume, program = prepared.resume, prepared.program
+        """The state that the run begins or goes on with; sets `base`, its base's fingerprint."""
+        resume, program = self.prepared.resume, self.prepared.program
+        base = self._read_base()
         if resume is None:
             key = jax.random.key(self.training.seed)
             return program.init(key) if base is None else program.start(base, key)
         self.progress.say(f"resuming after step {resume.step}")
-        return restore_state(prepared.workdir, resume.step, program.state, base)
+        return restore_state(self.prepared.workdir, resume.step, program.state, base)
 
     def _read_base(self) -> Any:
         """The parameters of init_from, where they are needed; they must not have changed."""
         experiment, resume = self.prepared.experiment, self.prepared.resume
         has_adapters = experiment.lora.rank > 0
+        self.base = None
         if not experiment.init_from or (resume and not has_adapters):
             return None
-        base = read_initial(experiment, self.prepared.mesh, self.progress.say)
-        self.base = fingerprint(base) if has_adapters else None
-        if resume and self.base is not None:
-            check_base(experiment, resume.record, self.base)
-        return base
-
-    def _begin(self, stage: Stage) -> None:
-        """Compiles the step of a stage; a run of the same shape in this process has it ready."""
-        start, experiment, training = time.perf_counter(), self.prepared.experiment, self.training
-        mesh, adapters = self.prepared.mesh, experiment.lora
-        program = build(stage.model, training, experiment.optimizer, mesh, adapters)
-        self.stage, self.compiled = stage, program.compiled
-        tokens = training.batch_size * training.context_length
-        per_token = cost.forward_flops_per_token(stage.model, training.context_length)
-        # The backward costs a forward for the stream, and one for the kernels that are trained.
-        self.flops_per_step = (2 + program.trained_share) * per_token * tokens
-        self.progress.say(f"compiling took {time.perf_counter() - start:.1f} s")
+        params = read_initial(experiment, self.prepared.mesh, self.progress.say)
+        if has_adapters:
+            self.base = fingerprint(params)
+            if resume:
+                check_base(experiment, resume.record, self.base)
+        return params
 
     def _open_files(self) -> None:
         """Creates or cleans up the workdir: the first thing that a start writes."""
         experiment, workdir = self.prepared.experiment, self.prepared.workdir
-        self.peak = self.prepared.peak_flops
         self.checkpoints = Checkpoints(workdir, experiment.checkpoint)
         provenance.write(workdir, experiment, self.prepared.provenance)
         self.metrics = metrics_lib.MetricsFile(workdir / metrics_lib.METRICS)

@@ -10,8 +10,8 @@ m, L layers with experts, and f the experts' shares in all choices of the step (
     (4)  router_z = weight / L · Σ_layers Σ_m z_router / N
     (5)  gradient = Σ_m ∇(nll + z + balance + router_z) / N
 
-In (3) f is constant and of the whole step, so with several micro-batches it must be known before
-the first gradient: one forward pass more counts it (the head of the model is left out of it).
+In (3) f is a constant, counted over the whole step, so with several micro-batches it is needed
+before the first gradient: one forward pass more counts it (without the head of the model).
 Formed of each micro-batch alone, the term would depend on how a step is split.
 
 Read next: `step.py`.
@@ -25,14 +25,12 @@ import jax.numpy as jnp
 from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.model.config import ModelConfig
-from hybrid.model.params import join
+from hybrid.model.trained import join
 from hybrid.ops import router
 from hybrid.ops.loss import LossSums
 from hybrid.ops.router import RouterSums
 from hybrid.sharding import constrain
-from hybrid.training.config import Weights
-
-LOSS_ALONE = Weights()
+from hybrid.training.config import StepConfig
 
 
 class Sums(NamedTuple):
@@ -46,8 +44,7 @@ def loss_and_gradient(
     config: ModelConfig,
     params: Any,
     batch: Batch,
-    num_microbatches: int = 1,
-    weights: Weights = LOSS_ALONE,
+    step_config: StepConfig,
     *,
     frozen: Any = None,
     shardings: Any = None,
@@ -55,25 +52,25 @@ def loss_and_gradient(
     """Sums over all predicted tokens, and the gradient (5) of `params`.
 
     Args:
-      params, frozen: the two parts of the parameters (`partition.py`); None: all are trained.
+      params, frozen: the two parts of the parameters (`model/trained.py`); None: all are trained.
       batch: arrays [b, t]; `num_microbatches` divides b.
-      shardings: where the gradient is kept while it is summed up; None: left to jit.
+      shardings: of the gradient while it is summed up; None: left to jit.
     """
-    parts = split_batch(batch, num_microbatches)
+    parts = split_batch(batch, step_config.num_microbatches)
 
     def sums_of(params, part):
         whole = params if frozen is None else join(params, frozen)
         return Sums(*model.training_sums(config, whole, part))
 
     fractions = None
-    if weights.load_balance and num_microbatches > 1:
+    if step_config.load_balance_loss and step_config.num_microbatches > 1:
         counts = _summed(lambda part: _layers(sums_of(params, part).router), parts)
         fractions = [jax.vmap(router.fractions)(layer) for layer in counts]
 
     def objective(params, part):
         sums = sums_of(params, part)
-        loss = sums.loss.nll + weights.z_loss * sums.loss.z
-        return loss + _router_terms(sums.router, fractions, weights), sums
+        loss = sums.loss.nll + step_config.z_loss * sums.loss.z
+        return loss + _router_terms(sums.router, fractions, step_config), sums
 
     def one(part):
         gradient, sums = jax.grad(objective, has_aux=True)(params, part)
@@ -119,14 +116,14 @@ def _layers(tree: dict) -> list[RouterSums]:
     return jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, RouterSums))
 
 
-def _router_terms(tree, fractions, weights):
+def _router_terms(tree, fractions, step_config):
     """(3) and (4), times N."""
     layers = _layers(tree)
-    if not layers or not (weights.load_balance or weights.router_z):
+    balance_weight, z_weight = step_config.load_balance_loss, step_config.router_z_loss
+    if not layers or not (balance_weight or z_weight):
         return 0.0
     z = sum(jnp.sum(layer.z) for layer in layers)
-    terms = weights.load_balance * _balance(layers, fractions) + weights.router_z * z
-    return terms / _num(layers)
+    return (balance_weight * _balance(layers, fractions) + z_weight * z) / _num(layers)
 
 
 def _balance(layers, fractions=None):
@@ -140,7 +137,7 @@ def _num(layers):
     return sum(layer.tokens.shape[0] for layer in layers)
 
 
-def router_metrics(tree: dict, weights: Weights) -> dict[str, jax.Array]:
+def router_metrics(tree: dict, step_config: StepConfig) -> dict[str, jax.Array]:
     """A step's router terms, weighted as in the objective, and how evenly experts were used.
 
     `load_balance_loss` and `router_z_loss` where they have a weight; `router/load_balance` (1 where
@@ -159,8 +156,8 @@ def router_metrics(tree: dict, weights: Weights) -> dict[str, jax.Array]:
         "router/largest_share": jnp.max(shares),
         "router/idle_share": jnp.mean((shares == 0).astype(shares.dtype)),
     }
-    if weights.load_balance:
-        metrics["load_balance_loss"] = weights.load_balance * balance
-    if weights.router_z:
-        metrics["router_z_loss"] = weights.router_z * z
+    if step_config.load_balance_loss:
+        metrics["load_balance_loss"] = step_config.load_balance_loss * balance
+    if step_config.router_z_loss:
+        metrics["router_z_loss"] = step_config.router_z_loss * z
     return metrics

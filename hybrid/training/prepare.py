@@ -1,8 +1,8 @@
 """Everything that can be wrong, found before anything is written.
 
 `prepare` opens data, mesh and program, looks into the workdir and decides whether this start is a
-new run, a resume or the end of one. It creates nothing (the token cache aside, which is written
-whole or not at all); `loop.py` does, afterwards.
+new run, a resume or that of a finished one. It creates nothing but the token cache, which is
+written whole or not at all; `loop.py` writes the rest afterwards.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from hybrid.loading import initial
 from hybrid.sharding import make_mesh
 from hybrid.training import step
 from hybrid.training.progress import Progress
+from hybrid.training.window_schedule import Stage, stages
 from hybrid.workdir import checkpoint, provenance
 from hybrid.workdir.metrics import METRICS, read_rows
 
@@ -46,8 +47,9 @@ class Prepared:
     """A run that can start.
 
     Attributes:
+      stages: of the window schedule.  program: of the last one; states fit all of them.
       rows: training rows.  held_out: what is evaluated on.
-      resume: where to go on, None for a new run.
+      resume: the checkpoint to go on from, None for a new run.
       provenance: of this start.
       peak_flops: of all devices together, None without MFU.
     """
@@ -55,6 +57,7 @@ class Prepared:
     experiment: Experiment
     workdir: pathlib.Path
     mesh: Mesh
+    stages: tuple[Stage, ...]
     program: step.Program
     rows: pipeline.Rows
     held_out: pipeline.EvalDocuments | Examples
@@ -72,7 +75,8 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     experiment.check_mesh(mesh)
     check_writable(workdir)
     training, model = experiment.training, experiment.model
-    program = step.build(model, training, experiment.optimizer, mesh, experiment.lora)
+    schedule = stages(model, training)
+    program = step.build(model, training.step, experiment.optimizer, mesh, experiment.lora)
     resume = _find_resume(experiment, workdir, progress)
     if resume and resume.step >= training.num_steps and not resume.evaluation_due:
         progress.say(f"finished: all {training.num_steps} steps are done in {workdir}")
@@ -100,18 +104,18 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         progress.say(f"warning: {warning}")
     devices = list(mesh.devices.flat)
     peak = peak_flops(training.peak_flops, model.dtype, devices)
-    return Prepared(experiment, workdir, mesh, program, rows, held_out, resume, now, peak)
+    return Prepared(experiment, workdir, mesh, schedule, program, rows, held_out, resume, now, peak)
 
 
 def _find_resume(
     experiment: Experiment, workdir: pathlib.Path, progress: Progress
 ) -> Resume | None:
-    there = checkpoint.steps(workdir)
-    if not there:
+    saved = checkpoint.steps(workdir)
+    if not saved:
         return None
     for warning in provenance.check_resume(workdir, experiment):
         progress.say(f"warning: {warning}")
-    last = there[-1]
+    last = saved[-1]
     record = checkpoint.read_record(workdir, last)
     rows = read_rows(workdir / METRICS, "eval/loss")
     evaluated = any(row["step"] == last for row in rows)
@@ -120,13 +124,13 @@ def _find_resume(
 
 def check_writable(workdir: pathlib.Path) -> None:
     """Raises: ConfigError unless the folder is there or can be made, and can be written to."""
-    there = workdir.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise ConfigError("--workdir", "is not a folder", str(there))
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError("--workdir", "cannot be written to", str(there))
+    folder = workdir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ConfigError("--workdir", "is not a folder", str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError("--workdir", "cannot be written to", str(folder))
 
 
 def _check_fingerprint(experiment: Experiment, record: dict[str, Any], fingerprint: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run says on standard error: one moving line on a terminal, plain lines elsewhere."""
+"""The progress of a run on standard error: one moving line on a terminal, plain lines elsewhere."""
 
 import io
 import shutil
@@ -11,7 +11,7 @@ SECONDS_BETWEEN_MOVES = 0.1
 
 
 class Progress:
-    """Writes lines, and the state of the run in between; knows the time only as it is told."""
+    """Writes lines, and the state of the run in between; times are arguments, it has no clock."""
 
     def __init__(self, stream: io.TextIOBase | None = None):
         self._stream = sys.stderr if stream is None else stream
@@ -26,14 +26,14 @@ class Progress:
         print(line, file=self._stream, flush=True)
 
     def tokenizing(self, done: int, total: int) -> None:
-        """Tells of bytes tokenized, in tenths of the whole."""
+        """Shows bytes tokenized, in tenths of the whole."""
         tenths = 10 * done // max(total, 1)
         if tenths > self._tenths:
             self._tenths = tenths
             self._move(f"tokenizing: {done / 1e6:.1f} of {total / 1e6:.1f} MB")
 
     def step(self, now: float, num_steps: int, row: Row, seconds_left: float) -> None:
-        """Tells of a finished step, where it is time to; `now` and times in seconds."""
+        """Shows a finished step if the last one shown is long enough ago; times in seconds."""
         at_end = row["step"] in (1, num_steps)
         pause = SECONDS_BETWEEN_MOVES if self._moves else SECONDS_BETWEEN_LINES
         if now - self._last < pause and not at_end:

@@ -1,14 +1,15 @@
-"""The `training.` section and the pure train step: (state, batch) -> (state, metrics).
+"""The pure train step: (state, batch) -> (state, metrics), and its compiled program.
 
 A step whose loss or gradient norm is not finite changes neither parameters nor optimizer state;
 it is counted, and the loop gives up after `max_bad_steps` of them in a row.
 
-Read first: `objective.py` (what is minimised), `partition.py` (what is trained), `optimizer.py`.
+Read first: `objective.py` (what is minimised), `optimizer.py`, and `model/trained.py`.
 Read next: `loop.py`, which calls the step.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +22,9 @@ from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.model import lora
 from hybrid.model.config import LoraConfig, ModelConfig
-from hybrid.model.params import join, split, trained_mask
+from hybrid.model.trained import abstract_trained, join, split
 from hybrid.sharding import batch_sharding, placed, replicated, shardings
-from hybrid.training.config import OptimizerConfig, TrainingConfig
+from hybrid.training.config import OptimizerConfig, StepConfig
 from hybrid.training.objective import loss_and_gradient, router_metrics
 from hybrid.training.optimizer import make_optimizer, make_schedule
 
@@ -59,7 +60,6 @@ class Program:
       step: (TrainState, donated; Batch) -> (TrainState, metrics).
       state, batch: what `step` takes, as ShapeDtypeStructs with shardings; enough to compile
         it ahead of time and to restore a checkpoint.
-      trained_share: of all parameters, 1 where none is frozen.
     """
 
     init: jax.stages.Wrapped
@@ -67,7 +67,6 @@ class Program:
     step: jax.stages.Wrapped
     state: TrainState
     batch: Batch
-    trained_share: float
 
     @functools.cached_property
     def compiled(self) -> jax.stages.Compiled:
@@ -75,48 +74,28 @@ class Program:
         return self.step.lower(self.state, self.batch).compile()
 
 
-# What a compiled step depends on; runs that differ in other keys of the section share it.
-STEP_KEYS = (
-    *("num_steps", "batch_size", "context_length", "num_microbatches"),
-    *("z_loss", "load_balance_loss", "router_z_loss"),
-)
-
-
+@functools.lru_cache(maxsize=8)
 def build(
     config: ModelConfig,
-    training: TrainingConfig,
+    step_config: StepConfig,
     optimizer: OptimizerConfig,
     mesh: Mesh,
     adapters: LoraConfig = LoraConfig(),  # noqa: B008
 ) -> Program:
     """The program of a run on `mesh`.  Trace, compile and call it under `jax.set_mesh(mesh)`.
 
-    Runs of one shape get the same Program, so that many in one process compile it once.
+    Equal arguments give the same Program, so that many runs in one process compile it once.
     Raises: ConfigError for a `freeze` or adapters that don't fit the model.
     """
-    kept = {name: getattr(training, name) for name in STEP_KEYS}
-    return _build(config, TrainingConfig(**kept), optimizer, mesh, adapters)
-
-
-@functools.lru_cache(maxsize=8)
-def _build(
-    config: ModelConfig,
-    training: TrainingConfig,
-    optimizer: OptimizerConfig,
-    mesh: Mesh,
-    adapters: LoraConfig,
-) -> Program:
     base_axes = model.logical_axes(config)
     logical_axes = lora.add_axes(adapters, base_axes)
-    adapt = functools.partial(lora.add, adapters, logical_axes=base_axes)
-    params = jax.eval_shape(lambda rng: adapt(model.init(config, rng), rng=rng), jax.random.key(0))
-    mask = trained_mask(params, optimizer.freeze)
+    params, mask = abstract_trained(config, adapters, optimizer.freeze)
     trained_axes, _ = split(logical_axes, mask)
-    transform = make_optimizer(optimizer, training.num_steps, trained_axes)
-    schedule = make_schedule(optimizer, training.num_steps)
+    transform = make_optimizer(optimizer, step_config.num_steps, trained_axes)
+    schedule = make_schedule(optimizer, step_config.num_steps)
 
     def start(params: Any, rng: jax.Array) -> TrainState:
-        params = adapt(params, rng=rng)
+        params = lora.add(adapters, params, base_axes, rng)
         zero = jnp.zeros((), jnp.int32)
         return TrainState(params, transform.init(split(params, mask)[0]), zero, zero, zero)
 
@@ -126,31 +105,22 @@ def _build(
     param_shardings = shardings(mesh, logical_axes, params)
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = placed(shapes, _state_shardings(shapes, param_shardings, mesh))
-    batch = abstract_batch(training.batch_size, training.context_length, batch_sharding(mesh))
-    step = make_train_step(config, training, transform, schedule, mask, param_shardings)
-    where = jax.tree.map(lambda leaf: leaf.sharding, (state, batch))
+    batch = abstract_batch(step_config.batch_size, step_config.context_length, batch_sharding(mesh))
+    step = make_train_step(config, step_config, transform, schedule, mask, param_shardings)
+    inputs = jax.tree.map(lambda leaf: leaf.sharding, (state, batch))
+    outputs = inputs[0], replicated(mesh)
     return Program(
-        init=jax.jit(init, out_shardings=where[0]),
-        start=jax.jit(start, out_shardings=where[0], donate_argnums=0),
-        step=jax.jit(
-            step,
-            in_shardings=where,
-            out_shardings=(where[0], replicated(mesh)),
-            donate_argnums=0,
-        ),
+        init=jax.jit(init, out_shardings=inputs[0]),
+        start=jax.jit(start, out_shardings=inputs[0], donate_argnums=0),
+        step=jax.jit(step, in_shardings=inputs, out_shardings=outputs, donate_argnums=0),
         state=state,
         batch=batch,
-        trained_share=_num(split(params, mask)[0]) / _num(params),
     )
-
-
-def _num(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def make_train_step(
     config: ModelConfig,
-    training: TrainingConfig,
+    step_config: StepConfig,
     transform: optax.GradientTransformation,
     schedule: optax.Schedule,
     mask: Any = None,
@@ -166,28 +136,22 @@ def make_train_step(
     """
     everything = jax.tree.map(lambda _: True, model.abstract(config))
     mask = everything if mask is None else mask
-    kept = None if param_shardings is None else split(param_shardings, mask)[0]
+    gradient_shardings = None if param_shardings is None else split(param_shardings, mask)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         trained, frozen = split(state.params, mask)
         sums, gradient = loss_and_gradient(
-            config,
-            trained,
-            batch,
-            training.num_microbatches,
-            training.weights,
-            frozen=frozen,
-            shardings=kept,
+            config, trained, batch, step_config, frozen=frozen, shardings=gradient_shardings
         )
         count = jnp.maximum(sums.loss.count, 1)
         loss, grad_norm = sums.loss.nll / count, optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, opt_state = transform.update(gradient, state.opt_state, trained)
-        new_trained = _where(finite, optax.apply_updates(trained, updates), trained)
+        new_trained = _select(finite, optax.apply_updates(trained, updates), trained)
         bad = jnp.int32(~finite)
         new = TrainState(
             params=join(new_trained, frozen),
-            opt_state=_where(finite, opt_state, state.opt_state),
+            opt_state=_select(finite, opt_state, state.opt_state),
             step=state.step + 1,
             skipped=state.skipped + bad,
             bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + 1),
@@ -200,9 +164,9 @@ def make_train_step(
             "skipped_steps": new.skipped,
             "bad_in_a_row": new.bad_in_a_row,
         }
-        if training.z_loss:
-            metrics["z_loss"] = training.z_loss * sums.loss.z / count
-        return new, metrics | router_metrics(sums.router, training.weights)
+        if step_config.z_loss:
+            metrics["z_loss"] = step_config.z_loss * sums.loss.z / count
+        return new, metrics | router_metrics(sums.router, step_config)
 
     return step
 
@@ -221,7 +185,7 @@ def abstract_batch(batch_size: int, context_length: int, sharding: Any = None) -
     return Batch(**ints, loss_mask=shape(jnp.bool_))
 
 
-def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+def _select(condition: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
 
 
@@ -230,21 +194,14 @@ def _state_shardings(shapes: TrainState, param_shardings: Any, mesh: Mesh) -> Tr
 
     A leaf of the optimizer's state belongs to the parameter whose path is part of its own.
     """
-    places = {
-        path: (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(shapes.params),
-            jax.tree.leaves(param_shardings),
-            strict=True,
-        )
-    }
+    leaves = placed(shapes.params, param_shardings)
+    params = dict(jax.tree_util.tree_leaves_with_path(leaves))
 
-    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        for start in range(len(path)):
-            for end in range(len(path), start, -1):
-                shape, sharding = places.get(path[start:end], (None, None))
-                if shape == leaf.shape:
-                    return sharding
+    def leaf_sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        for start, end in itertools.combinations(range(len(path) + 1), 2):
+            param = params.get(path[start:end])
+            if param is not None and param.shape == leaf.shape:
+                return param.sharding
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(place, shapes)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, shapes)

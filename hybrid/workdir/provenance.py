@@ -15,6 +15,7 @@ from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
+from hybrid.origin import upgraded
 from hybrid.process.files import write_whole
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
@@ -89,13 +90,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any]:
-    """The resolved config of a run.  Raises: ConfigError if the folder is not a workdir."""
+    """The resolved config of a run, under the keys of this version.
+
+    Raises: ConfigError if the folder is not a workdir.
+    """
     if not workdir.is_dir():
         raise ConfigError("--workdir", "no such folder", str(workdir), "the workdir of a run")
     values = read_json(workdir / CONFIG)
     if values is None:
         raise ConfigError("--workdir", f"holds no {CONFIG}", str(workdir), "the workdir of a run")
-    return values
+    return dict(upgraded(values))
 
 
 def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:

@@ -100,7 +100,8 @@ def test_parameters_are_matched_by_the_feed_forwards_width():
 
 
 def test_flops_of_a_schedule_are_those_of_its_stages():
-    halves = sweep(cells=[{"model.window_schedule": ((0.5, 8), (0.5, 128))}, *_windows()])
+    halves = {"training.window_schedule": ((0.5, 8), (0.5, 128)), "model.window_size": 128}
+    halves = sweep(cells=[halves, *_windows()])
     scheduled, short, full = (train_flops(cell.experiment) for cell in cells(halves))
     assert scheduled == pytest.approx((short + full) / 2)
     assert train_flops(cells(halves)[0].experiment, 50) == pytest.approx(short / 2)

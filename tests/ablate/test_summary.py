@@ -14,7 +14,7 @@ import synthetic_sweep
 from hybrid.ablate.report import results
 from hybrid.ablate.run.run_result import RunResult
 from hybrid.ablate.statistics import groups, summary
-from hybrid.evaluation.scores import Scores
+from hybrid.evaluation.token_records import TokenRecords
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def run(window, seed=0, loss=1.0, rate=None, **fields) -> RunResult:
     return RunResult(**{**values, **fields})
 
 
-def summarized(runs, baseline=None, scores_of=lambda run: {}):
-    (arm,) = results.to_json(summary.summarize(runs, scores_of, baseline))
+def summarized(runs, baseline=None, records_of=lambda run: {}):
+    (arm,) = results.to_json(summary.summarize(runs, records_of, baseline))
     return arm, {cell["name"]: cell for cell in arm["cells"]}
 
 
@@ -200,9 +200,9 @@ def test_speed_is_the_median_over_seeds():
 # --- Token figures -------------------------------------------------------------------------------
 
 
-def scores(nll, document, position=None, **columns) -> Scores:
+def scores(nll, document, position=None, **columns) -> TokenRecords:
     position = np.zeros(len(nll)) if position is None else position
-    return Scores(
+    return TokenRecords(
         nll=np.asarray(nll, np.float32),
         position=np.asarray(position, np.int32),
         document=np.asarray(document, np.int32),
@@ -220,7 +220,7 @@ def test_document_differences_average_over_the_common_seeds_first():
     }
     runs = [run(window, seed) for window, seed in by_run]
     found = summarized(
-        runs, scores_of=lambda one: {32: by_run[one.overrides["model.window_size"], one.seed]}
+        runs, records_of=lambda one: {32: by_run[one.overrides["model.window_size"], one.seed]}
     )[1]["window_size=8"]["difference_documents"]
     # Differences a token 0, 1, 2: mean 1; centred sums of documents -1 and 1.
     half = 12.706204736174698 * np.sqrt(2 / 1 * 2 / 9)
@@ -232,7 +232,7 @@ def test_cells_that_scored_different_tokens_are_not_paired_by_token():
     by_window = {64: scores([1, 1], [0, 0]), 8: scores([1, 1], [0, 1])}
     cell = summarized(
         [run(64), run(8)],
-        scores_of=lambda one: {32: by_window[one.overrides["model.window_size"]]},
+        records_of=lambda one: {32: by_window[one.overrides["model.window_size"]]},
     )[1]["window_size=8"]
     assert cell["difference_documents"] is None
     assert cell["by_position"][0]["difference"] is None
@@ -242,7 +242,7 @@ def test_cells_that_scored_different_tokens_are_not_paired_by_token():
 def test_seeds_of_a_cell_that_scored_different_tokens_are_an_error():
     by_seed = [scores([1, 1], [0, 0]), scores([1, 1], [0, 1])]
     with pytest.raises(ValueError, match="different tokens"):
-        summarized([run(8, 0), run(8, 1)], scores_of=lambda one: {32: by_seed[one.seed]})
+        summarized([run(8, 0), run(8, 1)], records_of=lambda one: {32: by_seed[one.seed]})
 
 
 def test_position_buckets_double_and_repeats_leave_out_tokens_that_repeat_nothing():
@@ -252,7 +252,7 @@ def test_position_buckets_double_and_repeats_leave_out_tokens_that_repeat_nothin
         [0, 1, 2, 3, 4, 5],
         repeat_distance=np.array([0, 0, 1, 2, 0, 3]),
     )
-    cell = summarized([run(8)], scores_of=lambda run: {8: one})[1]["window_size=8"]
+    cell = summarized([run(8)], records_of=lambda run: {8: one})[1]["window_size=8"]
 
     def rows(entries):
         return [(e["start"], e["end"], e["loss"]["mean"], e["num_tokens"]) for e in entries]
@@ -281,12 +281,12 @@ def test_tasks_have_accuracies_and_no_position_buckets(sweep):
 def test_scores_are_read_cell_by_cell_and_the_baselines_once():
     order = []
 
-    def scores_of(one):
+    def records_of(one):
         order.append((one.overrides["model.window_size"], one.seed))
         return {}
 
     runs = [run(window, seed) for window in (8, 16, 64, 32) for seed in (0, 1)]
-    summarized(runs, {"model.window_size": 64}, scores_of)
+    summarized(runs, {"model.window_size": 64}, records_of)
     assert order == [(window, seed) for window in (64, 8, 16, 32) for seed in (0, 1)]
 
 

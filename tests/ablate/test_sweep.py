@@ -12,9 +12,8 @@ from hybrid import config as config_lib
 from hybrid.ablate.__main__ import main
 from hybrid.ablate.run.sweep import EVALUATION
 from hybrid.data import pipeline
-from hybrid.evaluation.command import score
-from hybrid.evaluation.scores import load_scores
-from hybrid.evaluation.target import of_pretrained
+from hybrid.evaluation.target import evaluate_target, of_pretrained
+from hybrid.evaluation.token_records import load_records
 from hybrid.loading import api
 from hybrid.process import signals
 from hybrid.training import loop
@@ -83,7 +82,7 @@ def test_every_run_is_a_workdir_with_its_raw_rows(whole):
         assert (run / "checkpoints" / "4").is_dir()
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert cell["metrics"] == rows[-1]
-        scores = load_scores(run / "scores.npz")[32]
+        scores = load_records(run / "scores.npz")[32]
         assert len(scores.nll) == 200
         assert np.mean(scores.nll) == pytest.approx(cell["metrics"]["eval/loss"], rel=1e-6)
         assert cell["tokens"] == rows[-2]["tokens_seen"]
@@ -121,14 +120,14 @@ def test_a_finished_sweep_runs_nothing_again(whole, page, monkeypatch):
 
 def test_a_stopped_sweep_ends_with_the_same_results(whole, folder, page, monkeypatch):
     stopped = folder / "stopped"
-    train, num = loop.Run.hand_over, iter(range(1000))
+    train, num = loop.Run.flush_metrics, iter(range(1000))
 
-    def hand_over(self, newest):
+    def flush_metrics(self, newest):
         if next(num) in (7, 16):  # in the second run, and later again
             raise signals.Preempted("SIGTERM: in a test")
         train(self, newest)
 
-    monkeypatch.setattr(loop.Run, "hand_over", hand_over)
+    monkeypatch.setattr(loop.Run, "flush_metrics", flush_metrics)
     assert main([page(), f"--workdir={stopped}"]) == 143
     assert not (stopped / "report.html").exists()
     assert main([page(), f"--workdir={stopped}"]) == 143
@@ -207,7 +206,7 @@ def test_a_pretrained_folder_is_evaluated_under_other_windows(whole, folder, pag
     cells = results(folder / "pretrained")["cells"]
     target = of_pretrained(str(folder / "exported"), None, _text_of(run))
     assert [cell["num_steps"] for cell in cells] == [None, None]
-    assert cells[1]["metrics"]["eval/loss"] == pytest.approx(score(target).loss, abs=1e-6)
+    assert cells[1]["metrics"]["eval/loss"] == pytest.approx(evaluate_target(target).loss, abs=1e-6)
     assert cells[0]["metrics"]["eval/loss"] > cells[1]["metrics"]["eval/loss"]
 
 

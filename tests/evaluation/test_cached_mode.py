@@ -61,8 +61,8 @@ def test_questions_of_a_task():
         )
         for mode in ("forward", "cached")
     )
-    np.testing.assert_allclose(cached.scores.nll, forward.scores.nll, atol=1e-6)
-    np.testing.assert_array_equal(cached.scores.correct, forward.scores.correct)
+    np.testing.assert_allclose(cached.records.nll, forward.records.nll, atol=1e-6)
+    np.testing.assert_array_equal(cached.records.correct, forward.records.correct)
 
 
 def test_remat_and_unrolled_models_are_scored_too():

@@ -16,6 +16,7 @@ from hybrid.evaluation.config import EvalConfig
 from hybrid.evaluation.held_out import evaluate
 from hybrid.evaluation.result import doubling_buckets
 from hybrid.model.config import ModelConfig
+from hybrid.ops.loss import TokenScores
 
 CONTEXT = 16
 BOS, PAD, EOS = 30, 31, 29
@@ -112,7 +113,7 @@ def test_scores_equal_those_of_each_window_run_alone(params, score_alone, bos, s
 def table_nll(params, batch):
     """Nats of a target: its id; 1000 where nothing is predicted."""
     del params
-    return jnp.where(batch.loss_mask, batch.targets, 1000.0)
+    return TokenScores(jnp.where(batch.loss_mask, batch.targets, 1000.0), None)
 
 
 DEFAULTS = EvalConfig()
@@ -180,7 +181,7 @@ def test_position_buckets_double():
 
 def test_several_context_lengths_give_the_largest_and_all_in_the_order_given():
     def nll_of_position(params, batch):
-        return batch.positions.astype(jnp.float32)
+        return TokenScores(batch.positions.astype(jnp.float32), None)
 
     config = EvalConfig(context_length=(8, 0, 4))
     result = run(text(), config, score_fn=nll_of_position)
@@ -206,10 +207,13 @@ def test_the_result_has_the_documented_keys():
 
 
 def test_numbers_that_json_cannot_write_are_null():
-    values = run(text(), score_fn=lambda params, batch: jnp.full(batch.tokens.shape, jnp.nan))
+    def constant(value):
+        return lambda _, batch: TokenScores(jnp.full(batch.tokens.shape, value), None)
+
+    values = run(text(), score_fn=constant(jnp.nan))
     assert values.to_dict()["loss"] is None
     assert values.to_dict()["by_position"][0]["loss"] is None
-    huge = run(text(), score_fn=lambda params, batch: jnp.full(batch.tokens.shape, 1e4))
+    huge = run(text(), score_fn=constant(1e4))
     assert huge.loss == 1e4
     assert huge.to_dict()["perplexity"] is None
 
@@ -218,7 +222,7 @@ def test_loss_is_summed_in_float64():
     documents = documents_of([np.zeros(200_000, np.int32)], None)
 
     def tenth(params, batch):
-        return jnp.full(batch.tokens.shape, 0.1, jnp.float32)
+        return TokenScores(jnp.full(batch.tokens.shape, 0.1, jnp.float32), None)
 
     result = run(documents, score_fn=tenth, context_length=4096)
     assert result.loss == pytest.approx(float(np.float32(0.1)), rel=1e-14)

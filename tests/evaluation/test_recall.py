@@ -15,6 +15,7 @@ from hybrid.evaluation import report
 from hybrid.evaluation.config import EvalConfig
 from hybrid.evaluation.held_out import evaluate
 from hybrid.model.config import ModelConfig
+from hybrid.ops.loss import TokenScores
 
 CONTEXT = 16
 MODEL = ModelConfig(
@@ -58,7 +59,7 @@ def test_scores_equal_those_counted_by_hand(examples, batch_size, params, by_han
     config = EvalConfig(batch_size=batch_size)
     result = evaluate(MODEL, params, examples, config, context_length=CONTEXT)
     nll, correct, about = by_hand(examples)
-    scores = result.scores
+    scores = result.records
     np.testing.assert_allclose(scores.nll, nll, rtol=1e-5, atol=1e-5)
     assert scores.correct.tolist() == correct.tolist()
     columns = (scores.document, scores.position, scores.distance, scores.num_pairs)
@@ -74,7 +75,8 @@ def test_scores_equal_those_counted_by_hand(examples, batch_size, params, by_han
 def rule(params, batch):
     """Nats are the target's id; right where it is even."""
     del params
-    return batch.targets.astype(jnp.float32), (batch.targets % 2 == 0) & batch.loss_mask
+    is_top = (batch.targets % 2 == 0) & batch.loss_mask
+    return TokenScores(batch.targets.astype(jnp.float32), is_top)
 
 
 DEFAULTS = EvalConfig()
@@ -108,15 +110,15 @@ def test_max_tokens_stops_after_exactly_that_many(examples, max_tokens, batch_mu
     config = EvalConfig(max_tokens=max_tokens, batch_size=3)
     shapes = set()
 
-    def put(batch):
+    def place(batch):
         shapes.add(batch.tokens.shape)
         return batch
 
-    part = run(examples, config, put=put, batch_multiple=batch_multiple)
+    part = run(examples, config, place=place, batch_multiple=batch_multiple)
     expected = min(max_tokens, whole.num_tokens)
     assert part.num_tokens == expected
-    for name, column in part.scores.columns().items():
-        assert column.tolist() == getattr(whole.scores, name)[:expected].tolist()
+    for name, column in part.records.columns().items():
+        assert column.tolist() == getattr(whole.records, name)[:expected].tolist()
     assert shapes == {(8 if batch_multiple == 8 else 3, CONTEXT)}
 
 
@@ -130,8 +132,8 @@ def test_of_equal_logits_the_first_is_the_answer(params):
 
 def test_nothing_is_scored_where_nothing_is_asked(params):
     batch = jax.tree.map(jnp.asarray, _batch_of(MQAR))
-    nll, is_top = jax.jit(lambda params: model.token_scores(MODEL, params, batch))(params)
-    plain = jax.jit(lambda params: model.token_nll(MODEL, params, batch))(params)
+    nll, is_top = jax.jit(lambda params: model.score(MODEL, params, batch, with_top=True))(params)
+    plain, _ = jax.jit(lambda params: model.score(MODEL, params, batch))(params)
     np.testing.assert_allclose(nll, plain, rtol=1e-5, atol=1e-6)
     unasked = ~np.asarray(batch.loss_mask)
     assert not np.asarray(nll)[unasked].any()
@@ -140,7 +142,7 @@ def test_nothing_is_scored_where_nothing_is_asked(params):
 
 def _batch_of(examples):
     kept = []
-    run(examples, put=lambda batch: kept.append(batch) or batch)
+    run(examples, place=lambda batch: kept.append(batch) or batch)
     return kept[0]
 
 
@@ -148,8 +150,8 @@ def test_each_context_length_has_examples_of_its_own():
     result = run(NEEDLE, EvalConfig(context_length=(12, 0, 24)))
     assert [one.context_length for one in result.by_context] == [12, CONTEXT, 24]
     assert result.context_length == 24
-    assert set(result.scores.position.tolist()) == {23}
-    assert set(result.by_context[0].scores.position.tolist()) == {11}
+    assert set(result.records.position.tolist()) == {23}
+    assert set(result.by_context[0].records.position.tolist()) == {11}
 
 
 def test_the_result_has_the_documented_keys():
@@ -191,7 +193,7 @@ def test_the_table_shows_accuracy_and_joins_many_distances():
     assert len(result.by_distance) == 14
     lines = report.table(result, **about).splitlines()
     row = next(line for line in lines if line.split()[:2] == ["[4,", "8)"])
-    inside = (result.scores.distance >= 4) & (result.scores.distance < 8)
-    share = f"{result.scores.correct[inside].mean():.2%}"
+    inside = (result.records.distance >= 4) & (result.records.distance < 8)
+    share = f"{result.records.correct[inside].mean():.2%}"
     assert row.split()[2:] == [share, str(inside.sum())]
     assert "accuracy" in report.table(run(MQAR, EvalConfig(context_length=(16, 20))), **about)

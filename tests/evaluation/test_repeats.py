@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from hybrid.data.pipeline import EvalDocuments
 from hybrid.evaluation.config import EvalConfig
-from hybrid.evaluation.held_out import all_scores, evaluate
+from hybrid.evaluation.held_out import evaluate
 from hybrid.evaluation.repeats import repeat_distances
-from hybrid.evaluation.scores import Scores, load_scores, save_scores
+from hybrid.evaluation.token_records import TokenRecords, load_records, save_records
 from hybrid.model.config import ModelConfig
+from hybrid.ops.loss import TokenScores
 
 CONTEXT, BOS, PAD, EOS = 16, 30, 31, 29
 MODEL = ModelConfig(vocab_size=32)
@@ -58,7 +59,7 @@ def documents(bos="document", lengths=(1, 45, 7, 3, 23, 16, 12)):
 
 def nll_of_target(params, batch):
     del params
-    return batch.targets + 1.0
+    return TokenScores(batch.targets + 1.0, None)
 
 
 DEFAULTS = EvalConfig()
@@ -88,7 +89,7 @@ def test_a_repeat_is_looked_for_in_its_own_window(bos, stride):
                 expected.append(end - max(sights) if sights else 0)
                 of_document.append(number)
             last, start = start + len(window) - 1, start + step
-    scores = run(text, EvalConfig(stride=stride, batch_size=2)).scores
+    scores = run(text, EvalConfig(stride=stride, batch_size=2)).records
     assert scores.repeat_distance.tolist() == expected
     assert scores.document.tolist() == of_document
     assert max(expected) > 4
@@ -96,7 +97,7 @@ def test_a_repeat_is_looked_for_in_its_own_window(bos, stride):
 
 def test_losses_on_repeats_are_means_over_doubling_distances():
     result = run(documents())
-    scores = result.scores
+    scores = result.records
     for bucket in result.repeats:
         inside = (scores.repeat_distance >= bucket.start) & (scores.repeat_distance < bucket.end)
         assert bucket.num_tokens == inside.sum()
@@ -115,18 +116,18 @@ def test_text_without_repeats_has_none():
 
 def test_scores_are_saved_and_read_column_by_column(tmp_path):
     result = run(documents(), EvalConfig(context_length=(8, 16)))
-    scores = all_scores(result)
+    scores = result.records_by_length
     assert list(scores) == [8, 16]
-    scores[32] = Scores(
+    scores[32] = TokenRecords(
         nll=np.ones(2, np.float32), position=np.arange(2, dtype=np.int32),
         document=np.zeros(2, np.int32), correct=np.array([True, False]),
         distance=np.array([4, 9], np.int32), num_pairs=np.array([1, 2], np.int32),
     )  # fmt: skip
-    save_scores(tmp_path / "scores.npz", scores)
+    save_records(tmp_path / "scores.npz", scores)
     with np.load(tmp_path / "scores.npz") as file:
         assert "8/nll" in file.files
         assert "32/repeat_distance" not in file.files
-    found = load_scores(tmp_path / "scores.npz")
+    found = load_records(tmp_path / "scores.npz")
     assert list(found) == [8, 16, 32]
     for length, of_length in scores.items():
         columns = of_length.columns()

@@ -120,7 +120,7 @@ def test_packing_several_windows_in_a_row_changes_nothing(bos, scores, monkeypat
 
 def _plan(documents):
     lengths = [len(tokens) for tokens in documents.tokens]
-    return windows.plan(lengths, context_length=CONTEXT, stride=5, bos=documents.bos)
+    return windows.pack_windows(lengths, context_length=CONTEXT, stride=5, bos=documents.bos)
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
@@ -129,9 +129,9 @@ def test_windows_are_those_of_the_documented_rule(data):
     bos, context = data.draw(st.sampled_from(POLICIES)), data.draw(st.integers(2, 12))
     stride = data.draw(st.integers(0, context - (bos == "window")))
     lengths = data.draw(st.lists(st.integers(0, 40), max_size=5))
-    plan = windows.plan(lengths, context_length=context, stride=stride, bos=bos)
+    packed = windows.pack_windows(lengths, context_length=context, stride=stride, bos=bos)
     documents = [np.arange(n, dtype=np.int32) for n in lengths]
-    found = sorted((w for row in plan.rows for w in row), key=lambda window: window.offset)
+    found = sorted((w for row in packed.rows for w in row), key=lambda window: window.offset)
     expected = [
         (index, inputs, targets, num_new)
         for index, document in enumerate(documents)
@@ -150,8 +150,8 @@ def test_context_is_counted_in_tokens_of_text_whatever_stands_for_bos(data):
     bos, context = data.draw(st.sampled_from(POLICIES)), data.draw(st.integers(2, 12))
     stride = data.draw(st.integers(1, context - (bos == "window")))
     length = data.draw(st.integers(0, 40))
-    plan = windows.plan([length], context_length=context, stride=stride, bos=bos)
-    for window in (window for row in plan.rows for window in row):
+    packed = windows.pack_windows([length], context_length=context, stride=stride, bos=bos)
+    for window in (window for row in packed.rows for window in row):
         replaced = bos == "window" or (bos == "document" and window.start == 0)
         before = window.start + window.first + (bos == "never")  # the document's, all of them
         seen = window.first + 1 - replaced

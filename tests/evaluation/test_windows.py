@@ -36,10 +36,12 @@ def scored(case):
     """(document, its token index, inputs of the segment up to the predicting one, target)
     of every predicted token, by its place in the input order; read off the batches alone."""
     documents = make_documents(case["lengths"])
-    plan = windows.plan(case["lengths"], **{k: v for k, v in case.items() if k != "lengths"})
+    packed = windows.pack_windows(
+        case["lengths"], **{k: v for k, v in case.items() if k != "lengths"}
+    )
     found = {}
-    for batch, pieces in windows.batches(plan, documents, BOS, PAD):
-        assert batch.tokens.shape == (plan.batch_size, plan.row_length)
+    for batch, pieces in windows.batches(packed, documents, BOS, PAD):
+        assert batch.tokens.shape == (packed.batch_size, packed.row_length)
         counted = 0
         for window, row, column in pieces:
             for i in range(window.first, window.length):
@@ -50,7 +52,7 @@ def scored(case):
                 found[place] = (inputs, int(batch.targets[row, column + i]), window)
                 counted += 1
         assert counted == batch.loss_mask.sum()
-    return plan, documents, [found[place] for place in sorted(found)]
+    return packed, documents, [found[place] for place in sorted(found)]
 
 
 def expected_targets(case, documents):
@@ -65,9 +67,9 @@ SETTINGS = settings(derandomize=True, deadline=None, max_examples=150)
 @SETTINGS
 @given(cases())
 def test_every_token_is_predicted_once_in_input_order(case):
-    plan, documents, found = scored(case)
+    packed, documents, found = scored(case)
     assert [target for _, target, _ in found] == expected_targets(case, documents)
-    assert plan.num_tokens == len(found)
+    assert packed.num_tokens == len(found)
 
 
 @SETTINGS
@@ -98,8 +100,10 @@ def test_context_is_at_least_context_length_minus_stride(case):
 @given(cases())
 def test_windows_of_a_row_are_segments_with_positions_from_0(case):
     documents = make_documents(case["lengths"])
-    plan = windows.plan(case["lengths"], **{k: v for k, v in case.items() if k != "lengths"})
-    for batch, pieces in windows.batches(plan, documents, BOS, PAD):
+    packed = windows.pack_windows(
+        case["lengths"], **{k: v for k, v in case.items() if k != "lengths"}
+    )
+    for batch, pieces in windows.batches(packed, documents, BOS, PAD):
         covered = np.zeros(batch.tokens.shape, int)
         for window, row, column in pieces:
             span = slice(column, column + window.length)
@@ -113,15 +117,15 @@ def test_windows_of_a_row_are_segments_with_positions_from_0(case):
 
 
 def test_without_a_stride_windows_share_only_their_boundary_token():
-    plan = windows.plan([9], context_length=4)
-    spans = sorted((w.start, w.length, w.first) for row in plan.rows for w in row)
+    packed = windows.pack_windows([9], context_length=4)
+    spans = sorted((w.start, w.length, w.first) for row in packed.rows for w in row)
     assert spans == [(0, 4, 0), (4, 4, 0), (8, 1, 0)]
 
 
 def test_a_later_window_under_bos_window_is_bos_then_the_boundary_token():
     document = np.arange(10, 17, dtype=np.int32)
-    plan = windows.plan([7], context_length=4, bos="window", batch_size=1)
-    batch, pieces = list(windows.batches(plan, [document], BOS, PAD))[1]
+    packed = windows.pack_windows([7], context_length=4, bos="window", batch_size=1)
+    batch, pieces = list(windows.batches(packed, [document], BOS, PAD))[1]
     assert pieces[0].window == windows.Window(0, 3, 4, 1, 4)
     assert batch.tokens.tolist() == [[BOS, 13, 14, 15]]
     assert batch.targets.tolist() == [[13, 14, 15, 16]]
@@ -130,20 +134,23 @@ def test_a_later_window_under_bos_window_is_bos_then_the_boundary_token():
 
 def test_packing_wastes_little_on_documents_of_very_different_length():
     lengths = np.random.default_rng(0).lognormal(6, 1.5, 200).astype(int).tolist()
-    plan = windows.plan(lengths, context_length=256)
-    columns = plan.num_batches * plan.batch_size * plan.row_length
-    assert columns < 1.06 * plan.num_tokens
+    packed = windows.pack_windows(lengths, context_length=256)
+    columns = packed.num_batches * packed.batch_size * packed.row_length
+    assert columns < 1.06 * packed.num_tokens
 
 
 def test_rows_are_as_short_as_the_text_allows():
-    assert windows.plan([5, 9], context_length=4096).row_length == 16
-    assert windows.plan([5, 9], context_length=12).row_length == 12
+    assert windows.pack_windows([5, 9], context_length=4096).row_length == 16
+    assert windows.pack_windows([5, 9], context_length=12).row_length == 12
 
 
 def test_batches_fit_the_devices():
-    plan = windows.plan([1000], context_length=8, batch_multiple=4)
-    assert plan.batch_size % 4 == 0
-    assert windows.plan([1000], context_length=8, batch_size=3, batch_multiple=4).batch_size == 4
+    packed = windows.pack_windows([1000], context_length=8, batch_multiple=4)
+    assert packed.batch_size % 4 == 0
+    assert (
+        windows.pack_windows([1000], context_length=8, batch_size=3, batch_multiple=4).batch_size
+        == 4
+    )
 
 
 def test_lengths_resolve_to_trainings_in_the_order_given():
@@ -157,8 +164,8 @@ def test_lengths_resolve_to_trainings_in_the_order_given():
         (lambda: EvalConfig(stride=65).lengths(64), "eval.stride"),
         (lambda: EvalConfig(stride=65, context_length=(128, 64)).lengths(256), "eval.stride"),
         (lambda: EvalConfig(context_length=()), "context_length"),
-        (lambda: windows.plan([4], context_length=4, stride=5), "eval.stride"),
-        (lambda: windows.plan([4], context_length=1, bos="window"), "eval.context_length"),
+        (lambda: windows.pack_windows([4], context_length=4, stride=5), "eval.stride"),
+        (lambda: windows.pack_windows([4], context_length=1, bos="window"), "eval.context_length"),
     ],
 )
 def test_impossible_windows_are_refused_by_key(act, key):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid.ops.loss import LOGIT_BYTES, cross_entropy, default_chunk_size, token_nll
+from hybrid.ops.loss import LOGIT_BYTES, cross_entropy, default_chunk_size, score
 
 
 def data(batch=2, time=11, width=8, vocab_size=33, dtype=jnp.float64):
@@ -18,13 +18,13 @@ def data(batch=2, time=11, width=8, vocab_size=33, dtype=jnp.float64):
 
 def plain(hidden, embedding, targets, softcap):
     logits = hidden @ embedding.T
-    logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     return log_sum - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0], log_sum
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("chunk_size", [None, 1, 4, 11, 50])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("chunk_size", [0, 1, 4, 11, 50])
 @pytest.mark.parametrize("remat", [False, True])
 def test_sums_and_gradients_equal_the_dense_loss(softcap, chunk_size, remat, x64):
     hidden, embedding, targets, mask = data()
@@ -57,16 +57,21 @@ def test_count_is_the_number_of_tokens_kept_and_others_have_no_say(x64):
     np.testing.assert_array_equal(np.asarray(gradient).any(-1), mask)
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_token_nll_sums_to_the_loss(softcap, x64):
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("with_top", [False, True])
+def test_scores_of_tokens_sum_to_the_loss(softcap, with_top, x64):
     hidden, embedding, targets, mask = data()
-    each = token_nll(hidden, embedding, targets, softcap=softcap, chunk_size=4)
-    np.testing.assert_allclose(each, plain(hidden, embedding, targets, softcap)[0], rtol=1e-12)
+    options = {"softcap": softcap, "with_top": with_top, "chunk_size": 4}
+    nll, is_top = score(hidden, embedding, targets, mask, **options)
+    dense = jnp.where(mask, plain(hidden, embedding, targets, softcap)[0], 0)
+    np.testing.assert_allclose(nll, dense, rtol=1e-12)
     sums = cross_entropy(hidden, embedding, targets, mask, softcap=softcap)
-    np.testing.assert_allclose(jnp.sum(jnp.where(mask, each, 0)), sums.nll, rtol=1e-13)
+    np.testing.assert_allclose(jnp.sum(nll), sums.nll, rtol=1e-13)
+    top = jnp.argmax(hidden @ embedding.T, axis=-1) == targets
+    assert (is_top is None) if not with_top else (is_top == (top & mask)).all()
 
 
-@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
 def test_large_logits_stay_finite(softcap):
     hidden, embedding, targets, mask = data(dtype=jnp.float32)
     sums = cross_entropy(300 * hidden, embedding, targets, mask, softcap=softcap)
@@ -78,17 +83,21 @@ def test_logits_of_bfloat16_streams_are_float32():
     hidden, embedding, targets, mask = data(dtype=jnp.bfloat16)
     sums, pull = jax.vjp(lambda h, e: cross_entropy(h, e, targets, mask)[:2], hidden, embedding)
     assert sums[0].dtype == jnp.float32
-    wide = plain(hidden.astype(jnp.float32), embedding.astype(jnp.float32), targets, None)[0]
+    wide = plain(hidden.astype(jnp.float32), embedding.astype(jnp.float32), targets, 0.0)[0]
     np.testing.assert_allclose(sums[0], jnp.sum(jnp.where(mask, wide, 0)), rtol=1e-5)
     assert [g.dtype for g in pull((jnp.float32(1), jnp.float32(0)))] == [jnp.bfloat16] * 2
 
 
+def chunk_size(batch, time, vocab_size):
+    return default_chunk_size(np.empty((batch, time)), np.empty((vocab_size, 0)))
+
+
 def test_a_chunk_of_logits_stays_small():
     for batch, time, vocab_size in ((1, 4096, 262_144), (4, 512, 1024), (8, 100, 262_144)):
-        chunk = default_chunk_size(batch, time, vocab_size)
+        chunk = chunk_size(batch, time, vocab_size)
         assert 1 <= chunk <= time
         assert chunk == 1 or 4 * batch * chunk * vocab_size <= LOGIT_BYTES
-    assert default_chunk_size(4, 512, 1024) == 512
+    assert chunk_size(4, 512, 1024) == 512
 
 
 def test_gemmas_vocabulary_never_holds_all_logits():

@@ -28,7 +28,7 @@ def lowered(page: str) -> dict:
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     run.check_mesh(mesh)
     with jax.set_mesh(mesh):
-        program = step.build(run.model, run.training, run.optimizer, mesh)
+        program = step.build(run.model, run.training.step, run.optimizer, mesh)
         program.step.lower(program.state, program.batch)
     whole = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
     on_one = sum(

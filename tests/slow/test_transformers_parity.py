@@ -11,8 +11,7 @@ from pretrained.parity import ours
 from pretrained.parity.variants import VARIANTS, token_rows
 
 from hybrid import experiment, pretrained
-from hybrid.evaluation.command import score
-from hybrid.evaluation.target import of_pretrained
+from hybrid.evaluation.target import evaluate_target, of_pretrained
 from hybrid.loading import api
 from hybrid.training import loop
 
@@ -94,7 +93,7 @@ def test_eval_gives_the_loss_of_transformers_token_by_token(dtype, saved, tmp_pa
         "eval.context_length": "47",
         "model.dtype": dtype,
     }
-    result = score(of_pretrained(str(folder), None, overrides))
+    result = evaluate_target(of_pretrained(str(folder), None, overrides))
     wanted = peer_nll(name, folder, (tmp_path / "text.txt").read_text(), dtype)
     assert len(result.per_token) == len(wanted) == 301
     tolerance = {"float32": 1e-3, "float64": 1e-5}[dtype]

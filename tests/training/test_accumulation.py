@@ -63,9 +63,10 @@ def main():
     import numpy as np
 
     from hybrid import model
-    from hybrid.sharding import MeshConfig, ModelConfig, make_mesh
+    from hybrid.model.config import ModelConfig
+    from hybrid.sharding import MeshConfig, make_mesh
     from hybrid.training import objective, step
-    from hybrid.training.config import OptimizerConfig
+    from hybrid.training.config import OptimizerConfig, StepConfig
 
     config = ModelConfig(
         pattern="LG",
@@ -89,7 +90,7 @@ def main():
     )
 
     def build(sizes, num_microbatches):
-        training = step.TrainingConfig(
+        training = StepConfig(
             batch_size=ROWS, context_length=TIME, num_microbatches=num_microbatches, **WEIGHTS
         )
         mesh = make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(sizes.values())])
@@ -101,17 +102,13 @@ def main():
 
     def gradient(sizes, num_microbatches, *batches):
         mesh, training, program = build(sizes, num_microbatches)
-        run = jax.jit(
-            lambda *inputs: objective.loss_and_gradient(
-                config, *inputs, num_microbatches, training.weights
-            )
-        )
+        run = jax.jit(lambda *inputs: objective.loss_and_gradient(config, *inputs, training))
         results = []
         with jax.set_mesh(mesh):
             for batch in batches:
                 inputs = place((params, batch), (program.state.params, program.batch))
                 sums, gradients = jax.device_get(run(*inputs))
-                metrics = objective.router_metrics(sums.router, training.weights)
+                metrics = objective.router_metrics(sums.router, training)
                 metrics = jax.tree.map(np.asarray, metrics)
                 results.append((sums.loss.nll / sums.loss.count, gradients, metrics))
         return results

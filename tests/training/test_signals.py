@@ -152,7 +152,7 @@ def test_while_evaluating_a_second_sigint_saves_nothing(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    before(monkeypatch, loop.Run, "put", twice)
+    before(monkeypatch, loop.Run, "place", twice)
     with pytest.raises(KeyboardInterrupt, match="at once"):
         loop.run(config, workdir)
     assert small_run.checkpoint_steps(workdir) == []

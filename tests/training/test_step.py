@@ -9,18 +9,17 @@ import pytest
 
 from hybrid import model
 from hybrid.data.batch import Batch
-from hybrid.sharding import MeshConfig, ModelConfig, make_mesh
+from hybrid.model.config import ModelConfig
+from hybrid.sharding import MeshConfig, make_mesh
 from hybrid.training import objective, step
-from hybrid.training.config import OptimizerConfig
+from hybrid.training.config import OptimizerConfig, StepConfig, TrainingConfig
 from hybrid.training.optimizer import make_schedule
 
 CONFIG = ModelConfig(
     pattern="LG", num_layers=2, window_size=3, d_model=16, num_heads=2, head_dim=8, ffn_dim=24,
     vocab_size=32,
 )  # fmt: skip
-TRAINING = step.TrainingConfig(
-    batch_size=4, context_length=8, num_steps=10, z_loss=0.01, num_microbatches=2
-)
+STEP = StepConfig(batch_size=4, context_length=8, num_steps=10, z_loss=0.01, num_microbatches=2)
 OPTIMIZER = OptimizerConfig(warmup_fraction=0.5, weight_decay=0.5)
 
 
@@ -40,7 +39,7 @@ def batch(keep=None):
 def program():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        yield step.build(CONFIG, TRAINING, OPTIMIZER, mesh)
+        yield step.build(CONFIG, STEP, OPTIMIZER, mesh)
 
 
 @pytest.fixture
@@ -66,8 +65,7 @@ def test_the_gradient_is_that_of_the_mean_with_its_z_loss(program, state):
         return (sums.nll + 0.01 * sums.z) / sums.count
 
     wanted = jax.jit(jax.grad(mean))(state.params, batch())
-    weights = objective.Weights(z_loss=0.01)
-    summed = jax.jit(lambda *inputs: objective.loss_and_gradient(CONFIG, *inputs, 2, weights))
+    summed = jax.jit(lambda *inputs: objective.loss_and_gradient(CONFIG, *inputs, STEP))
     _, found = summed(state.params, batch())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, wanted)
 
@@ -115,3 +113,19 @@ def test_each_microbatch_takes_rows_from_every_device():
     rows = jnp.arange(16)[:, None]
     parts = objective.split_batch(Batch(rows, rows, rows, rows, rows > 0), 4).tokens[:, :, 0]
     assert parts.tolist() == [[0, 4, 8, 12], [1, 5, 9, 13], [2, 6, 10, 14], [3, 7, 11, 15]]
+
+
+def changed(config, field):
+    """The config with another value of a field."""
+    value = getattr(config, field.name)
+    others = {bool: not value, tuple: ((1.0, 3),)}
+    return dataclasses.replace(config, **{field.name: others.get(type(value), 2 * value or 1)})
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(TrainingConfig), ids=lambda field: field.name)
+def test_runs_share_a_program_unless_they_differ_in_a_field_of_the_step(field):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    one = TrainingConfig(batch_size=4, context_length=8, num_steps=10, num_microbatches=2)
+    first = step.build(CONFIG, one.step, OPTIMIZER, mesh)
+    second = step.build(CONFIG, changed(one, field).step, OPTIMIZER, mesh)
+    assert (first is second) == (field not in dataclasses.fields(StepConfig))

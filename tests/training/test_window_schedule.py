@@ -1,18 +1,30 @@
 """A schedule of windows trains stage by stage and ends at the model's own window."""
 
+import json
+import math
+
 import jax
 import numpy as np
 import pytest
 from training.tiny_run import experiment_of
 
-from hybrid import experiment, model
+from hybrid import experiment, model, origin
 from hybrid.config import ConfigError
+from hybrid.evaluation.target import evaluate_target, of_run
 from hybrid.model.config import ModelConfig
 from hybrid.training import loop
+from hybrid.training.config import TrainingConfig
 from hybrid.training.window_schedule import stage_at, stages
 from hybrid.workdir import checkpoint, metrics
 
 SCHEDULE = ((0.5, 2), (0.5, 8))
+
+
+MODEL = ModelConfig(window_size=8)
+
+
+def stages_of(num_steps):
+    return stages(MODEL, TrainingConfig(num_steps=num_steps, window_schedule=SCHEDULE))
 
 
 @pytest.mark.parametrize(
@@ -20,18 +32,13 @@ SCHEDULE = ((0.5, 2), (0.5, 8))
     [(8, [(0, 2), (4, 8)]), (2, [(0, 2), (1, 8)]), (1, [(0, 8)])],
 )
 def test_stages_share_the_steps_and_the_last_window_is_always_trained(num_steps, expected):
-    found = stages(ModelConfig(window_schedule=SCHEDULE), num_steps)
+    found = stages_of(num_steps)
     assert [(stage.first_step, stage.model.window_size) for stage in found] == expected
 
 
 def test_a_step_belongs_to_the_stage_that_began_last():
-    schedule = stages(ModelConfig(window_schedule=SCHEDULE), 8)
-    windows = [stage_at(schedule, step).model.window_size for step in range(8)]
+    windows = [stage_at(stages_of(8), step).model.window_size for step in range(8)]
     assert windows == [2] * 4 + [8] * 4
-
-
-def test_the_last_window_is_the_models():
-    assert ModelConfig(window_size=64, window_schedule=SCHEDULE).window_size == 8
 
 
 @pytest.mark.parametrize(
@@ -40,14 +47,24 @@ def test_the_last_window_is_the_models():
 )
 def test_a_schedule_that_makes_no_sense_is_refused(schedule):
     with pytest.raises(ConfigError) as error:
-        experiment.from_config({"model": {"window_schedule": schedule}})
-    assert error.value.key == "model.window_schedule"
+        experiment.from_config({"training": {"window_schedule": schedule}})
+    assert error.value.key == "training.window_schedule"
+
+
+@pytest.mark.parametrize("keys", [{"window_size": 64}, {"window_size": 8, "window_sizes": (8, 0)}])
+def test_training_refuses_a_schedule_that_contradicts_the_model(tmp_path, keys):
+    keys = {f"model__{name}": value for name, value in keys.items()}
+    config = experiment_of(tmp_path, training__window_schedule=SCHEDULE, **keys)
+    with pytest.raises(ConfigError, match=r"model\.window_size") as error:
+        loop.run(config, tmp_path / "run")
+    assert (error.value.key, error.value.got) == ("training.window_schedule", SCHEDULE)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("schedule")
-    config = experiment_of(folder, model__window_schedule=SCHEDULE, training__num_steps=6)
+    config = experiment_of(folder, training__window_schedule=SCHEDULE, training__num_steps=6)
     loop.run(config, folder / "run")
     return config, folder / "run"
 
@@ -78,7 +95,7 @@ def test_evaluation_is_at_the_final_window(trained):
     tokens = jax.numpy.arange(1, 33, dtype=jax.numpy.int32)[None]
 
     def logits(window):
-        fixed = ModelConfig(**{**vars(config.model), "window_size": window, "window_schedule": ()})
+        fixed = ModelConfig(**{**vars(config.model), "window_size": window})
         return jax.jit(lambda p: model.logits(fixed, p, tokens))(params)
 
     scheduled = jax.jit(lambda p: model.logits(config.model, p, tokens))(params)
@@ -88,21 +105,48 @@ def test_evaluation_is_at_the_final_window(trained):
 
 def test_a_resumed_run_enters_the_stage_it_was_in(trained, tmp_path):
     config, workdir = trained
-    short = experiment_of(tmp_path, model__window_schedule=SCHEDULE, training__num_steps=6)
-    stopped = loop.Run.hand_over
+    short = experiment_of(tmp_path, training__window_schedule=SCHEDULE, training__num_steps=6)
+    stopped = loop.Run.flush_metrics
 
     class Killed(Exception):
         pass
 
-    def hand_over(self, newest):
+    def flush_metrics(self, newest):
         if self.step == 5:
             raise Killed
         stopped(self, newest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Run, "hand_over", hand_over)
+        patch.setattr(loop.Run, "flush_metrics", flush_metrics)
         with pytest.raises(Killed):
             loop.run(short, tmp_path / "run")
     loop.run(short, tmp_path / "run")
     whole, resumed = (parameters(config, folder, 6) for folder in (workdir, tmp_path / "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_the_former_key_is_refused_by_its_new_name():
+    with pytest.raises(ConfigError, match=r"is now training\.window_schedule") as error:
+        experiment.from_config({"model": {"window_schedule": SCHEDULE}})
+    assert error.value.key == "model.window_schedule"
+
+
+@pytest.mark.parametrize("schedule", [(), SCHEDULE])
+def test_a_workdir_of_the_former_key_resumes_and_is_evaluated(tmp_path, schedule):
+    keys = {"training__num_steps": 6, "training__window_schedule": schedule}
+    config, workdir = experiment_of(tmp_path, **keys), tmp_path / "run"
+    loop.run(config, workdir)
+    values = json.loads((workdir / "config.json").read_text())
+    values["model"]["window_schedule"] = values["training"].pop("window_schedule")
+    if schedule:
+        values["model"]["window_size"] = 64  # the schedule's last window counted
+    (workdir / "config.json").write_text(json.dumps(values))
+
+    loop.run(config, workdir)
+    loop.run(experiment_of(tmp_path, **{**keys, "training__num_steps": 8}), workdir)
+    assert checkpoint.steps(workdir)[-1] == 8
+    (workdir / "config.json").write_text(json.dumps(values))
+    assert origin.find(workdir).model["window_size"] == 8
+    target = of_run(str(workdir), "latest", None, {"model.window_size": "4"})
+    assert target.experiment.model.window_size == 4
+    assert math.isfinite(evaluate_target(target).loss)

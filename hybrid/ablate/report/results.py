@@ -13,7 +13,7 @@ from hybrid.ablate.run.run_result import RunResult, read_run
 from hybrid.ablate.run.sweep import SCORES, Sweep
 from hybrid.ablate.statistics.cell_summary import ArmSummary
 from hybrid.ablate.statistics.summary import summarize
-from hybrid.evaluation.scores import Scores, load_scores
+from hybrid.evaluation.token_records import TokenRecords, load_records
 from hybrid.process.files import write_whole
 from hybrid.workdir import provenance
 
@@ -51,9 +51,9 @@ def collect(sweep: Sweep) -> SweepResults:
     runs = tuple(read_run(sweep, run) for run in sweep.runs)
     config = sweep.config
 
-    def scores_of(run: RunResult) -> Mapping[int, Scores]:
+    def records_of(run: RunResult) -> Mapping[int, TokenRecords]:
         path = sweep.folder / run.workdir / SCORES
-        return load_scores(path) if path.is_file() else {}
+        return load_records(path) if path.is_file() else {}
 
     settings = {
         "name": sweep.name,
@@ -65,7 +65,7 @@ def collect(sweep: Sweep) -> SweepResults:
         "trained": config.trained or None,
         "machine": _machine(sweep),
     }
-    return SweepResults(settings, runs, summarize(runs, scores_of, config.baseline or None))
+    return SweepResults(settings, runs, summarize(runs, records_of, config.baseline or None))
 
 
 def _machine(sweep: Sweep) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 from hybrid.ablate.report import notation
 from hybrid.ablate.report.results import SweepResults
 from hybrid.ablate.statistics.cell_summary import ArmSummary, CellSummary
-from hybrid.model.pattern import KIND_NAMES
-from hybrid.plan.figure import COLOURS
+from hybrid.model.mixers import MIXERS
 
 NUMBER, SHARE, GRID, NAMES = "number", "share", "grid", "names"
 HYBRID = "hybrid"
-FAMILIES = {**COLOURS, HYBRID: "#12805c"}  # the colour of each family
+KIND_NAMES = {letter: row.kind for letter, row in MIXERS.items()}
+# The colour of each family.
+FAMILIES = {**{row.kind: row.look.colour for row in MIXERS.values()}, HYBRID: "#12805c"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
 from hybrid.ablate.config import NAME, Overrides, SweepConfig
-from hybrid.ablate.run.match import matched
+from hybrid.ablate.run.match import matched, train_flops
 from hybrid.ablate.run.pairing import partner_indices
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
@@ -94,6 +94,8 @@ def _cells_of_arm(config: SweepConfig, arm: str, arm_overrides: Overrides) -> li
             values = config_lib.to_dict(config.base)
             values = config_lib.updated(values, {**arm_overrides, **overrides})
             built.append(Cell(name, arm, overrides, experiment_lib.from_config(values)))
+            if not config.trained:
+                train_flops(built[-1].experiment)  # checks what only training reads
         except ConfigError as error:
             problem = f"{error.problem} (in cell {name})"
             raise ConfigError(error.key, problem, error.got, error.accepted) from None

@@ -4,13 +4,14 @@
     flops    training.num_steps such that the whole training costs what the baseline's does
     params   model.ffn_dim such that the cell has as many parameters as the baseline
 
-FLOPs are the matrix products of forward and backward (`costs/model_costs.py`), each step under its
-own window of the schedule.
+FLOPs are the matrix products of forward and backward (`costs/training_flops.py`), each step under
+its own window of the schedule.
 """
 
 import dataclasses
 
 from hybrid.costs import model_costs as cost
+from hybrid.costs.training_flops import trained_share, training_flops
 from hybrid.experiment import Experiment
 from hybrid.training.window_schedule import stages
 
@@ -35,16 +36,14 @@ def matched(
 
 
 def train_flops(experiment: Experiment, num_steps: int | None = None) -> float:
-    """FLOPs of the first `num_steps` steps (default: all), three forwards each."""
-    training = experiment.training
-    last = training.num_steps if num_steps is None else num_steps
-    schedule = stages(experiment.model, training.num_steps)
-    ends = [stage.first_step for stage in schedule[1:]] + [training.num_steps]
-    total = 0.0
-    for stage, end in zip(schedule, ends, strict=True):
-        forward = cost.forward_flops_per_token(stage.model, training.context_length)
-        total += 3 * forward * max(0, min(end, last) - stage.first_step)
-    return total * training.batch_size * training.context_length
+    """FLOPs of the first `num_steps` steps (None: all).
+
+    Raises: ConfigError for a schedule of windows, adapters or frozen parameters that don't fit.
+    """
+    schedule = stages(experiment.model, experiment.training)
+    freeze = experiment.optimizer.freeze
+    share = trained_share(experiment.model, experiment.lora, freeze)
+    return training_flops(schedule, experiment.training.step, share, num_steps)
 
 
 def _fitting_width(experiment: Experiment, baseline: Experiment) -> int:

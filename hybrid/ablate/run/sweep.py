@@ -21,12 +21,11 @@ from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.run.cells import SweepRun, cells, runs
 from hybrid.ablate.run.match import train_flops
 from hybrid.ablate.run.progress import SweepProgress
+from hybrid.ablate.run.upgrade import upgraded
 from hybrid.config import ConfigError
 from hybrid.data import pipeline
-from hybrid.evaluation.command import score
-from hybrid.evaluation.held_out import all_scores
-from hybrid.evaluation.scores import save_scores
-from hybrid.evaluation.target import Target, check_fixed, check_shapes
+from hybrid.evaluation.target import Target, check_fixed, check_shapes, evaluate_target
+from hybrid.evaluation.token_records import save_records
 from hybrid.process import signals
 from hybrid.process.files import write_whole
 from hybrid.sharding import make_mesh
@@ -76,7 +75,7 @@ def read(folder: pathlib.Path) -> Sweep:
     held = provenance.read_json(folder / SWEEP)
     if held is None:
         raise ConfigError("--workdir", f"holds no {SWEEP}", str(folder), accepted)
-    config = config_lib.build(SweepConfig, held["config"])
+    config = config_lib.build(SweepConfig, upgraded(held["config"]))
     return Sweep(config, held["name"], folder, runs(config))
 
 
@@ -112,8 +111,8 @@ def _train_and_score(sweep: Sweep, run: SweepRun, progress: SweepProgress) -> fl
     source = origin.find(sweep.config.trained or folder)
     step = checkpoint.find_step(source.path) if source.is_run else None
     split = "eval" if source.is_run else "all"
-    result = score(Target(run.experiment, source, step, sweep.name, split))
-    save_scores(folder / SCORES, all_scores(result))
+    result = evaluate_target(Target(run.experiment, source, step, sweep.name, split))
+    save_records(folder / SCORES, result.records_by_length)
     _write_json(folder / EVALUATION, result.to_dict(step=step, config=sweep.name))
     return result.at_lengths[0].loss
 
@@ -140,8 +139,6 @@ def with_trained_base(config: SweepConfig) -> SweepConfig:
         except ConfigError as error:
             raise ConfigError("trained", error.problem, error.got, error.accepted) from None
         values = provenance.read_config(source.path) | {"mesh": {}}
-        # The schedule is of training; scores are those of the full window.
-        values = config_lib.updated(values, {"model.window_schedule": ()})
     else:
         values = origin.inherit(config_lib.to_dict(config.base), source)
     base = experiment_lib.from_config(values)
@@ -173,11 +170,12 @@ def _check_folder(sweep: Sweep) -> None:
     if held is None:
         accepted = "a new folder, or that of this sweep"
         raise ConfigError("--workdir", "holds something else", str(sweep.folder), accepted)
-    before, now = map(config_lib.flatten, (held["config"], sweep.to_dict()["config"]))
+    before, now = map(config_lib.flatten, (upgraded(held["config"]), sweep.to_dict()["config"]))
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         adds_seeds = name == "seeds" and set(old or ()) <= set(new or ())
-        if old != new and not adds_seeds:
+        is_unused = name == "base.training.window_schedule" and sweep.config.trained
+        if old != new and not adds_seeds and not is_unused:
             problem = "differs from the sweep in --workdir"
             accepted = f"it has {old!r}; use another --workdir"
             raise ConfigError(name, problem, new, accepted)

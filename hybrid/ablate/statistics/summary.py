@@ -11,7 +11,7 @@ The cells of one arm are compared with one another. The rules:
 
 Cells whose runs are not all finished are summarised over those that are; a cell with none is left
 out, and so is an arm with no cell. A run that ended with a loss that isn't finite counts as not
-finished. Scores are read cell by cell: one cell's seeds and its partner's are in memory.
+finished. Token records are read cell by cell: one cell's seeds and its partner's are in memory.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import numpy as np
 
 from hybrid.ablate.run.pairing import partner_indices
 from hybrid.ablate.run.run_result import RunResult
-from hybrid.ablate.statistics import intervals, token_scores
+from hybrid.ablate.statistics import intervals, token_figures
 from hybrid.ablate.statistics.cell_summary import (
     TEXT,
     ArmSummary,
@@ -33,11 +33,11 @@ from hybrid.ablate.statistics.cell_summary import (
 )
 from hybrid.ablate.statistics.groups import CellRuns, Runs, group, losses, mean_curve, mean_loss
 from hybrid.ablate.statistics.intervals import CountedMean
-from hybrid.ablate.statistics.token_scores import SeedScores
-from hybrid.evaluation.scores import Scores
+from hybrid.ablate.statistics.token_figures import SeedRecords
+from hybrid.evaluation.token_records import TokenRecords
 
-ScoresOf = Callable[[RunResult], Mapping[int, Scores]]
-Lengths = Mapping[int, SeedScores]  # {context length: {seed: Scores}}, in the order evaluated
+RecordsOf = Callable[[RunResult], Mapping[int, TokenRecords]]
+Lengths = Mapping[int, SeedRecords]  # {context length: records}, in the order evaluated
 _COSTS = (
     *("num_params", "flops_per_token", "train_flops", "kv_cache_bytes", "cache_context"),
     *("reach", "letters", "changed"),
@@ -45,39 +45,39 @@ _COSTS = (
 
 
 def summarize(
-    runs: Sequence[RunResult], scores_of: ScoresOf, baseline: Mapping[str, Any] | None = None
+    runs: Sequence[RunResult], records_of: RecordsOf, baseline: Mapping[str, Any] | None = None
 ) -> tuple[ArmSummary, ...]:
     """The arms of a sweep that have a finished run, with their cells.
 
     Args:
       runs: all of the sweep, finished or not, in the sweep's order.
-      scores_of: reads a finished run's scores, {context length: Scores} in the order of
+      records_of: reads a finished run's records, {context length: TokenRecords} in the order of
         `eval.context_length`; {} where it has none, which leaves the token figures empty.
       baseline: the overrides that others are paired with; by default each arm's first cell's.
     """
     by_arm: dict[str, list[RunResult]] = {}
     for run in runs:
         by_arm.setdefault(run.arm, []).append(run)
-    arms = [_arm(name, group(of_arm), scores_of, baseline) for name, of_arm in by_arm.items()]
+    arms = [_arm(name, group(of_arm), records_of, baseline) for name, of_arm in by_arm.items()]
     return tuple(arm for arm in arms if arm is not None)
 
 
 def _arm(
-    name: str, cells: Sequence[CellRuns], scores_of: ScoresOf, baseline: Mapping[str, Any] | None
+    name: str, cells: Sequence[CellRuns], records_of: RecordsOf, baseline: Mapping[str, Any] | None
 ) -> ArmSummary | None:
     partners = partner_indices([cell.overrides for cell in cells], baseline)
 
     # Two cells are kept: the one being summarised and its partner, often the same for all.
     @functools.lru_cache(maxsize=2)
-    def scores_at(index: int) -> Lengths:
-        return _read(cells[index].runs, scores_of)
+    def records_at(index: int) -> Lengths:
+        return _read(cells[index].runs, records_of)
 
     summaries, lengths = [], []
     for index, partner in enumerate(partners):
         if cells[index].runs:
-            other, others = (None, {}) if partner is None else (cells[partner], scores_at(partner))
-            lengths += list(scores_at(index))
-            summaries.append(_cell(cells[index], other, scores_at(index), others))
+            other, others = (None, {}) if partner is None else (cells[partner], records_at(partner))
+            lengths += list(records_at(index))
+            summaries.append(_cell(cells[index], other, records_at(index), others))
     if not summaries:
         return None
     names = {cells[partner].name if partner is not None else None for partner in partners}
@@ -92,12 +92,12 @@ def _arm(
     )
 
 
-def _read(runs: Runs, scores_of: ScoresOf) -> Lengths:
-    """Scores of a cell's runs, lengths outermost; seeds without scores are left out."""
-    lengths: dict[int, dict[int, Scores]] = {}
+def _read(runs: Runs, records_of: RecordsOf) -> Lengths:
+    """Token records of a cell's runs, lengths outermost; seeds without records are left out."""
+    lengths: dict[int, dict[int, TokenRecords]] = {}
     for run in runs:
-        for length, scores in scores_of(run).items():
-            lengths.setdefault(length, {})[run.seed] = scores
+        for length, records in records_of(run).items():
+            lengths.setdefault(length, {})[run.seed] = records
     return lengths
 
 
@@ -115,7 +115,7 @@ def _with_front(cells: Sequence[CellSummary]) -> tuple[CellSummary, ...]:
 
 
 def _cell(
-    cell: CellRuns, partner: CellRuns | None, scores: Lengths, partner_scores: Lengths
+    cell: CellRuns, partner: CellRuns | None, records: Lengths, partner_records: Lengths
 ) -> CellSummary:
     """A cell's summary but for `on_front`; `partner` may be the cell itself."""
     other = None if partner is cell else partner
@@ -137,7 +137,7 @@ def _cell(
         tokens_per_second=float(np.median(speeds)) if speeds else None,
         effective_speedup=None if partner is None else _speedup(runs, partner.runs),
         **{name: getattr(runs[0], name) for name in _COSTS},
-        **_token_figures(runs[0].task, scores, partner_scores if other else {}),
+        **_token_figures(runs[0].task, records, partner_records if other else {}),
     )
 
 
@@ -147,40 +147,40 @@ def _difference(own: Mapping[int, float], others: Mapping[int, float]) -> Counte
     return intervals.paired_over_seeds(*pairs) if seeds else None
 
 
-def _token_figures(task: str, scores: Lengths, partner: Lengths) -> dict[str, Any]:
-    """The fields of a CellSummary that come from raw scores."""
-    if not scores:
+def _token_figures(task: str, records: Lengths, partner: Lengths) -> dict[str, Any]:
+    """The fields of a CellSummary that come from token records."""
+    if not records:
         return {}
-    first, longest = next(iter(scores)), max(scores)
-    at_first, at_longest = scores[first], (scores[longest], partner.get(longest, {}))
-    accuracies = functools.partial(token_scores.accuracies, at_first)
+    first, longest = next(iter(records)), max(records)
+    at_first, at_longest = records[first], (records[longest], partner.get(longest, {}))
+    accuracies = functools.partial(token_figures.accuracies, at_first)
     figures: dict[str, Any] = {
-        "difference_documents": token_scores.document_difference(at_first, partner.get(first, {})),
+        "difference_documents": token_figures.document_difference(at_first, partner.get(first, {})),
         "by_context": tuple(
-            _context(length, scores[length], partner.get(length, {})) for length in scores
+            _context(length, records[length], partner.get(length, {})) for length in records
         ),
-        "accuracy": token_scores.accuracy(at_first),
+        "accuracy": token_figures.accuracy(at_first),
         "accuracy_by_seed": accuracies(lambda seed, one: np.full(len(one.correct), seed)),
         "by_distance": accuracies(lambda _, one: one.distance),
         "by_num_pairs": accuracies(lambda _, one: one.num_pairs),
     }
     if task == TEXT:
-        figures["by_position"] = token_scores.buckets(*at_longest, "position", first=0)
-        figures["repeats"] = token_scores.buckets(*at_longest, "repeat_distance", first=1)
+        figures["by_position"] = token_figures.buckets(*at_longest, "position", first=0)
+        figures["repeats"] = token_figures.buckets(*at_longest, "repeat_distance", first=1)
     return figures
 
 
-def _context(length: int, scores: SeedScores, partner: SeedScores) -> ContextSummary:
-    """The loss at one context length, from the scores' own means."""
+def _context(length: int, records: SeedRecords, partner: SeedRecords) -> ContextSummary:
+    """The loss at one context length, from the records' own means."""
     own, others = (
         {seed: float(np.mean(one.nll, dtype=np.float64)) for seed, one in each.items()}
-        for each in (scores, partner)
+        for each in (records, partner)
     )
     return ContextSummary(
         context_length=length,
         loss=intervals.mean_over_seeds(list(own.values())),
         difference=_difference(own, others),
-        accuracy=token_scores.accuracy(scores),
+        accuracy=token_figures.accuracy(records),
     )
 
 

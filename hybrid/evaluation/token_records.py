@@ -1,8 +1,8 @@
 """The raw rows of an evaluation: a column each, an entry a predicted token, in input order.
 
-Means and buckets are made from these; whoever pairs two evaluations token by token, or asks for
-intervals over documents, starts here. In a file they are the arrays `256/nll`, `256/position`, …
-of a .npz, one group for each context length.
+Means and buckets are made from these, and so are differences paired token by token and intervals
+over documents. In a file they are the arrays `256/nll`, `256/position`, … of a .npz, one group for
+each context length.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from hybrid.process.files import write_whole
 ABSENT = np.empty(0)  # a column that text or a task does not have
 
 
-def _absent() -> np.ndarray:
-    return ABSENT
+def _optional() -> Any:
+    return dataclasses.field(default_factory=lambda: ABSENT)
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class TokenRecords:
     """Columns of one length.  Text has `repeat_distance`; a task has the three after it.
 
     Attributes:
@@ -39,10 +39,10 @@ class Scores:
     nll: np.ndarray
     position: np.ndarray
     document: np.ndarray
-    repeat_distance: np.ndarray = dataclasses.field(default_factory=_absent)
-    correct: np.ndarray = dataclasses.field(default_factory=_absent)
-    distance: np.ndarray = dataclasses.field(default_factory=_absent)
-    num_pairs: np.ndarray = dataclasses.field(default_factory=_absent)
+    repeat_distance: np.ndarray = _optional()
+    correct: np.ndarray = _optional()
+    distance: np.ndarray = _optional()
+    num_pairs: np.ndarray = _optional()
 
     def columns(self) -> dict[str, np.ndarray]:
         """The columns that are present, by name."""
@@ -50,21 +50,21 @@ class Scores:
         return {name: column for name, column in columns.items() if column is not ABSENT}
 
 
-def save_scores(path: str | pathlib.Path, scores: Mapping[int, Scores]) -> None:
-    """Writes the scores of each context length to a .npz file."""
+def save_records(path: str | pathlib.Path, records: Mapping[int, TokenRecords]) -> None:
+    """Writes the records of each context length to a .npz file."""
     arrays: dict[str, Any] = {
         f"{length}/{name}": column
-        for length, of_length in scores.items()
+        for length, of_length in records.items()
         for name, column in of_length.columns().items()
     }
     write_whole(pathlib.Path(path), lambda file: np.savez(file, **arrays))
 
 
-def load_scores(path: str | pathlib.Path) -> dict[int, Scores]:
-    """The scores that `save_scores` wrote, by context length."""
+def load_records(path: str | pathlib.Path) -> dict[int, TokenRecords]:
+    """The records that `save_records` wrote, by context length."""
     columns: dict[int, dict[str, np.ndarray]] = {}
     with np.load(path) as arrays:
         for key in arrays.files:
             length, name = key.split("/")
             columns.setdefault(int(length), {})[name] = arrays[key]
-    return {length: Scores(**named) for length, named in columns.items()}
+    return {length: TokenRecords(**named) for length, named in columns.items()}

@@ -1,0 +1,52 @@
+"""FLOPs of training: forward and backward, each step under its own window.
+
+A backward pass costs one forward for the gradient of the stream and another for the gradients of
+the kernels, the latter only for the share of the parameters that is trained. Recomputation
+(`model.remat`) counts as nothing.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+
+from hybrid.costs.model_costs import forward_flops_per_token
+from hybrid.model.config import LoraConfig, ModelConfig
+from hybrid.model.trained import abstract_trained, split
+from hybrid.training.config import StepConfig
+
+
+def training_flops(
+    stages: Sequence[tuple[int, ModelConfig]],
+    training: StepConfig,
+    trained_share: float = 1.0,
+    num_steps: int | None = None,
+) -> float:
+    """FLOPs of the first `num_steps` steps (None: all) of a run.
+
+    Args:
+      stages: (first step, model) of each part of the run, in order, the first from step 0.
+      trained_share: of all parameters, as `trained_share` gives it.
+    """
+    last = training.num_steps if num_steps is None else num_steps
+    ends = [first_step for first_step, _ in stages[1:]] + [training.num_steps]
+    total = 0.0
+    for (first_step, model), end in zip(stages, ends, strict=True):
+        forward = forward_flops_per_token(model, training.context_length)
+        total += (2 + trained_share) * forward * max(0, min(end, last) - first_step)
+    return total * training.batch_size * training.context_length
+
+
+@functools.cache
+def trained_share(model: ModelConfig, adapters: LoraConfig, freeze: tuple[str, ...]) -> float:
+    """Trained parameters of all; 1 where none is frozen.
+
+    Raises: ConfigError for a `freeze` or adapters that don't fit the model.
+    """
+    params, mask = abstract_trained(model, adapters, freeze)
+    return _size(split(params, mask)[0]) / _size(params)
+
+
+def _size(params) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
