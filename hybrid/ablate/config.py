@@ -116,14 +116,14 @@ def _arms(value: Any) -> tuple[tuple[str, Overrides], ...]:
 
 def _pairs(key: str, value: Any, form: str) -> list[tuple[str, Any]]:
     """Pairs with different names, from a mapping or a list of pairs."""
-    pairs = list(value.items() if isinstance(value, Mapping) else _list(key, value))
-    for pair in pairs:
+    entries = value.items() if isinstance(value, Mapping) else _list(key, value)
+    for pair in entries:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
             raise ConfigError(key, f"must hold pairs {form}", pair)
-    names = [name for name, _ in pairs]
+    names = [name for name, _ in entries]
     if len(set(names)) < len(names):
         raise ConfigError(key, "name one twice", names)
-    return pairs
+    return [(name, entry) for name, entry in entries]
 
 
 def _overrides(key: str, value: Any, besides: Set[str] = frozenset()) -> Overrides:

@@ -151,12 +151,9 @@ def _points(arm: Arm, cell: CellSummary, x: float) -> Iterator[tuple[str, str, f
             yield "accuracy_by_pairs", _ACCURACY, num_pairs, share
         for context in contexts:
             yield "loss_by_context", _ACCURACY, context.context_length, context.accuracy
-    is_paired = any(each.difference for each in arm.cells)
-    for kind, buckets in (
-        ("loss_by_position", cell.by_position),
-        ("repeats_by_distance", cell.repeats),
-    ):
-        for bucket in buckets:
+    for kind, field in (("loss_by_position", "by_position"), ("repeats_by_distance", "repeats")):
+        is_paired = any(each.difference for other in arm.cells for each in getattr(other, field))
+        for bucket in getattr(cell, field):
             middle = math.sqrt(bucket.start * (bucket.end - 1))
             label, value = ("", bucket.difference) if is_paired else (_LOSS, bucket.loss)
             yield kind, label, middle, value
@@ -173,14 +170,13 @@ def figure_of(arm: Arm, kind: str, panels: Mapping[str, Lines]) -> Figure:
     """A figure of `charts`, within `style`: a panel above the other, a line or point a cell."""
     figure, rows = canvas(1.5 + 2.0 * len(panels), len(panels), sharex=True, squeeze=False)
     styles, places, is_by_cell = cell_styles(arm), _places(panels), not KINDS[kind][0]
-    joined = [
-        cell.name for cell in arm.cells if is_by_cell and arm.scale in (view.NUMBER, view.SHARE)
-    ]
+    is_ordered = is_by_cell and arm.scale in (view.NUMBER, view.SHARE)
+    joined = list(arm.cells) if is_ordered else []
     if kind == "loss_by_cache":
-        front = [cell for cell in arm.cells if cell.on_front]
-        joined = [cell.name for cell in sorted(front, key=lambda cell: cell.kv_cache_bytes or 0)]
+        joined = [cell for cell in arm.cells if cell.on_front]
+        joined.sort(key=lambda cell: cell.kv_cache_bytes or 0)
     for axes, (label, lines) in zip(rows[:, 0], panels.items(), strict=True):
-        points = [lines[name][0] for name in joined if name in lines]
+        points = [lines[cell.name][0] for cell in joined if cell.name in lines]
         axes.plot([x for x, _ in points], [each.mean for _, each in points], ":", color=_FAINT)
         for name, line in lines.items():
             _draw_line(axes, line, **styles[name])
@@ -190,21 +186,25 @@ def figure_of(arm: Arm, kind: str, panels: Mapping[str, Lines]) -> Figure:
         _set_y_axis(axes, label, arm.chance)
         if not is_by_cell:
             legend(axes)
-    axes = figure.axes[-1]
+    _set_x_axis(figure.axes[-1], arm, kind, places)
+    return figure
+
+
+def _set_x_axis(axes: Axes, arm: Arm, kind: str, places: Sequence[float]) -> None:
+    """Names of ranks; a log2 axis where numbers span a factor of four; else the numbers."""
     known = {view.SHARE: "from most to least local", "window_size": "window_size (tokens)"}
     axes.set_xlabel(KINDS[kind][0] or known.get(arm.scale) or known.get(arm.axis, arm.axis))
-    if is_by_cell and arm.scale != view.NUMBER:
+    if not KINDS[kind][0] and arm.scale != view.NUMBER:
         names = [arm.label(cell, 24) for cell in arm.cells]
         axes.set_xticks(range(len(names)), names)
         axes.tick_params(axis="x", rotation=30 * (sum(map(len, names)) > 40))
+    elif kind == "loss_by_cache":
+        log2_axis(axes, places)
+        axes.xaxis.set_major_formatter(lambda x, _: notation.binary(float(x)))
     elif places[-1] >= 4 * max(places[0], 1) and (places[0] == 0 or places[0] >= 1):
         log2_axis(axes, places)
     else:
         axes.set_xticks(places)
-    if kind == "loss_by_cache":
-        log2_axis(axes, places)
-        axes.xaxis.set_major_formatter(lambda x, _: notation.binary(x))
-    return figure
 
 
 def _draw_line(axes: Axes, points: Sequence[tuple[float, Estimate]], **style: Any) -> None:
@@ -228,7 +228,7 @@ def _set_y_axis(axes: Axes, label: str, chance: float | None) -> None:
             axes.text(0.01, chance + 0.01, "chance", transform=axes.get_yaxis_transform(), size=8)
     elif label == _SPEED:
         axes.set_ylim(0, 1.1 * axes.dataLim.y1)
-        axes.yaxis.set_major_formatter(lambda y, _: notation.decimal(y))
+        axes.yaxis.set_major_formatter(lambda y, _: notation.decimal(float(y)))
     elif label.startswith("difference"):
         axes.axhline(0, color=_INK, linewidth=1, linestyle=":")
 
