@@ -14,8 +14,8 @@ from typing import Any
 import hybrid
 from hybrid import config as config_lib
 from hybrid import experiment
-from hybrid.ablate import notation
 from hybrid.ablate.config import SweepConfig
+from hybrid.ablate.report import notation
 from hybrid.experiment import Experiment
 from hybrid.inference.config import UNIFIED_CACHES
 
@@ -216,7 +216,7 @@ def _loss_and_difference(entry: Mapping[str, Any]) -> str:
 def _interval(interval: Mapping[str, Any] | None, shown) -> str:
     if interval is None:
         return notation.DASH
-    if not notation.has_interval(interval):
+    if interval["low"] is None:
         return shown(interval["mean"])
     return f"{shown(interval['mean'])} ({shown(interval['low'])} to {shown(interval['high'])})"
 

@@ -10,8 +10,8 @@ from pretrained import tiny_folder
 
 from hybrid import config as config_lib
 from hybrid import experiment
-from hybrid.ablate.cells import cells
 from hybrid.ablate.config import SweepConfig
+from hybrid.ablate.run.cells import cells
 from hybrid.config import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

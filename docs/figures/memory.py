@@ -7,7 +7,7 @@ import math
 import pathlib
 
 import hybrid
-from hybrid.ablate import drawing
+from hybrid.ablate.report import figures
 
 OUTPUT = pathlib.Path(__file__).with_suffix(".svg")
 TITLE = "KV-cache bytes of the Gemma 4 presets against context, hybrid and all-global"
@@ -21,9 +21,8 @@ SHADES = {
 
 def draw() -> str:
     """The SVG document: two lines a preset, both axes in powers of two."""
-    with drawing.style():
-        figure, axes = drawing.canvas(height=4.6)
-        ends = []
+    with figures.style():
+        figure, axes = figures.canvas(height=4.6)
         for index, (preset, name) in enumerate(PRESETS.items()):
             plans = [hybrid.plan(f"configs/gemma4.py:{preset}", context=c) for c in CONTEXTS]
             sizes = {
@@ -32,19 +31,16 @@ def draw() -> str:
             }
             for kind, values in sizes.items():
                 heights = [math.log2(value / 2**30) for value in values]
-                style = {"color": SHADES[kind][index]}
-                axes.plot(CONTEXTS, heights, marker="o", markersize=4, linewidth=1.8, **style)
                 label = name if kind == "hybrid" else f"{name} all-global"
-                ends.append((heights[-1], label, SHADES[kind][index]))
-        drawing.log2(axes, CONTEXTS)
+                axes.plot(CONTEXTS, heights, "o-", color=SHADES[kind][index], label=label)
+        figures.log2_axis(axes, CONTEXTS)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1024:.0f}K")
         axes.set_yticks(range(-5, 9, 2))
         axes.yaxis.set_major_formatter(lambda y, _: f"{2**y:g}" if y >= 0 else f"1/{2**-y:g}")
         axes.set_xlabel("context (tokens)")
         axes.set_ylabel("KV cache (GiB)")
-        drawing.label_ends(axes, ends)
-        drawing.caption(figure, "bfloat16, one row; computed by hybrid.plan")
-        return drawing.to_svg(figure, "memory", TITLE)
+        figures.legend(axes)
+        return figures.to_svg(figure, "memory", TITLE, "bfloat16, one row; computed by hybrid.plan")
 
 
 if __name__ == "__main__":

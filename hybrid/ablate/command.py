@@ -1,4 +1,4 @@
-"""The command behind `python -m hybrid.ablate`: plan, run, gather, report."""
+"""The command behind `python -m hybrid.ablate`: run, summarise, report."""
 
 import pathlib
 import sys
@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from absl import flags
 
 from hybrid import config as config_lib
-from hybrid.ablate import gather, notation, results, sweep
-from hybrid.ablate.cells import Planned, runs
 from hybrid.ablate.config import SweepConfig
-from hybrid.ablate.progress import SweepProgress
+from hybrid.ablate.report import notation
+from hybrid.ablate.run import run_result
+from hybrid.ablate.run import sweep as sweep_lib
+from hybrid.ablate.run.cells import SweepRun, runs
+from hybrid.ablate.run.progress import SweepProgress
 from hybrid.process import cli
 
 
@@ -29,15 +31,15 @@ def _define(values: flags.FlagValues) -> None:
 def _run(arguments: cli.Arguments) -> int:
     if arguments.flags.dry_run:
         config, name = load(arguments)
-        print(cell_table(sweep.of_trained(config), name))
+        print(cell_table(sweep_lib.with_trained_base(config), name))
         return cli.OK
     folder = pathlib.Path(arguments.require("workdir"))
     if arguments.flags.report_only:
-        planned = _planned_before(arguments, folder)
-    else:
-        planned = sweep.prepare(*load(arguments), folder)
-        sweep.run(planned, SweepProgress())
-    return _report(planned)
+        return _report(_sweep_of_folder(arguments, folder))
+    sweep = sweep_lib.from_config(*load(arguments), folder)
+    sweep_lib.check_inputs(sweep)
+    sweep_lib.run(sweep, SweepProgress())
+    return _report(sweep)
 
 
 def load(arguments: cli.Arguments) -> tuple[SweepConfig, str]:
@@ -50,48 +52,49 @@ def load(arguments: cli.Arguments) -> tuple[SweepConfig, str]:
     return config_lib.build(SweepConfig, config_lib.updated(values, parsed)), name
 
 
-def _planned_before(arguments: cli.Arguments, folder: pathlib.Path) -> sweep.Sweep:
+def _sweep_of_folder(arguments: cli.Arguments, folder: pathlib.Path) -> sweep_lib.Sweep:
     """The sweep that the folder holds; a `--config` beside it must be the same."""
-    held = sweep.read(folder)
-    return sweep.plan(*load(arguments), folder) if arguments.flags.config else held
+    held = sweep_lib.read(folder)
+    return sweep_lib.from_config(*load(arguments), folder) if arguments.flags.config else held
 
 
-def _report(planned: sweep.Sweep) -> int:
+def _report(sweep: sweep_lib.Sweep) -> int:
     """Writes results and report; 1 if a cell failed."""
-    from hybrid.ablate import report, words  # draws: half a second that only a report pays
+    # scipy.stats and matplotlib take a second, which only a report pays.
+    from hybrid.ablate.report import page, results, sentences
 
-    found = gather.write_results(planned)
-    report.write(found, planned.folder)
-    for arm, sentences in words.answer(found).items():
-        print("\n".join([f"{arm}:", *sentences] if arm else sentences))
-    print(f"report: {planned.folder / 'report.html'}")
-    failed = [cell for cell in found["cells"] if cell["status"] == results.FAILED]
-    for cell in failed:
-        where = planned.folder / cell["workdir"] / sweep.ERROR
-        print(f"failed: {cell['name']}, seed {cell['seed']}: {where}", file=sys.stderr)
+    collected = results.collect(sweep)
+    results.write(collected, sweep.folder)
+    page.write(collected, sweep.folder)
+    for arm, lines in sentences.by_arm(collected).items():
+        print("\n".join([f"{arm}:", *lines] if arm else lines))
+    print(f"report: {sweep.folder / page.REPORT}")
+    failed = [run for run in collected.runs if run.status == run_result.FAILED]
+    for run in failed:
+        path = sweep.folder / run.workdir / sweep_lib.ERROR
+        print(f"failed: {run.name}, seed {run.seed}: {path}", file=sys.stderr)
     return cli.FAILED if failed else cli.OK
 
 
 # --- --dry_run -------------------------------------------------------------------------------
 
-
-def cell_table(config: SweepConfig, name: str) -> str:
-    """The cells of a sweep with what they cost, as text."""
-    planned = runs(config)
-    first = {(run.cell.arm, run.cell.name): run for run in planned}
-    rows = [_HEAD, *(list(_row(config, run)) for run in first.values())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    rates = f" × {len(config.learning_rates)} learning rates" if config.learning_rates else ""
-    count = f"{len(first)} cells{rates} × {len(config.seeds)} seeds = {len(planned)} runs"
-    return "\n".join([f"{name}: {count}, match={config.match}", "", *map(str.rstrip, lines)])
-
-
 _HEAD = ["arm", "cell", "layers", "parameters", "FLOPs/token", "KV cache", "steps", "changed"]
 
 
-def _row(config: SweepConfig, run: Planned) -> Iterator[str]:
-    costs = gather.costs(config, run)
+def cell_table(config: SweepConfig, name: str) -> str:
+    """The cells of a sweep with what they cost, as text."""
+    all_runs = runs(config)
+    cells = {(run.cell.arm, run.cell.name): run for run in all_runs}
+    rows = [_HEAD, *(list(_row(config, run)) for run in cells.values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    rates = f" × {len(config.learning_rates)} learning rates" if config.learning_rates else ""
+    count = f"{len(cells)} cells{rates} × {len(config.seeds)} seeds = {len(all_runs)} runs"
+    return "\n".join([f"{name}: {count}, match={config.match}", "", *lines])
+
+
+def _row(config: SweepConfig, run: SweepRun) -> Iterator[str]:
+    costs = run_result.costs(config, run.experiment)
     yield run.cell.arm
     yield run.cell.name
     yield costs["letters"]

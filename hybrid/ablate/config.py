@@ -9,7 +9,7 @@ A page starts from `defaults()` and fills in `base` (a run's config) and `axes` 
 Overrides are a dict by dotted key. A ConfigDict takes one inside a list only, not as a value of
 its own, so `baseline` may also be pairs, [("model.window_size", 64)], or a nested dict.
 
-Read next: `cells.py`, which turns it into runs.
+Read next: `run/cells.py`, which turns it into runs.
 """
 
 import dataclasses
@@ -59,13 +59,16 @@ class SweepConfig:
     )
 
     def __post_init__(self):
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        put("axes", _axes(self.axes))
-        put(
-            "cells", tuple(_overrides("cells", cell, {NAME}) for cell in _list("cells", self.cells))
-        )
-        put("arms", _arms(self.arms))
-        put("baseline", _overrides("baseline", self.baseline))
+        one_form = {
+            "axes": _axes(self.axes),
+            "cells": tuple(
+                _overrides("cells", cell, {NAME}) for cell in _list("cells", self.cells)
+            ),
+            "arms": _arms(self.arms),
+            "baseline": _overrides("baseline", self.baseline),
+        }
+        for name, value in one_form.items():
+            object.__setattr__(self, name, value)
         if bool(self.axes) == bool(self.cells):
             problem = "are both given" if self.axes else "or cells must be given"
             accepted = "axes for a grid, cells for a list"
@@ -98,66 +101,60 @@ def defaults(page: str | None = None) -> ml_collections.ConfigDict:
 
 
 def _axes(value: Any) -> tuple[tuple[str, tuple], ...]:
-    pairs = value.items() if isinstance(value, Mapping) else _list("axes", value)
-    axes = []
-    for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise ConfigError("axes", "must hold pairs (key, values)", pair)
-        name, values = pair
+    pairs = _pairs("axes", value, "(key, values)")
+    for name, values in pairs:
         _check_key("axes", name)
         if not isinstance(values, list | tuple) or not values:
             raise ConfigError("axes", f"has no values for {name}", values, "a list of values")
-        axes.append((name, tuple(values)))
-    names = [name for name, _ in axes]
-    if len(set(names)) < len(names):
-        raise ConfigError("axes", "name a key twice", names)
-    return tuple(axes)
+    return tuple((name, tuple(values)) for name, values in pairs)
 
 
 def _arms(value: Any) -> tuple[tuple[str, Overrides], ...]:
-    pairs = value.items() if isinstance(value, Mapping) else _list("arms", value)
-    arms = []
-    for pair in pairs:
+    pairs = _pairs("arms", value, "(name, overrides)")
+    return tuple((name, _overrides("arms", overrides)) for name, overrides in pairs)
+
+
+def _pairs(key: str, value: Any, form: str) -> list[tuple[str, Any]]:
+    """Pairs with different names, from a mapping or a list of pairs."""
+    entries = value.items() if isinstance(value, Mapping) else _list(key, value)
+    for pair in entries:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise ConfigError("arms", "must hold pairs (name, overrides)", pair)
-        arms.append((pair[0], _overrides("arms", pair[1])))
-    names = [name for name, _ in arms]
+            raise ConfigError(key, f"must hold pairs {form}", pair)
+    names = [name for name, _ in entries]
     if len(set(names)) < len(names):
-        raise ConfigError("arms", "name one twice", names)
-    return tuple(arms)
+        raise ConfigError(key, "name one twice", names)
+    return [(name, entry) for name, entry in entries]
 
 
-def _overrides(where: str, value: Any, besides: Set[str] = frozenset()) -> Overrides:
+def _overrides(key: str, value: Any, besides: Set[str] = frozenset()) -> Overrides:
     """Overrides by dotted key, from a dict (dotted or nested) or a list of pairs."""
     if value is None:
         return {}
     if isinstance(value, ml_collections.ConfigDict):
         value = value.to_dict()
-    if isinstance(value, list | tuple):
-        pairs = all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value)
-        if not pairs:
-            raise ConfigError(where, "must hold overrides", value, "a dict of dotted keys")
+    is_list = isinstance(value, list | tuple)
+    if is_list and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         value = dict(value)
     if not isinstance(value, Mapping):
-        raise ConfigError(where, "must hold overrides", value, "a dict of dotted keys")
+        raise ConfigError(key, "must hold overrides", value, "a dict of dotted keys")
     flat = config_lib.flatten(value)
     for name in flat.keys() - besides:
-        _check_key(where, name)
+        _check_key(key, name)
     return flat
 
 
-def _check_key(where: str, name: Any) -> None:
+def _check_key(key: str, name: Any) -> None:
     known = [info.name for info in config_lib.walk(Experiment)]
     if name not in known:
-        wrong = config_lib.unknown_key(str(name), Experiment)
-        raise ConfigError(where, f"unknown key {name}", accepted=wrong.accepted)
-    if name in ("training.seed",):
-        raise ConfigError(where, "can't vary it", name, "seeds lists the seeds")
+        accepted = config_lib.unknown_key(str(name), Experiment).accepted
+        raise ConfigError(key, f"unknown key {name}", accepted=accepted)
+    if name == "training.seed":
+        raise ConfigError(key, "can't vary it", name, "seeds lists the seeds")
 
 
-def _list(name: str, value: Any) -> list | tuple:
+def _list(key: str, value: Any) -> list | tuple:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        raise ConfigError(name, "must be a list", value)
+        raise ConfigError(key, "must be a list", value)
     return value

@@ -182,11 +182,7 @@ def _cell(name: str, overrides: dict, letters: str, window_size: int, seeds) -> 
 def _add_text(cell: dict, extra: float, seeds, far: float = 0.0) -> None:
     base = 1.92
     cell["loss"] = _seeds_interval(cell, base + extra, seeds, spread=0.006)
-    if len(seeds) > 1:
-        cell["difference"] = _seeds_interval(cell, extra, seeds, spread=0.0012)
-        del cell["difference"]["std"]
-    else:
-        cell["difference"] = {"mean": extra, "low": None, "high": None, "num": 1}
+    cell["difference"] = _seeds_difference(cell, extra, seeds, spread=0.0012)
     cell["difference_documents"] = {**_around(extra, 0.003), "num_documents": 120}
     cell["effective_speedup"] = 0.9 if extra > 0.02 else 1.04
     cell["by_position"] = [
@@ -202,7 +198,7 @@ def _add_text(cell: dict, extra: float, seeds, far: float = 0.0) -> None:
 def _add_contexts(cell: dict, extras: Mapping[int, float], seeds) -> None:
     for length, extra in extras.items():
         loss = _seeds_interval(cell, cell["loss"]["mean"] + extra - 0.01, seeds, spread=0.006)
-        difference = _seeds_interval(cell, extra - 0.3 * (extra > 0), seeds, spread=0.002)
+        difference = _seeds_difference(cell, extra - 0.3 * (extra > 0), seeds, spread=0.002)
         entry = {"context_length": length, "loss": loss, "difference": difference}
         cell["by_context"].append({**entry, "accuracy": None})
 
@@ -216,7 +212,7 @@ def _add_needles(cell: dict, seeds) -> None:
     cell["by_distance"] = [{"distance": d, **_wilson(s, num)} for d, s in shares.items()]
     mean = sum(shares.values()) / len(shares)
     cell["accuracy"] = _wilson(mean, num * len(shares))
-    each = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+    each = {**_around(mean, 0.01), "num": num}
     cell["accuracy_by_seed"] = [{"seed": seed, **each} for seed in seeds]
     cell["loss"] = _seeds_interval(cell, 2.8 * (1 - mean) + 0.02, seeds)
 
@@ -237,10 +233,15 @@ def _seeds_interval(cell: dict, mean: float, seeds, spread: float = 0.004) -> di
     noise = random.normal(size=len(seeds))
     noise -= noise.mean()
     if len(seeds) == 1:
-        return {"mean": mean, "low": None, "high": None, "num": 1, "std": None}
+        return {"mean": mean, "low": None, "high": None, "std": None}
     std = spread * float(noise.std(ddof=1))
     half = _T975[len(seeds) - 1] * std / math.sqrt(len(seeds))
-    return {**_around(mean, half), "num": len(seeds), "std": std}
+    return {**_around(mean, half), "std": std}
+
+
+def _seeds_difference(cell: dict, mean: float, seeds, spread: float) -> dict[str, Any]:
+    interval = _seeds_interval(cell, mean, seeds, spread)
+    return {**{end: interval[end] for end in ("mean", "low", "high")}, "num": len(seeds)}
 
 
 def _around(mean: float, half: float) -> dict[str, float]:
@@ -269,7 +270,7 @@ def _powers(stop: int, first: int) -> list[tuple[int, int]]:
 
 def _arm(name, task, cells, baseline, seeds, chance=None) -> dict[str, Any]:
     for cell in cells:
-        cell["is_baseline"] = cell["name"] == baseline
+        cell |= {"is_baseline": cell["name"] == baseline, "partner": baseline}
         cell["learning_rates"][0]["loss"] = cell["loss"]["mean"]
         cheaper = [
             other

@@ -9,24 +9,25 @@ import json
 
 import numpy as np
 
-from hybrid.ablate import results, summary
-from hybrid.ablate.results import Run
-from hybrid.evaluation.token_records import TokenRecords as Scores
-from hybrid.evaluation.token_records import load_records, save_records
+from hybrid.ablate.report import results
+from hybrid.ablate.report.results import SweepResults
+from hybrid.ablate.run.run_result import RunResult
+from hybrid.ablate.statistics import summary
+from hybrid.evaluation.token_records import TokenRecords, load_records, save_records
 
 WINDOWS, SEEDS, RATES, STEPS = (4, 16, 64), (0, 1, 2), (0.01, 0.03), (10, 20, 30)
 LENGTHS = {"text": (32, 64, 16), "needle": (32, 64)}
 BASELINE = {"model.window_size": 64}
 
 
-def text_scores(rng, length: int, quality: float) -> Scores:
+def text_scores(rng, length: int, quality: float) -> TokenRecords:
     """Twelve documents of uneven length in windows of `length` tokens."""
     sizes = np.random.default_rng(7).integers(3, 90, size=12)  # the same text in every run
     document = np.repeat(np.arange(12), sizes)
     position = np.concatenate([np.arange(size) % length for size in sizes])
     sight = np.random.default_rng(8).integers(0, 3, len(position))
     nll = quality + rng.normal(0, 0.3, 12)[document] + rng.gamma(2.0, 0.5, len(position))
-    return Scores(
+    return TokenRecords(
         nll=nll.astype(np.float32),
         position=position.astype(np.int32),
         document=document.astype(np.int32),
@@ -34,11 +35,11 @@ def text_scores(rng, length: int, quality: float) -> Scores:
     )
 
 
-def needle_scores(rng, length: int, reach: int) -> Scores:
+def needle_scores(rng, length: int, reach: int) -> TokenRecords:
     """Forty rows, one answer each, at four distances; known within `reach` tokens."""
     distance = np.resize([2, 8, 20, 30], 40)
     correct = rng.random(40) < np.where(distance < reach, 0.97, 0.1)
-    return Scores(
+    return TokenRecords(
         nll=np.where(correct, 0.1, 3.0).astype(np.float32) + rng.random(40).astype(np.float32),
         position=np.full(40, length - 1, np.int32),
         document=np.arange(40, dtype=np.int32),
@@ -48,7 +49,7 @@ def needle_scores(rng, length: int, reach: int) -> Scores:
     )
 
 
-def scores_of_run(task: str, window: int, seed: int, rate: float) -> dict[int, Scores]:
+def records_of_run(task: str, window: int, seed: int, rate: float) -> dict[int, TokenRecords]:
     rng = np.random.default_rng([window, seed, int(rate * 100), len(task)])
     better = 0.01 if window == 4 else 0.03
     quality = 1.0 - 0.1 * np.log2(window) + 0.05 * seed + (0 if rate == better else 0.4)
@@ -58,12 +59,12 @@ def scores_of_run(task: str, window: int, seed: int, rate: float) -> dict[int, S
     return {length: needle_scores(rng, length, reach) for length in LENGTHS[task]}
 
 
-def write_run(folder, task: str, window: int, seed: int, rate: float) -> Run:
+def write_run(folder, task: str, window: int, seed: int, rate: float) -> RunResult:
     """The raw files of a run in its workdir, and what the sweep knows about it."""
     name, workdir = f"window_size={window}", f"runs/{task}-{window}-{seed}-{rate}"
     path = folder / workdir
     path.mkdir(parents=True)
-    scores = scores_of_run(task, window, seed, rate)
+    scores = records_of_run(task, window, seed, rate)
     loss = float(np.mean(scores[32].nll, dtype=np.float64))
     rows = [
         {"step": step, "eval/loss": loss + 0.02 * (30 - step) * (1 + seed), "eval/perplexity": 2.0}
@@ -81,7 +82,7 @@ def write_run(folder, task: str, window: int, seed: int, rate: float) -> Run:
     (path / "config.json").write_text(json.dumps(config))
     save_records(path / "scores.npz", scores)
     flops = 1e9 * (100 + window)
-    return Run(
+    return RunResult(
         name=name,
         arm="" if task == "text" else task,
         overrides={"model.window_size": window},
@@ -105,8 +106,8 @@ def write_run(folder, task: str, window: int, seed: int, rate: float) -> Run:
     )
 
 
-def make(folder) -> dict:
-    """Writes the whole sweep with its results and returns the dict of results.json."""
+def make(folder) -> SweepResults:
+    """Writes the whole sweep with its results and returns them."""
     runs = [
         write_run(folder, task, window, seed, rate)
         for task in ("text", "needle")
@@ -117,7 +118,7 @@ def make(folder) -> dict:
     ]
     runs.insert(
         8,
-        Run(
+        RunResult(
             name="window_size=16",
             arm="",
             overrides={"model.window_size": 16},
@@ -127,8 +128,10 @@ def make(folder) -> dict:
             error="out of memory",
         ),
     )
-    found = summary.summarize(
+    arms = summary.summarize(
         runs, lambda run: load_records(folder / run.workdir / "scores.npz"), BASELINE
     )
-    about = {"name": "synthetic", "match": "tokens", "baseline": BASELINE, "seeds": SEEDS}
-    return results.write(folder, about, runs, found)
+    settings = {"name": "synthetic", "match": "tokens", "baseline": BASELINE, "seeds": SEEDS}
+    found = SweepResults(settings, tuple(runs), arms)
+    results.write(found, folder)
+    return found

@@ -4,9 +4,9 @@ import pytest
 
 from hybrid import config as config_lib
 from hybrid.ablate import config as ablate_config
-from hybrid.ablate.cells import cell_name, cells, runs
 from hybrid.ablate.config import SweepConfig
-from hybrid.ablate.match import train_flops
+from hybrid.ablate.run.cells import cell_name, cells, runs
+from hybrid.ablate.run.match import train_flops
 from hybrid.config import ConfigError
 from hybrid.costs import model_costs as cost
 
@@ -51,10 +51,10 @@ def test_every_cell_is_run_in_each_arm_at_each_rate_and_seed():
         learning_rates=[0.01, 0.002],
         seeds=[3, 5],
     )
-    planned = runs(config)
-    assert len(planned) == 2 * 2 * 2 * 2
-    assert planned[0].folder == "runs/text/window_size=8/learning_rate=0.01/seed=3"
-    last = planned[-1]
+    all_runs = runs(config)
+    assert len(all_runs) == 2 * 2 * 2 * 2
+    assert all_runs[0].folder == "runs/text/window_size=8/learning_rate=0.01/seed=3"
+    last = all_runs[-1]
     assert last.folder == "runs/needle/window_size=128/learning_rate=0.002/seed=5"
     assert last.experiment.training.seed == 5
     assert last.experiment.optimizer.learning_rate == 0.002
@@ -62,8 +62,8 @@ def test_every_cell_is_run_in_each_arm_at_each_rate_and_seed():
 
 
 def test_runs_of_one_shape_follow_each_other():
-    planned = runs(sweep(axes=[WINDOW], seeds=[0, 1, 2]))
-    assert [run.cell.name for run in planned] == ["window_size=8"] * 3 + ["window_size=128"] * 3
+    all_runs = runs(sweep(axes=[WINDOW], seeds=[0, 1, 2]))
+    assert [run.cell.name for run in all_runs] == ["window_size=8"] * 3 + ["window_size=128"] * 3
 
 
 def test_overrides_of_a_baseline_may_be_pairs_a_dict_or_nested():

@@ -15,8 +15,9 @@ import subprocess
 
 import pytest
 from ablate import example_results
+from ablate.from_json import sweep_results
 
-from hybrid.ablate import report
+from hybrid.ablate.report import page
 
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -53,13 +54,13 @@ pytestmark = [
 ]
 
 
-def framed(page: str, width: int, height: int) -> str:
-    """A page that shows `page` in a frame of that size and measures it."""
+def framed(content: str, width: int, height: int) -> str:
+    """A page that shows `content` in a frame of that size and measures it."""
     size = f"border:0;width:{width}px;height:{height}px"
     return (
         '<!doctype html><meta charset="utf-8"><body style="margin:0">'
         f'<iframe style="{size}"></iframe><pre></pre>'
-        f"<textarea hidden>\n{html.escape(page)}</textarea><script>{_MEASURE}</script>"
+        f"<textarea hidden>\n{html.escape(content)}</textarea><script>{_MEASURE}</script>"
     )
 
 
@@ -73,10 +74,10 @@ def browse(path: pathlib.Path, *flags: str) -> str:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("sweep", example_results.SWEEPS)
 def test_the_report_fits_the_window(sweep, width, tmp_path):
-    report.write(example_results.SWEEPS[sweep](), tmp_path)
+    page.write(sweep_results(example_results.SWEEPS[sweep]()), tmp_path)
     size = WIDTHS[width]
     path = tmp_path / "framed.html"
-    path.write_text(framed((tmp_path / report.REPORT).read_text(), *size))
+    path.write_text(framed((tmp_path / page.REPORT).read_text(), *size))
     window = f"--window-size={max(500, size[0])},{size[1]}"
     shown = re.search(r"<pre>(.*?)</pre>", browse(path, window, "--dump-dom"), re.DOTALL)
     found = json.loads(html.unescape(shown[1]))

@@ -21,19 +21,18 @@ def matched(
 ) -> tuple[Experiment, dict[str, tuple]]:
     """The experiment fitted to the baseline, and what was changed: {key: (from, to)}."""
     if match == "flops":
-        steps = experiment.training.num_steps
-        fitted = max(1, round(steps * train_flops(baseline) / train_flops(experiment)))
-        training = dataclasses.replace(experiment.training, num_steps=fitted)
-        changed = {"training.num_steps": (steps, fitted)}
-        experiment = dataclasses.replace(experiment, training=training)
+        section, name, steps = "training", "num_steps", experiment.training.num_steps
+        value = max(1, round(steps * train_flops(baseline) / train_flops(experiment)))
     elif match == "params":
-        width, fitted = experiment.model.ffn_dim, _fitting_width(experiment, baseline)
-        model = dataclasses.replace(experiment.model, ffn_dim=fitted)
-        changed = {"model.ffn_dim": (width, fitted)}
-        experiment = dataclasses.replace(experiment, model=model)
+        section, name, value = "model", "ffn_dim", _fitting_width(experiment, baseline)
     else:
-        changed = {}
-    return experiment, {key: (old, new) for key, (old, new) in changed.items() if old != new}
+        return experiment, {}
+    before = getattr(experiment, section)
+    fitted = dataclasses.replace(
+        experiment, **{section: dataclasses.replace(before, **{name: value})}
+    )
+    old = getattr(before, name)
+    return fitted, {f"{section}.{name}": (old, value)} if old != value else {}
 
 
 def train_flops(experiment: Experiment, num_steps: int | None = None) -> float:
@@ -48,7 +47,7 @@ def train_flops(experiment: Experiment, num_steps: int | None = None) -> float:
 
 
 def _fitting_width(experiment: Experiment, baseline: Experiment) -> int:
-    """Parameters are a straight line in ffn_dim, so one step of it tells the width."""
+    """Parameters are linear in ffn_dim, so two of their values determine the width."""
     model = experiment.model
     here = cost.num_params(model)
     slope = cost.num_params(dataclasses.replace(model, ffn_dim=model.ffn_dim + 1)) - here

@@ -6,8 +6,8 @@ from typing import Any
 
 from hybrid import config as config_lib
 from hybrid import origin
-from hybrid.ablate.cells import cell_name
 from hybrid.ablate.config import NAME, Overrides
+from hybrid.ablate.run.cells import cell_name
 
 
 def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:

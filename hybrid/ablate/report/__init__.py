@@ -1,0 +1,1 @@
+"""Files and page: results, notation, view, sentences, figures, page."""

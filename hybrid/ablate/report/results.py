@@ -1,0 +1,118 @@
+"""results.json and results.csv: all runs of a sweep and their summary, for programs."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hybrid.ablate.run.run_result import RunResult, read_run
+from hybrid.ablate.run.sweep import SCORES, Sweep
+from hybrid.ablate.statistics.cell_summary import ArmSummary
+from hybrid.ablate.statistics.summary import summarize
+from hybrid.evaluation.token_records import TokenRecords, load_records
+from hybrid.process.files import write_whole
+from hybrid.workdir import provenance
+
+RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
+# Mappings that are lists in the file: the name that their keys have in each entry.
+KEYS = {"accuracy_by_seed": "seed", "by_distance": "distance", "by_num_pairs": "num_pairs"}
+_FIRST = ("name", "arm", "seed", "learning_rate", "status")
+_LAST = (
+    *("task", "num_params", "flops_per_token", "num_steps", "tokens", "train_flops"),
+    *("kv_cache_bytes", "cache_context", "reach", "letters", "tokens_per_second"),
+    *("changed", "workdir", "error"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResults:
+    """What results.json holds.
+
+    Attributes:
+      settings: name, match, baseline, axes, seeds, learning_rates, trained and machine.
+      runs: its `cells`, finished or not.  arms: its `summary`.
+    """
+
+    settings: Mapping[str, Any]
+    runs: tuple[RunResult, ...]
+    arms: tuple[ArmSummary, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return to_json({**self.settings, "cells": self.runs, "summary": {"arms": self.arms}})
+
+
+def collect(sweep: Sweep) -> SweepResults:
+    """The results of a sweep as its folder stands."""
+    runs = tuple(read_run(sweep, run) for run in sweep.runs)
+    config = sweep.config
+
+    def records_of(run: RunResult) -> Mapping[int, TokenRecords]:
+        path = sweep.folder / run.workdir / SCORES
+        return load_records(path) if path.is_file() else {}
+
+    settings = {
+        "name": sweep.name,
+        "match": config.match,
+        "baseline": config.baseline or None,
+        "axes": config.axes,
+        "seeds": config.seeds,
+        "learning_rates": config.learning_rates,
+        "trained": config.trained or None,
+        "machine": _machine(sweep),
+    }
+    return SweepResults(settings, runs, summarize(runs, records_of, config.baseline or None))
+
+
+def _machine(sweep: Sweep) -> str:
+    """The machine of the first run: it may differ from that which draws the report."""
+    for run in sweep.runs:
+        held = provenance.read_json(sweep.folder / run.folder / provenance.PROVENANCE)
+        if held:
+            return f"{held['device_count']} × {held['device_kind']}, {held['thread_count']} threads"
+    return ""
+
+
+def write(results: SweepResults, folder: pathlib.Path) -> None:
+    """Writes results.json and results.csv into `folder`, each whole or not at all."""
+    text = json.dumps(results.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(folder / RESULTS_JSON, text)
+    write_whole(folder / RESULTS_CSV, to_csv(results.runs))
+
+
+def to_json(value: Any) -> Any:
+    """Plain Python of dataclasses: lists for tuples, None for numbers that JSON can't write."""
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        for name in KEYS.keys() & value.keys():
+            entries = value[name].items()
+            value[name] = [{KEYS[name]: key, **to_json(entry)} for key, entry in entries]
+    if isinstance(value, Mapping):
+        return {str(key): to_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_csv(runs: Sequence[RunResult]) -> str:
+    """A line a run: what it is, each override as a column, metrics, costs; unknown is empty."""
+    rows, columns = [], dict.fromkeys(_FIRST)
+    for part in ("overrides", "metrics"):
+        columns |= dict.fromkeys(key for run in runs for key in getattr(run, part) or {})
+    for run in runs:
+        row = to_json(run)
+        row |= row["overrides"] | (row["metrics"] or {})
+        rows.append([_csv_value(row.get(name)) for name in (*columns, *_LAST)])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[*columns, *_LAST], *rows])
+    return text.getvalue()
+
+
+def _csv_value(value: Any) -> Any:
+    if value is None or value == {}:
+        return ""
+    return json.dumps(value) if isinstance(value, bool | list | dict) else value

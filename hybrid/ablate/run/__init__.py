@@ -1,0 +1,1 @@
+"""Runs of a sweep: cells, pairing, match, sweep, run_result."""

@@ -1,0 +1,156 @@
+"""From a sweep's config to its runs: names, resolved experiments, folders; all checked.
+
+    config → cells (overrides in an arm) → matched to their baseline → × learning rates × seeds
+
+A cell's experiment is the base with the arm's and the cell's overrides, in that order. Every run
+is an ordinary workdir, `runs/ARM/CELL/seed=0`, that train.py could have made.
+"""
+
+import dataclasses
+import itertools
+import re
+from typing import Any
+
+from hybrid import config as config_lib
+from hybrid import experiment as experiment_lib
+from hybrid.ablate.config import NAME, Overrides, SweepConfig
+from hybrid.ablate.run.match import matched, train_flops
+from hybrid.ablate.run.pairing import partner_indices
+from hybrid.config import ConfigError
+from hybrid.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of a sweep in one arm.
+
+    Attributes:
+      name: unique in its arm.  arm: "" where there is only one.
+      overrides: against the base by dotted key, without the arm's.
+      experiment: resolved and matched, with the base's seed and learning rate.
+      changed: {dotted key: (from, to)}, what matching changed.
+    """
+
+    name: str
+    arm: str
+    overrides: Overrides
+    experiment: Experiment
+    changed: dict[str, tuple] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """A cell at one seed and learning rate; `folder` is relative to the sweep's."""
+
+    cell: Cell
+    seed: int
+    learning_rate: float
+    experiment: Experiment
+    folder: str
+
+    @property
+    def label(self) -> str:
+        """For a progress line: `needle, 5:1, learning rate 0.01, seed 0`."""
+        parts = [self.cell.arm, self.cell.name, f"learning rate {self.learning_rate:g}"]
+        return ", ".join([*filter(None, parts), f"seed {self.seed}"])
+
+
+def runs(config: SweepConfig) -> tuple[SweepRun, ...]:
+    """All runs of a sweep, cell by cell, so that runs of one shape follow each other."""
+    return tuple(
+        _sweep_run(config, cell, learning_rate, seed)
+        for cell in cells(config)
+        for learning_rate in config.learning_rates or (cell.experiment.optimizer.learning_rate,)
+        for seed in config.seeds
+    )
+
+
+def _sweep_run(config: SweepConfig, cell: Cell, learning_rate: float, seed: int) -> SweepRun:
+    experiment = dataclasses.replace(
+        cell.experiment,
+        training=dataclasses.replace(cell.experiment.training, seed=seed),
+        optimizer=dataclasses.replace(cell.experiment.optimizer, learning_rate=learning_rate),
+    )
+    rate = f"learning_rate={learning_rate:g}" if config.learning_rates else ""
+    names = [_folder_name(name) for name in (cell.arm, cell.name, rate) if name]
+    return SweepRun(
+        cell, seed, learning_rate, experiment, "/".join(["runs", *names, f"seed={seed}"])
+    )
+
+
+def cells(config: SweepConfig) -> tuple[Cell, ...]:
+    """All cells of a sweep, arm by arm, each matched to the baseline of its arm.
+
+    Raises: ConfigError for a cell that can't be built, two of one name, or a missing baseline.
+    """
+    arms: tuple[tuple[str, Overrides], ...] = config.arms or (("", {}),)
+    return tuple(cell for arm in arms for cell in _cells_of_arm(config, *arm))
+
+
+def _cells_of_arm(config: SweepConfig, arm: str, arm_overrides: Overrides) -> list[Cell]:
+    built = []
+    for name, overrides in _named_overrides(config).items():
+        try:
+            values = config_lib.to_dict(config.base)
+            values = config_lib.updated(values, {**arm_overrides, **overrides})
+            built.append(Cell(name, arm, overrides, experiment_lib.from_config(values)))
+            if not config.trained:
+                train_flops(built[-1].experiment)  # checks what only training reads
+        except ConfigError as error:
+            problem = f"{error.problem} (in cell {name})"
+            raise ConfigError(error.key, problem, error.got, error.accepted) from None
+    partners = partner_indices([cell.overrides for cell in built], config.baseline or None)
+    matched_cells = []
+    for cell, partner in zip(built, partners, strict=True):
+        if partner is None:
+            problem = f"is no cell of the sweep, nor is it with the other overrides of {cell.name}"
+            raise ConfigError("baseline", problem, config.baseline)
+        fitted, changed = matched(cell.experiment, built[partner].experiment, config.match)
+        matched_cells.append(dataclasses.replace(cell, experiment=fitted, changed=changed))
+    return matched_cells
+
+
+def _named_overrides(config: SweepConfig) -> dict[str, Overrides]:
+    """{name: overrides} of each cell.  Raises: ConfigError for two of one name."""
+    entries: Any = config.cells
+    if not entries:
+        keys = [key for key, _ in config.axes]
+        points = itertools.product(*(values for _, values in config.axes))
+        entries = [dict(zip(keys, values, strict=True)) for values in points]
+    named: dict[str, Overrides] = {}
+    folders = set()
+    for entry in entries:
+        overrides = {key: value for key, value in entry.items() if key != NAME}
+        name = str(entry.get(NAME) or cell_name(overrides))
+        if _folder_name(name) in folders:
+            raise ConfigError("cells" if config.cells else "axes", "give a cell twice", name)
+        folders.add(_folder_name(name))
+        named[name] = overrides
+    return named
+
+
+def cell_name(overrides: Overrides) -> str:
+    """A short name of overrides: the last word of each key, the whole key where that is unclear.
+
+    >>> cell_name({"model.window_size": 8, "model.unified_kv": True})
+    'window_size=8,unified_kv=true'
+    """
+    lasts = [key.rsplit(".", 1)[-1] for key in overrides]
+    parts = [
+        f"{last if lasts.count(last) == 1 else key}={_value_name(value)}"
+        for last, (key, value) in zip(lasts, overrides.items(), strict=True)
+    ]
+    return ",".join(parts) or "base"
+
+
+def _value_name(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "-".join(map(_value_name, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
+def _folder_name(name: str) -> str:
+    """A name as one folder, without characters that mean something in a path or a shell."""
+    return re.sub(r"[^\w.,=+@%-]", "_", name).strip(".") or "_"

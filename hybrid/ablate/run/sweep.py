@@ -1,0 +1,181 @@
+"""Runs a sweep: every run that is not finished yet, one after the other.
+
+A run is an ordinary workdir. It is trained (or resumed where it was stopped), its last checkpoint
+is scored, and `scores.npz` and `evaluation.json` are written last, so a run with `evaluation.json`
+is finished and is never touched again. A run that fails leaves `error.txt` and is tried again by
+the next start; the others go on. All mistakes in a sweep's config are refused before anything is
+written.
+"""
+
+import dataclasses
+import json
+import pathlib
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from hybrid import config as config_lib
+from hybrid import experiment as experiment_lib
+from hybrid import origin
+from hybrid.ablate.config import SweepConfig
+from hybrid.ablate.run.cells import SweepRun, cells, runs
+from hybrid.ablate.run.match import train_flops
+from hybrid.ablate.run.progress import SweepProgress
+from hybrid.ablate.run.upgrade import upgraded
+from hybrid.config import ConfigError
+from hybrid.data import pipeline
+from hybrid.evaluation.target import Target, check_fixed, check_shapes, evaluate_target
+from hybrid.evaluation.token_records import save_records
+from hybrid.process import signals
+from hybrid.process.files import write_whole
+from hybrid.sharding import make_mesh
+from hybrid.training import loop
+from hybrid.training.prepare import check_writable
+from hybrid.workdir import checkpoint, provenance
+
+SWEEP = "sweep.json"
+EVALUATION, SCORES, ERROR = "evaluation.json", "scores.npz", "error.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep: its config, its name, its folder and all its runs."""
+
+    config: SweepConfig
+    name: str
+    folder: pathlib.Path
+    runs: tuple[SweepRun, ...]
+
+    def is_finished(self, run: SweepRun) -> bool:
+        """Whether a run's raw rows are on the disk."""
+        return (self.folder / run.folder / EVALUATION).is_file()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `sweep.json` holds: enough to make the sweep again."""
+        values = config_lib.to_dict(self.config)
+        return {"name": self.name, "config": json.loads(json.dumps(values))}
+
+
+def from_config(config: SweepConfig, name: str, folder: pathlib.Path) -> Sweep:
+    """The sweep of a config, for a folder that is new or its own; only configs are read.
+
+    Raises: ConfigError for a cell that can't be built, or a folder that holds something else.
+    """
+    config = with_trained_base(config)
+    sweep = Sweep(config, name, folder, runs(config))
+    _check_folder(sweep)
+    return sweep
+
+
+def read(folder: pathlib.Path) -> Sweep:
+    """The sweep that a folder holds.  Raises: ConfigError where there is none."""
+    accepted = "the folder of a sweep"
+    if not folder.is_dir():
+        raise ConfigError("--workdir", "no such folder", str(folder), accepted)
+    held = provenance.read_json(folder / SWEEP)
+    if held is None:
+        raise ConfigError("--workdir", f"holds no {SWEEP}", str(folder), accepted)
+    config = config_lib.build(SweepConfig, upgraded(held["config"]))
+    return Sweep(config, held["name"], folder, runs(config))
+
+
+def run(sweep: Sweep, progress: SweepProgress) -> None:
+    """Does the unfinished runs.  Raises: Preempted or KeyboardInterrupt after a signal."""
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    _write_json(sweep.folder / SWEEP, sweep.to_dict())
+    unfinished = [run for run in sweep.runs if not sweep.is_finished(run)]
+    progress.begin([train_flops(run.experiment) for run in unfinished], len(sweep.runs))
+    for sweep_run in unfinished:
+        progress.next_run(sweep_run.label)
+        folder = sweep.folder / sweep_run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).unlink(missing_ok=True)
+        try:
+            loss = _train_and_score(sweep, sweep_run, progress)
+        except signals.Preempted:
+            raise
+        except Exception as error:  # the others go on
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            trace = "".join(traceback.format_exception(error))
+            write_whole(folder / ERROR, f"{reason}\n\n{trace}")
+            progress.end_run(f"failed: {reason[:200]}", failed=True)
+        else:
+            progress.end_run(f"loss {loss:.4f}")
+
+
+def _train_and_score(sweep: Sweep, run: SweepRun, progress: SweepProgress) -> float:
+    """Trains and scores one run; returns its loss."""
+    folder = sweep.folder / run.folder
+    if not sweep.config.trained:
+        loop.run(run.experiment, folder, progress)
+    source = origin.find(sweep.config.trained or folder)
+    step = checkpoint.find_step(source.path) if source.is_run else None
+    split = "eval" if source.is_run else "all"
+    result = evaluate_target(Target(run.experiment, source, step, sweep.name, split))
+    save_records(folder / SCORES, result.records_by_length)
+    _write_json(folder / EVALUATION, result.to_dict(step=step, config=sweep.name))
+    return result.at_lengths[0].loss
+
+
+def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+# --- Checks before a run ---------------------------------------------------------------------
+
+
+def with_trained_base(config: SweepConfig) -> SweepConfig:
+    """With `trained`, the base is that folder's model under the page's `eval.*`, and its seed.
+
+    The text is a run's own; for a Hugging Face folder it is that of the page's base.
+    Raises: ConfigError for a folder that is neither, or a cell that its parameters don't fit.
+    """
+    if not config.trained:
+        return config
+    source = origin.find(config.trained, "trained")
+    if source.is_run:
+        try:
+            checkpoint.find_step(source.path)
+        except ConfigError as error:
+            raise ConfigError("trained", error.problem, error.got, error.accepted) from None
+        values = provenance.read_config(source.path) | {"mesh": {}}
+    else:
+        values = origin.inherit(config_lib.to_dict(config.base), source)
+    base = experiment_lib.from_config(values)
+    scored = dataclasses.replace(base, eval=config.base.eval)
+    result = dataclasses.replace(config, base=scored, seeds=(base.training.seed,))
+    for cell in cells(result):
+        check_fixed(base, cell.overrides)
+        check_shapes(base, cell.experiment, cell.overrides)
+    return result
+
+
+def check_inputs(sweep: Sweep) -> None:
+    """Raises: ConfigError for devices, text or a task that a run could not use."""
+    inputs = set()
+    for experiment in (run.experiment for run in sweep.runs):
+        experiment.check_mesh(make_mesh(experiment.mesh))
+        longest = max(experiment.eval.lengths(experiment.training.context_length))
+        inputs.add((experiment.data, experiment.model.vocab_size, longest))
+    for data, vocab_size, longest in inputs:
+        pipeline.open_held_out(data, vocab_size=vocab_size, context_length=longest)
+
+
+def _check_folder(sweep: Sweep) -> None:
+    """Raises: ConfigError unless the folder is new, empty, or this sweep's (seeds may be added)."""
+    check_writable(sweep.folder)
+    if not sweep.folder.is_dir() or not any(sweep.folder.iterdir()):
+        return
+    held = provenance.read_json(sweep.folder / SWEEP)
+    if held is None:
+        accepted = "a new folder, or that of this sweep"
+        raise ConfigError("--workdir", "holds something else", str(sweep.folder), accepted)
+    before, now = map(config_lib.flatten, (upgraded(held["config"]), sweep.to_dict()["config"]))
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        adds_seeds = name == "seeds" and set(old or ()) <= set(new or ())
+        is_unused = name == "base.training.window_schedule" and sweep.config.trained
+        if old != new and not adds_seeds and not is_unused:
+            problem = "differs from the sweep in --workdir"
+            accepted = f"it has {old!r}; use another --workdir"
+            raise ConfigError(name, problem, new, accepted)

@@ -1,0 +1,193 @@
+"""Each cell's loss and its difference to the baseline, with the intervals of both.
+
+The cells of one arm are compared with one another. The rules:
+
+    learning rate  a cell is represented by the rate whose runs have the lowest mean final loss;
+                   rates with fewer finished seeds are chosen only where none has more
+    partner        the cell that a cell is paired with (`pairing.py`)
+    pairing        over the seeds that both have; by token where both scored the same tokens
+    lengths        loss, differences and accuracies are those of the first evaluated context
+                   length (as `eval/loss` is), by position and repeats those of the longest
+
+Cells whose runs are not all finished are summarised over those that are; a cell with none is left
+out, and so is an arm with no cell. A run that ended with a loss that isn't finite counts as not
+finished. Token records are read cell by cell: one cell's seeds and its partner's are in memory.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hybrid.ablate.run.pairing import partner_indices
+from hybrid.ablate.run.run_result import RunResult
+from hybrid.ablate.statistics import intervals, token_figures
+from hybrid.ablate.statistics.cell_summary import (
+    TEXT,
+    ArmSummary,
+    CellSummary,
+    ContextSummary,
+    RateSummary,
+)
+from hybrid.ablate.statistics.groups import CellRuns, Runs, group, losses, mean_curve, mean_loss
+from hybrid.ablate.statistics.intervals import CountedMean
+from hybrid.ablate.statistics.token_figures import SeedRecords
+from hybrid.evaluation.token_records import TokenRecords
+
+RecordsOf = Callable[[RunResult], Mapping[int, TokenRecords]]
+Lengths = Mapping[int, SeedRecords]  # {context length: records}, in the order evaluated
+_COSTS = (
+    *("num_params", "flops_per_token", "train_flops", "kv_cache_bytes", "cache_context"),
+    *("reach", "letters", "changed"),
+)
+
+
+def summarize(
+    runs: Sequence[RunResult], records_of: RecordsOf, baseline: Mapping[str, Any] | None = None
+) -> tuple[ArmSummary, ...]:
+    """The arms of a sweep that have a finished run, with their cells.
+
+    Args:
+      runs: all of the sweep, finished or not, in the sweep's order.
+      records_of: reads a finished run's records, {context length: TokenRecords} in the order of
+        `eval.context_length`; {} where it has none, which leaves the token figures empty.
+      baseline: the overrides that others are paired with; by default each arm's first cell's.
+    """
+    by_arm: dict[str, list[RunResult]] = {}
+    for run in runs:
+        by_arm.setdefault(run.arm, []).append(run)
+    arms = [_arm(name, group(of_arm), records_of, baseline) for name, of_arm in by_arm.items()]
+    return tuple(arm for arm in arms if arm is not None)
+
+
+def _arm(
+    name: str, cells: Sequence[CellRuns], records_of: RecordsOf, baseline: Mapping[str, Any] | None
+) -> ArmSummary | None:
+    partners = partner_indices([cell.overrides for cell in cells], baseline)
+
+    # Two cells are kept: the one being summarised and its partner, often the same for all.
+    @functools.lru_cache(maxsize=2)
+    def records_at(index: int) -> Lengths:
+        return _read(cells[index].runs, records_of)
+
+    summaries, lengths = [], []
+    for index, partner in enumerate(partners):
+        if cells[index].runs:
+            other, others = (None, {}) if partner is None else (cells[partner], records_at(partner))
+            lengths += list(records_at(index))
+            summaries.append(_cell(cells[index], other, records_at(index), others))
+    if not summaries:
+        return None
+    names = {cells[partner].name if partner is not None else None for partner in partners}
+    first = next(run for cell in cells for run in cell.runs)
+    return ArmSummary(
+        arm=name,
+        task=first.task,
+        chance=first.chance,
+        baseline=names.pop() if len(names) == 1 else None,
+        context_lengths=tuple(dict.fromkeys(lengths)),
+        cells=_with_front(summaries),
+    )
+
+
+def _read(runs: Runs, records_of: RecordsOf) -> Lengths:
+    """Token records of a cell's runs, lengths outermost; seeds without records are left out."""
+    lengths: dict[int, dict[int, TokenRecords]] = {}
+    for run in runs:
+        for length, records in records_of(run).items():
+            lengths.setdefault(length, {})[run.seed] = records
+    return lengths
+
+
+def _with_front(cells: Sequence[CellSummary]) -> tuple[CellSummary, ...]:
+    """The cells with `on_front` set."""
+    costs = [(cell.kv_cache_bytes, cell.loss.mean) for cell in cells]
+
+    def is_on_front(size: int | None, loss: float) -> bool:
+        better = [s for s, other in costs if s is not None and s < (size or 0) and other < loss]
+        return size is not None and not better
+
+    fronts = [is_on_front(*cost) for cost in costs]
+    pairs = zip(cells, fronts, strict=True)
+    return tuple(dataclasses.replace(cell, on_front=front) for cell, front in pairs)
+
+
+def _cell(
+    cell: CellRuns, partner: CellRuns | None, records: Lengths, partner_records: Lengths
+) -> CellSummary:
+    """A cell's summary but for `on_front`; `partner` may be the cell itself."""
+    other = None if partner is cell else partner
+    own, runs = losses(cell.runs), cell.runs
+    speeds = [run.tokens_per_second for run in runs if run.tokens_per_second is not None]
+    return CellSummary(
+        name=cell.name,
+        overrides=cell.overrides,
+        is_baseline=partner is cell,
+        partner=None if partner is None else partner.name,
+        num_seeds=len(runs),
+        learning_rate=cell.learning_rate,
+        learning_rates=tuple(
+            RateSummary(rate, mean_loss(of_rate), len(of_rate))
+            for rate, of_rate in cell.by_rate.items()
+        ),
+        loss=intervals.mean_over_seeds(list(own.values())),
+        difference=None if other is None else _difference(own, losses(other.runs)),
+        tokens_per_second=float(np.median(speeds)) if speeds else None,
+        effective_speedup=None if partner is None else _speedup(runs, partner.runs),
+        **{name: getattr(runs[0], name) for name in _COSTS},
+        **_token_figures(runs[0].task, records, partner_records if other else {}),
+    )
+
+
+def _difference(own: Mapping[int, float], others: Mapping[int, float]) -> CountedMean | None:
+    seeds = sorted(set(own) & set(others))
+    pairs = [own[seed] for seed in seeds], [others[seed] for seed in seeds]
+    return intervals.paired_over_seeds(*pairs) if seeds else None
+
+
+def _token_figures(task: str, records: Lengths, partner: Lengths) -> dict[str, Any]:
+    """The fields of a CellSummary that come from token records."""
+    if not records:
+        return {}
+    first, longest = next(iter(records)), max(records)
+    at_first, at_longest = records[first], (records[longest], partner.get(longest, {}))
+    accuracies = functools.partial(token_figures.accuracies, at_first)
+    figures: dict[str, Any] = {
+        "difference_documents": token_figures.document_difference(at_first, partner.get(first, {})),
+        "by_context": tuple(
+            _context(length, records[length], partner.get(length, {})) for length in records
+        ),
+        "accuracy": token_figures.accuracy(at_first),
+        "accuracy_by_seed": accuracies(lambda seed, one: np.full(len(one.correct), seed)),
+        "by_distance": accuracies(lambda _, one: one.distance),
+        "by_num_pairs": accuracies(lambda _, one: one.num_pairs),
+    }
+    if task == TEXT:
+        figures["by_position"] = token_figures.buckets(*at_longest, "position", first=0)
+        figures["repeats"] = token_figures.buckets(*at_longest, "repeat_distance", first=1)
+    return figures
+
+
+def _context(length: int, records: SeedRecords, partner: SeedRecords) -> ContextSummary:
+    """The loss at one context length, from the records' own means."""
+    own, others = (
+        {seed: float(np.mean(one.nll, dtype=np.float64)) for seed, one in each.items()}
+        for each in (records, partner)
+    )
+    return ContextSummary(
+        context_length=length,
+        loss=intervals.mean_over_seeds(list(own.values())),
+        difference=_difference(own, others),
+        accuracy=token_figures.accuracy(records),
+    )
+
+
+def _speedup(runs: Runs, baseline: Runs) -> float | None:
+    """Training FLOPs that the baseline needs for the cell's loss, over the cell's own."""
+    own, loss = runs[0].train_flops, mean_loss(runs)
+    if not own or loss is None:
+        return None
+    needed = intervals.first_crossing(*mean_curve(baseline), loss)
+    return None if needed is None else needed / own
