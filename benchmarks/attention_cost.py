@@ -20,17 +20,17 @@ from benchmarks.model import MODEL
 from benchmarks.workers import readings
 from hybrid.model import stack
 from hybrid.model.blocks.block import LayerInputs
-from hybrid.model.mixers.placement import Placement
-from hybrid.model.pattern import GLOBAL, LOCAL, plan_layers
+from hybrid.model.mixers.protocol import Placement
+from hybrid.model.pattern import plan_layers
 from hybrid.process.host import keep_freed_memory
 
 WINDOW = 512
 LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 # name -> (letter of the layer, forced implementation, longest row)
 LAYERS = {
-    "local": (LOCAL, "auto", 65_536),
-    "local, dense oracle": (LOCAL, "reference", 4096),
-    "global": (GLOBAL, "auto", 16_384),
+    "local": ("L", "auto", 65_536),
+    "local, dense oracle": ("L", "reference", 4096),
+    "global": ("G", "auto", 16_384),
 }
 
 
@@ -67,7 +67,7 @@ def _measure(letter: str, implementation: str, length: int, count: int) -> dict[
 
     def both_ways(params, x):
         positions = jnp.arange(length, dtype=jnp.int32)[None]
-        inputs = LayerInputs(Placement.of(plan, positions, None, x.dtype))
+        inputs = LayerInputs(Placement.of(plan.mixers(), positions, None, x.dtype))
         layer = lambda params, x: nnx.merge(graph, params)(x, inputs).x  # noqa: E731
         out, back = jax.vjp(layer, params, x)
         return out, back(x)

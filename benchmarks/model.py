@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hybrid.model.config import ModelConfig
-from hybrid.model.pattern import LOCAL, plan_layers
+from hybrid.model.pattern import plan_layers
 
 MODEL = ModelConfig(
     pattern="LLLLLG",
@@ -100,7 +100,7 @@ def peer_weights(params: Any) -> dict[str, np.ndarray]:
             plan.locate(layer)
         )
         ours = _row(params["segments"][segment][slot], repetition)
-        theirs = _layer(ours, has_v=spec.letter == LOCAL or not spec.unified_kv)
+        theirs = _layer(ours, has_v=not spec.mixer.unified_kv)
         weights |= {f"model.layers.{layer}.{name}": value for name, value in theirs.items()}
     return weights
 

@@ -16,7 +16,7 @@ from hybrid import model
 from hybrid.costs.model_costs import forward_flops_per_token
 from hybrid.data.batch import Batch
 from hybrid.model.pattern import plan_layers
-from hybrid.ops.attention import Request, choose
+from hybrid.ops.attention import ATTENTION, AttentionRequest
 from hybrid.ops.band import Band
 from hybrid.training import step as train
 from hybrid.training.config import OptimizerConfig, StepConfig
@@ -79,9 +79,9 @@ class Ours:
         """How this side runs."""
         length = shape[1]
         paths = {
-            spec.kind: choose(
-                Request.of(*_shapes(spec, length), _band(spec), None), MODEL.attention
-            )
+            spec.kind: ATTENTION.choose(
+                AttentionRequest.of(*_shapes(spec, length), _band(spec), None), MODEL.attention
+            ).name
             for spec in plan_layers(MODEL).layers()
         }
         attention = ", ".join(f"{kind} {name}" for kind, name in paths.items())
@@ -162,13 +162,13 @@ class Ours:
 
 def _shapes(spec, length):
     def array(heads):
-        return jax.ShapeDtypeStruct((1, length, heads, spec.head_dim), jnp.dtype(MODEL.dtype))
+        return jax.ShapeDtypeStruct((1, length, heads, spec.mixer.head_dim), jnp.dtype(MODEL.dtype))
 
-    return array(spec.num_heads), array(spec.num_kv_heads)
+    return array(spec.mixer.num_heads), array(spec.mixer.num_kv_heads)
 
 
 def _band(spec):
-    return Band.of_row(spec.window_size)
+    return Band.of_row(spec.mixer.window_size)
 
 
 if __name__ == "__main__":

@@ -123,26 +123,26 @@ def _normal(*shape: int) -> jax.Array:
 
 
 def _heads(spec: LayerSpec, shape: Shape) -> tuple[jax.Array, jax.Array]:
-    q = _normal(*shape, spec.num_heads, spec.head_dim)
-    return q, _normal(*shape, spec.num_kv_heads, spec.head_dim)
+    q = _normal(*shape, spec.mixer.num_heads, spec.mixer.head_dim)
+    return q, _normal(*shape, spec.mixer.num_kv_heads, spec.mixer.head_dim)
 
 
 def _attention(spec: LayerSpec, shape: Shape, times: int) -> Part:
     q, k = _heads(spec, shape)
-    band = Band.of_row(spec.window_size, jnp.ones(shape, jnp.int32))
+    band = Band.of_row(spec.mixer.window_size, jnp.ones(shape, jnp.int32))
 
     def core(q, k, v):
         return attend(q, k, v, band)
 
-    scaled = q * spec.head_dim**-0.5
+    scaled = q * spec.mixer.head_dim**-0.5
     return Part(f"attention core, {spec.kind}", _both_ways(core), (q, scaled, k, k), times)
 
 
 def _projections(spec: LayerSpec, shape: Shape, times: int) -> Part:
     width, (q, k) = MODEL.d_model, _heads(spec, shape)
     kernels = [_normal(width, *array.shape[2:]) for array in (q, k, k)]
-    kernels = kernels[:2] if spec.unified_kv else kernels
-    back = _normal(spec.num_heads, spec.head_dim, width)
+    kernels = kernels[:2] if spec.mixer.unified_kv else kernels
+    back = _normal(spec.mixer.num_heads, spec.mixer.head_dim, width)
 
     def project(x, y, kernels, back):
         return [dense(x, kernel) for kernel in kernels], dense(y, back, num_axes=2)
@@ -158,7 +158,10 @@ def _norms(spec: LayerSpec, shape: Shape, times: int) -> Part:
     x, (q, k) = _normal(*shape, MODEL.d_model), _heads(spec, shape)
     positions = jnp.broadcast_to(jnp.arange(shape.length), shape)
     turn = rope.rotation(
-        positions, spec.head_dim, theta=spec.rope.theta, fraction=spec.rope.fraction
+        positions,
+        spec.mixer.head_dim,
+        theta=spec.mixer.rope.theta,
+        fraction=spec.mixer.rope.fraction,
     )
 
     def norms(streams, q, k, v, scale, head_scale):
@@ -167,7 +170,7 @@ def _norms(spec: LayerSpec, shape: Shape, times: int) -> Part:
         return out, q, k, rms_norm(v, None)
 
     streams = [x + i for i in range(4)]
-    scales = jnp.ones(MODEL.d_model), jnp.ones(spec.head_dim)
+    scales = jnp.ones(MODEL.d_model), jnp.ones(spec.mixer.head_dim)
     inputs = ((streams, q, k, k), streams, q, k, k, *scales)
     return Part(f"norms and RoPE, {spec.kind}", _both_ways(norms), inputs, times)
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 from hybrid.process.host import keep_freed_memory
@@ -21,14 +22,20 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """The parent's end of one worker process, by the name of its module."""
+    """The parent's end of one worker process, by the name of its module.
 
-    def __init__(self, module: str, *arguments: str):
+    checkout: the version of this repository that it runs, and leaves as it is; None for the
+      parent's own.
+    """
+
+    def __init__(self, module: str, *arguments: str, checkout: Path | None = None):
+        other = {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"} if checkout else {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            cwd=checkout,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | other,
             text=True,
         )
 

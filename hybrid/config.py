@@ -5,7 +5,7 @@ stands ml_collections' ConfigDict, as pages write it; `build` turns it into data
 refuses unknown keys, wrong types and impossible values by their dotted key. Everything a user
 can get wrong ends in one `ConfigError`, which the commands print as one line.
 
-Read next: `model_config.py` for a section, `experiment.py` for all of them together.
+Read next: `model/config.py` for a section, `experiment.py` for all of them together.
 """
 
 import ast
@@ -18,7 +18,7 @@ import pathlib
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 
@@ -73,6 +73,19 @@ def section(cls: type) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class OpenSection:
+    """A section that takes further sections by name: those in its `SECTIONS`, at run time."""
+
+    SECTIONS: ClassVar[dict[str, type]] = {}
+
+    sections: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), kw_only=True)
+
+    def section(self, name: str) -> Any:
+        """The keys of a further section, at their defaults where none was given."""
+        return dict(self.sections).get(name) or self.SECTIONS[name]()
+
+
+@dataclasses.dataclass(frozen=True)
 class KeyInfo:
     """One leaf of a config: its dotted name, type, default, meaning and former name."""
 
@@ -85,14 +98,20 @@ class KeyInfo:
 
 def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
     """All leaf keys of a config class in declared order, sections opened."""
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        name, kind = prefix + field.name, hints[field.name]
+    for name, (kind, field) in _entries(cls).items():
         if dataclasses.is_dataclass(kind):
-            yield from walk(typing.cast(type, kind), name + ".")
+            yield from walk(typing.cast(type, kind), f"{prefix}{name}.")
         else:
+            assert field is not None
             doc, formerly = field.metadata["doc"], field.metadata["formerly"]
-            yield KeyInfo(name, kind, field.default, doc, formerly)
+            yield KeyInfo(prefix + name, kind, field.default, doc, formerly)
+
+
+def _entries(cls: type) -> dict[str, tuple[Any, dataclasses.Field | None]]:
+    """Type and field of each key and section, the further ones (without a field) last."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: (hints[f.name], f) for f in dataclasses.fields(cls) if f.name != "sections"}
+    return fields | {name: (kind, None) for name, kind in getattr(cls, "SECTIONS", {}).items()}
 
 
 def defaults(cls: type) -> ml_collections.ConfigDict:
@@ -102,7 +121,11 @@ def defaults(cls: type) -> ml_collections.ConfigDict:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain nested dicts; tuples stay tuples."""
-    return dataclasses.asdict(config)
+    values = {}
+    for name, (_, field) in _entries(type(config)).items():
+        value = config.section(name) if field is None else getattr(config, name)
+        values[name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+    return values
 
 
 # --- From values to dataclasses --------------------------------------------------------------
@@ -118,19 +141,23 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str, root: type) -> Any:
     """The section of `root` at the dotted path `prefix`."""
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    arguments = {}
+    entries = _entries(cls)
+    arguments: dict[str, Any] = {}
+    further: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in fields:
+        if name not in entries:
             raise unknown_key(f"{prefix}{name}", root, prefix)
-        if dataclasses.is_dataclass(hints[name]):
+        kind, field = entries[name]
+        if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping | ml_collections.ConfigDict):
                 raise ConfigError(prefix + name, "must be a section of keys", value)
-            arguments[name] = _build(hints[name], value, f"{prefix}{name}.", root)
+            inner = _build(typing.cast(type, kind), value, f"{prefix}{name}.", root)
+            (further if field is None else arguments)[name] = inner
         else:
             with errors_under(prefix):
-                arguments[name] = _checked(fields[name], hints[name], value)
+                arguments[name] = _checked(field, kind, value)
+    if further:
+        arguments["sections"] = tuple(sorted(further.items()))
     with errors_under(prefix):
         return cls(**arguments)
 
@@ -158,7 +185,7 @@ def unknown_key(name: str, root: type, section: str = "") -> ConfigError:
     return ConfigError(name, "unknown key", accepted=hint)
 
 
-def _checked(field: dataclasses.Field, kind: Any, value: Any) -> Any:
+def _checked(field: Any, kind: Any, value: Any) -> Any:
     value = _as_type(field.name, kind, value)
     for item in value if isinstance(value, tuple) else (value,):
         _check_limits(field, item, value)

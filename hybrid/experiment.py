@@ -19,9 +19,8 @@ from hybrid.data.config import DataConfig
 from hybrid.evaluation.config import EvalConfig
 from hybrid.inference.config import InferenceConfig
 from hybrid.model.config import LoraConfig, ModelConfig
-from hybrid.model.mixers.attention import request
 from hybrid.model.pattern import plan_layers
-from hybrid.ops import attention
+from hybrid.ops.attention import ATTENTION
 from hybrid.sharding import MeshConfig, num_batch_parts
 from hybrid.training.config import OptimizerConfig, TrainingConfig
 from hybrid.workdir.config import CheckpointConfig
@@ -81,14 +80,12 @@ class Experiment:
         name = self.model.attention
         if name == "auto":
             return
-        known = {name for names in attention.IMPLEMENTATIONS.values() for name in names}
-        if name not in known:
-            accepted = "auto, " + ", ".join(sorted(known))
+        if name not in ATTENTION.names:
+            accepted = "auto, " + ", ".join(sorted(ATTENTION.names))
             raise ConfigError("attention", "is not an attention implementation", name, accepted)
         for spec in dict.fromkeys(plan_layers(self.model).layers()):
-            asked = request(spec, self.model, self.training.context_length)
-            reasons = {row.implementation: row.reason for row in attention.explain(asked)}
-            reason = reasons.get(name, f"made for other layers than {spec.kind} ones")
+            request = spec.mixer.request(self.model, self.training.context_length)
+            reason = None if request is None else ATTENTION.explain(request)[name]
             if reason:
                 problem = f"does not serve the {spec.kind} layers ({reason})"
                 raise ConfigError("attention", problem, name, "auto chooses a kind at a time")

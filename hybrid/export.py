@@ -1,8 +1,8 @@
 """`python -m hybrid.export`: a run's model as a Hugging Face folder that transformers loads."""
 
+import functools
 import pathlib
 import sys
-from collections.abc import Sequence
 
 from absl import flags
 
@@ -42,11 +42,7 @@ COMMAND = cli.Command(
     run=_run,
 )
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status."""
-    return cli.main(COMMAND, argv)
-
+main = functools.partial(cli.main, COMMAND)
 
 if __name__ == "__main__":
     sys.exit(main())

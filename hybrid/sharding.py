@@ -82,13 +82,14 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def spec_of(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
-    """The partition of an array with logical `names`; an axis that doesn't divide is copied."""
+    """The partition of an array with logical `names`."""
+    return P(*(_split_by(mesh, *axis) or None for axis in zip(names, shape, strict=True)))
 
-    def mesh_axes(name, size):
-        found = tuple(axis for axis in RULES.get(name, ()) if mesh.shape.get(axis, 1) > 1)
-        return found if found and size % math.prod(mesh.shape[a] for a in found) == 0 else None
 
-    return P(*(mesh_axes(name, size) for name, size in zip(names, shape, strict=True)))
+def _split_by(mesh, name, size) -> tuple[str, ...]:
+    """The mesh axes that split an axis; none where they don't divide it: it is copied."""
+    split = tuple(axis for axis in RULES.get(name, ()) if mesh.shape.get(axis, 1) > 1)
+    return split if size % math.prod(mesh.shape[axis] for axis in split) == 0 else ()
 
 
 def shardings(mesh: Mesh, logical_axes, shapes):
@@ -126,7 +127,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Pins an activation to the rules, under `jax.set_mesh`; without a mesh it does nothing."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.shape.values()) == 1:
+    mesh = active_mesh()
+    if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, spec_of(mesh, names, x.shape))
+
+
+def active_mesh() -> AbstractMesh | None:
+    """The mesh of `jax.set_mesh`; None without one, or where it is a single device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or math.prod(mesh.shape.values()) == 1 else mesh
+
+
+def split_axes(name: str | None, size: int) -> tuple[str, ...]:
+    """The axes of the active mesh that split an axis called `name`; none where it is copied."""
+    mesh = active_mesh()
+    return _split_by(mesh, name, size) if mesh else ()
+
+
+def local_size(name: str | None, size: int) -> int:
+    """The size of one device's part of an axis under the active mesh, else the whole."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return size // math.prod(shape[axis] for axis in split_axes(name, size))

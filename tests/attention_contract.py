@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import SMALL, Case
+from cases import OFFSETS, SMALL, Case
 
-from hybrid.ops.attention import Request, Unsupported, attend
+from hybrid.ops.attention import AttentionRequest, attend
 from hybrid.ops.band import Band
+from hybrid.ops.dispatch import Unsupported
 
 FLOAT32 = {"values": 1e-5, "gradients": 1e-4}
 FLOAT64 = {"values": 1e-12, "gradients": 1e-12}
@@ -58,7 +59,7 @@ class AttentionContract:
         """Whether to go on with a case; one that is not served must be refused with a reason."""
         band = case.band() if band is None else band
         arrays = case.arrays() if arrays is None else arrays
-        if self.serves(case) and (band.is_self or self.serves_positions()):
+        if self.serves(case) and (band.is_regular or self.serves_positions()):
             return True
         with pytest.raises(Unsupported, match=f"^{self.implementation}: .+"):
             attend(*(arrays[name] for name in "qkv"), band, implementation=self.implementation)
@@ -80,6 +81,18 @@ class AttentionContract:
             got, wanted = (run_case(case, name, jnp.float64) for name in names)
             assert got["out"].dtype == jnp.float64
             assert_equal_to_the_oracle(got, wanted, FLOAT64)
+
+    @pytest.mark.parametrize("case", OFFSETS, ids=lambda case: case.name)
+    def test_an_offset_equals_the_oracle_with_positions(self, case, x64):
+        if not self.served(case):
+            return
+        arrays, options = case.arrays(jnp.float64), {"scale": case.scale, "softcap": case.softcap}
+        got = run(**arrays, band=case.band(), implementation=self.implementation, **options)
+        explicit = case.band_of_positions()
+        wanted = run(**arrays, band=explicit, implementation="reference", **options)
+        assert_equal_to_the_oracle(got, wanted, FLOAT64)
+        behind = slice(case.offset + case.time, None)
+        assert not any(np.asarray(got[name][:, behind]).any() for name in ("dk", "dv"))
 
     def test_a_sink_takes_its_share_of_a_softmax_and_has_no_value(self):
         case = Case("sinks", 1, 30, 2, 1, 8, window_size=5)
@@ -176,8 +189,8 @@ def ring(window_size: int | None, documents: int) -> Band:
     return Band(window_size=window_size, **arrays)
 
 
-def request(**changes) -> Request:
+def request(**changes) -> AttentionRequest:
     """A plain local request with some fields changed."""
-    fields = {"kind": "local", "backend": "cpu", "dtype": "float32", "head_dim": 64}
+    fields = {"backend": "cpu", "dtype": "float32", "head_dim": 64}
     fields |= {"query_length": 1024, "key_length": 1024, "window_size": 128}
-    return Request(**(fields | changes))
+    return AttentionRequest(**(fields | changes))

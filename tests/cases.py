@@ -17,7 +17,11 @@ from hybrid.ops.band import Band
 class Case:
     """One call of attention: sizes, window, segments, softcap, scale and sinks.
 
-    `documents` cuts each row at random places into that many segments; 0 gives no segment ids.
+    Attributes:
+      time: queries.
+      documents: segments that each row is cut into at random places; 0 gives no segment ids.
+      offset: keys before the first query's own.
+      extra_keys: keys behind the last query's own, which no query sees.
     """
 
     name: str
@@ -31,23 +35,40 @@ class Case:
     softcap: float | None = None
     scale: float = 1.0
     sinks: bool = False
+    offset: int = 0
+    extra_keys: int = 0
+
+    @property
+    def num_keys(self) -> int:
+        return self.offset + self.time + self.extra_keys
 
     def arrays(self, dtype=jnp.float32, seed: int = 0) -> dict[str, jax.Array]:
         """q, k, v, dout (a cotangent) and sinks where the case has them, normal, in `dtype`."""
         rng = np.random.default_rng(seed)
         queries = (self.batch, self.time, self.num_heads, self.head_dim)
-        keys = (self.batch, self.time, self.num_kv_heads, self.head_dim)
+        keys = (self.batch, self.num_keys, self.num_kv_heads, self.head_dim)
         shapes = {"q": queries, "k": keys, "v": keys, "dout": queries}
         shapes |= {"sinks": (self.num_heads,)} if self.sinks else {}
         return {name: jnp.asarray(rng.normal(size=s), dtype) for name, s in shapes.items()}
 
     def band(self, seed: int = 0) -> Band:
         """Who sees whom in this case."""
+        return Band(self.window_size, **self._segments(seed), offset=self.offset)
+
+    def band_of_positions(self, seed: int = 0) -> Band:
+        """The same band with positions written out, which hides the offset from every path."""
+        keys = jnp.tile(jnp.arange(self.num_keys, dtype=jnp.int32), (self.batch, 1))
+        queries = keys[:, self.offset :][:, : self.time]
+        positions = {"q_positions": queries, "kv_positions": keys}
+        return Band(self.window_size, **self._segments(seed), **positions)
+
+    def _segments(self, seed):
         if not self.documents:
-            return Band.of_row(self.window_size)
+            return {}
         rng = np.random.default_rng(seed)
-        ids = np.sort(rng.integers(0, self.documents, (self.batch, self.time)), axis=1)
-        return Band.of_row(self.window_size, jnp.asarray(ids, jnp.int32))
+        ids = np.sort(rng.integers(0, self.documents, (self.batch, self.num_keys)), axis=1)
+        ids = jnp.asarray(ids, jnp.int32)
+        return {"q_segments": ids[:, self.offset :][:, : self.time], "kv_segments": ids}
 
 
 SMALL = (
@@ -68,6 +89,23 @@ SMALL = (
     Case("global, softcap and scale", 2, 70, 2, 1, 8, documents=2, softcap=3.0, scale=0.5),
     Case("global, sinks", 1, 333, 6, 3, 8, softcap=3.0, scale=0.5, sinks=True),
 )
+
+# Queries that stand behind keys: a halo, a chunk behind a cache.
+OFFSETS = (
+    Case("local, window below the offset", 2, 70, 4, 2, 8, window_size=8, offset=33),
+    Case("local, window above the offset", 1, 150, 4, 1, 8, window_size=64, offset=7, documents=3),
+    Case("local, halo of a window", 1, 333, 2, 1, 8, window_size=129, offset=128, documents=4),
+    Case("local, window of all keys", 1, 40, 2, 1, 8, window_size=90, offset=50),
+    Case("local, wide window", 1, 600, 2, 1, 8, window_size=600, offset=901),
+    Case("local, one query", 2, 1, 4, 2, 8, window_size=16, offset=200, documents=5, sinks=True),
+    Case("local, keys behind", 1, 45, 2, 1, 8, window_size=20, offset=31, extra_keys=29),
+    Case("local, softcap, sinks", 1, 63, 4, 2, 8, window_size=9, offset=21, softcap=3.0,
+         scale=0.5, sinks=True),
+    Case("global, tile edges", 1, 300, 2, 1, 8, offset=255),
+    Case("global, long offset", 1, 33, 2, 1, 8, offset=777, documents=3),
+    Case("global, one query", 2, 1, 2, 1, 8, offset=130),
+    Case("global, keys behind", 1, 45, 2, 1, 8, offset=0, extra_keys=29, documents=2),
+)  # fmt: skip
 
 
 def speed(kind: str, batch: int, time: int) -> Case:

@@ -4,7 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import cache_dtype, decode, machine, train_step
+from benchmarks import (
+    cache_dtype,
+    decode,
+    machine,
+    same_tasks,
+    same_values,
+    train_step,
+    versions,
+)
 from benchmarks.model import MODEL, NUM_PARAMS, Shape, peer_weights, shaken, tokens
 from hybrid import model
 from hybrid.data.batch import Batch
@@ -105,3 +113,53 @@ def test_a_moved_distribution_shows_in_the_buckets_it_is_in():
     assert second["perplexity_change"] == pytest.approx(1)
     assert whole["perplexity_change"] == pytest.approx(2**0.5 - 1)
     assert (whole["start"], whole["end"], whole["num_tokens"]) == (0, 2, 2)
+
+
+def files(folder, loss=0.1, array=(1.0, 2.0)):
+    """A folder as a task leaves it."""
+    (folder / "run").mkdir(parents=True)
+    row = f'{{"step": 1, "loss": {loss}, "tokens_per_second": {hash(folder)}}}\n'
+    (folder / "run" / "metrics.jsonl").write_text(row)
+    (folder / "eval.txt").write_text(f"model {folder}/run\n")
+    (folder / "empty.txt").write_text("")
+    np.save(folder / "eval.npy", np.float32(array))
+    return folder
+
+
+def first_differences(old, new):
+    found = [same_values.found(folder, [old, new]) for folder in (old, new)]
+    compared = {name: same_values.compare(found[0][name], found[1][name]) for name in found[0]}
+    return {name: difference for name, difference in compared.items() if difference}
+
+
+def test_folders_and_speeds_may_differ_between_versions(tmp_path):
+    old, new = files(tmp_path / "old"), files(tmp_path / "new")
+    assert first_differences(old, new) == {}
+    assert list(same_values.found(old, [])) == ["eval.npy", "eval.txt", "run/metrics.jsonl"]
+
+
+def test_the_last_bit_of_a_row_or_an_array_is_a_difference(tmp_path):
+    old = files(tmp_path / "old")
+    nearly = float(np.nextafter(np.float32(2), np.float32(3)))
+    new = files(tmp_path / "new", loss=np.nextafter(0.1, 1), array=(1.0, nearly))
+    assert first_differences(old, new) == {
+        "eval.npy": "array: 1 of 2 differ, first entry 1: 2.0, now 2.0000002",
+        "run/metrics.jsonl": "line 1, step 1 loss: 0.1, now 0.10000000000000002",
+    }
+
+
+def test_a_value_that_only_one_version_has_is_a_difference():
+    assert "only in the old" in same_values.compare({"a": 1, "b": 2}, {"a": 1})
+    assert "only in the new" in same_values.compare({"a": 1}, {"a": 1, "b": 2})
+    assert same_values.compare({"a": 0.0}, {"a": -0.0})
+    assert same_values.compare({"a": np.float32(0)}, {"a": np.float64(0)})
+
+
+def test_a_task_brings_the_task_whose_files_it_reads():
+    assert same_tasks.with_needed(["resume_lora", "mqar"]) == ["demo", "mqar", "resume_lora"]
+
+
+def test_a_version_is_faster_where_its_best_quiet_reading_is():
+    old = versions.summary(100, [(1.0, 0.0), (2.0, 0.0), (0.1, 0.5)])
+    new = versions.summary(100, [(0.5, 0.0), (2.0, 0.0), (4.0, 0.0)])
+    assert versions.ratios({"old": old, "new": new}) == (2.0, 0.5)

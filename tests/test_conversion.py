@@ -9,8 +9,9 @@ from pretrained import tiny_folder
 
 from hybrid import model
 from hybrid.config import ConfigError
-from hybrid.loading.conversion import FRESH, K_PROJ, V_PROJ, convert, layer_tensors
+from hybrid.loading.conversion import FRESH, K_PROJ, V_PROJ, convert
 from hybrid.model.config import ModelConfig
+from hybrid.model.params import layer_params
 
 HYBRID = ModelConfig(
     pattern="LLG",
@@ -44,6 +45,10 @@ def converted(old, new, key=7):
     return convert(old, params_of(old), new, jax.random.key(key))
 
 
+def layer_of(config, params, depth):
+    return layer_params(model.layer_plan(config), params, depth)
+
+
 def logits(config, params):
     return model.logits(config, params, TOKENS)
 
@@ -63,8 +68,8 @@ def test_another_pattern_of_one_geometry_takes_everything():
     params, report = converted(ALL_GLOBAL, HYBRID)
     assert report.made == report.dropped == ()
     for depth in range(6):
-        before = layer_tensors(ALL_GLOBAL, params_of(ALL_GLOBAL), depth)
-        after = layer_tensors(HYBRID, params, depth)
+        before = layer_of(ALL_GLOBAL, params_of(ALL_GLOBAL), depth)
+        after = layer_of(HYBRID, params, depth)
         assert before.keys() == after.keys()
         for name in before:
             np.testing.assert_array_equal(before[name], after[name], err_msg=f"{depth} {name}")
@@ -95,8 +100,8 @@ def test_two_projections_become_their_mean():
     params, report = converted(HYBRID, unified)
     assert {(name, depth) for name, _, depth in report.made} == {(K_PROJ, 2), (K_PROJ, 5)}
     assert report.dropped == ()
-    before = layer_tensors(HYBRID, params_of(HYBRID), 2)
-    after = layer_tensors(unified, params, 2)
+    before = layer_of(HYBRID, params_of(HYBRID), 2)
+    after = layer_of(unified, params, 2)
     np.testing.assert_allclose(after[K_PROJ], (before[K_PROJ] + before[V_PROJ]) / 2, rtol=1e-6)
 
 
@@ -117,8 +122,8 @@ def test_what_does_not_fit_is_made_as_a_new_model_would_have_it():
         f"mixer/{name}"
         for name in ("q_proj/kernel", "k_proj/kernel", "v_proj/kernel", "o_proj/kernel")
     } | {"mixer/q_norm/scale", "mixer/k_norm/scale"}
-    new = layer_tensors(wide, model.init(wide, jax.random.key(7)), 2)
-    there = layer_tensors(wide, params, 2)
+    new = layer_of(wide, model.init(wide, jax.random.key(7)), 2)
+    there = layer_of(wide, params, 2)
     for name in made:
         np.testing.assert_array_equal(new[name], there[name])
 

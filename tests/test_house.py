@@ -1,25 +1,18 @@
 """The house stands: imports never run up a floor, files stay short, no layer kind leaks."""
 
 import ast
+import graphlib
+import importlib.util
 import pathlib
 import re
-
-import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hybrid"
 
-# Each floor is a folder of `hybrid/` or one file. A file imports from its own folder and from the
-# floors before it; `docs/design.md` draws them.
-FLOORS = (
-    *("axes", "config", "process", "sharding", "sections"),
-    *("ops", "data", "model", "costs", "pretrained", "origin", "experiment"),
-    *("workdir", "plan", "loading", "inference", "generate", "evaluation", "training"),
-    *("export", "ablate", ""),
-)
-# `FOLDER/config.py`, a section of keys, stands below all folders: it reads the schema only.
-SECTIONS = re.compile(r"^(data|model|workdir|inference|evaluation|training)\.config$")
 LONG_ALLOWED = {"ops"}
+_spec = importlib.util.spec_from_file_location("layout", ROOT / "docs" / "figures" / "layout.py")
+layout = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(layout)
 
 
 def modules():
@@ -28,14 +21,30 @@ def modules():
         yield path, ".".join(part for part in parts if part != "__init__")
 
 
-def floor(module: str) -> int:
-    name = "sections" if SECTIONS.match(module) else module.split(".")[0]
-    return FLOORS.index(name)
+def test_no_import_runs_up_a_floor():
+    """Rooms that import each other would have no floors: the sorter names the circle."""
+    rows = layout.floors()
+    floor = {room: level for level, row in enumerate(rows) for room in row}
+    for room, below in layout.graph().items():
+        assert all(floor[other] < floor[room] for other in below)
 
 
-def imported(path: pathlib.Path):
-    """Modules of ours that a file imports, late imports included."""
+def test_sections_of_keys_stand_below_the_folders_that_they_belong_to():
+    assert layout.graph()["sections"] == {"config"}
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports():
+    assert layout.OUTPUT.read_text() == layout.draw()
+
+
+def test_imports_have_no_circles():
     known = {module for _, module in modules()}
+    graph = {module: set(imported(path, known)) - {module} for path, module in modules() if module}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def imported(path: pathlib.Path, known: set[str]):
+    """Modules of ours that a file imports, late imports included."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -44,34 +53,9 @@ def imported(path: pathlib.Path):
         else:
             continue
         for name in names:
-            if name.startswith("hybrid."):
-                parts = name.removeprefix("hybrid.").split(".")
-                prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
-                yield next((prefix for prefix in prefixes if prefix in known), "")
-
-
-def test_every_folder_and_file_is_a_floor():
-    entries = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or any(p.glob("*.py"))}
-    assert entries - {"__init__"} == set(FLOORS) - {"", "sections"}
-
-
-@pytest.mark.parametrize(("path", "module"), [pair for pair in modules() if pair[1]])
-def test_no_import_runs_up(path, module):
-    assert not {name for name in imported(path) if floor(name) > floor(module)}
-
-
-def test_imports_have_no_circles():
-    # A package's __init__ names what its files define; circles are among the files.
-    graph = {module: set(imported(path)) - {module} for path, module in modules()}
-
-    def visit(module, trail):
-        assert module not in trail, f"circle: {' -> '.join([*trail, module])}"
-        for target in graph.get(module, ()):
-            visit(target, [*trail, module])
-
-    for module in graph:
-        if module:
-            visit(module, [])
+            parts = name.removeprefix("hybrid.").split(".")
+            prefixes = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+            yield from [prefix for prefix in prefixes if prefix in known][:1]
 
 
 def test_no_file_grows_past_400_lines():

@@ -73,10 +73,14 @@ def with_reuse(depth, period, first_reusing):
     )
     donors = {specs[layer].letter: layer for layer in range(first_reusing)}
     for layer in donors.values():
-        specs[layer] = dataclasses.replace(specs[layer], donates=True)
+        specs[layer] = with_mixer(specs[layer], donates=True)
     for layer in range(first_reusing, depth):
-        specs[layer] = dataclasses.replace(specs[layer], donor=donors[specs[layer].letter])
+        specs[layer] = with_mixer(specs[layer], donor=donors[specs[layer].letter])
     return tuple(specs)
+
+
+def with_mixer(spec, **change):
+    return dataclasses.replace(spec, mixer=dataclasses.replace(spec.mixer, **change))
 
 
 @pytest.mark.parametrize("first_reusing", [15, 17, 20])
@@ -85,11 +89,11 @@ def test_donors_end_a_segment_before_those_who_reuse_their_keys(first_reusing):
     layers = segmented(specs, 5)
     assert tuple(layers.layers()) == specs
     assert not any(
-        len({spec.owns_kv for spec in segment.specs}) == 2 for segment in layers.segments
+        len({spec.mixer.owns_kv for spec in segment.specs}) == 2 for segment in layers.segments
     )
     for layer, spec in enumerate(specs):
-        if not spec.owns_kv:
-            donor = layers.locate(spec.donor)
+        if not spec.mixer.owns_kv:
+            donor = layers.locate(spec.mixer.donor)
             assert donor.segment < layers.locate(layer).segment
             assert layers.segments[donor.segment].repetitions == 1
 
@@ -109,7 +113,7 @@ def test_layers_of_a_kind_have_that_kinds_geometry():
         unified_kv=True,
         window_sizes=(8, 16, 32, 64, 128, 0),
     )
-    local, *_, full = layers.layers()
+    local, *_, full = (spec.mixer for spec in layers.layers())
     assert (local.window_size, local.num_kv_heads, local.head_dim, local.unified_kv) == (
         8,
         4,
@@ -124,7 +128,7 @@ def test_layers_of_a_kind_have_that_kinds_geometry():
     )
     assert (local.rope.theta, local.rope.fraction) == (10_000, 1)
     assert (full.rope.theta, full.rope.fraction) == (1_000_000, 0.25)
-    assert [spec.window_size for spec in layers.layers()] == [8, 16, 32, 64, 128, None]
+    assert [spec.mixer.window_size for spec in layers.layers()] == [8, 16, 32, 64, 128, None]
 
 
 # --- Layers that reuse keys and values -------------------------------------------------------
@@ -135,16 +139,16 @@ def shapes(layers):
 
 
 def donors(layers):
-    return [spec.donor for spec in layers.layers()]
+    return [spec.mixer.donor for spec in layers.layers()]
 
 
 def test_the_last_layers_reuse_the_last_owner_of_their_kind():
     e2b = plan(pattern="LLLLG", num_layers=35, num_kv_shared_layers=20, kv_shared_ffn_dim=1024)
     assert shapes(e2b) == [("LLLLG", 2), ("LLLLG", 1), ("LLLLG", 4)]
     assert donors(e2b) == [None] * 15 + [13, 13, 13, 13, 14] * 4
-    assert [i for i, spec in enumerate(e2b.layers()) if spec.donates] == [13, 14]
-    assert {spec.ffn_dim for spec in e2b.layers() if not spec.owns_kv} == {1024}
-    assert {spec.ffn_dim for spec in e2b.layers() if spec.owns_kv} == {512}
+    assert [i for i, spec in enumerate(e2b.layers()) if spec.mixer.donates] == [13, 14]
+    assert {spec.ffn_dim for spec in e2b.layers() if not spec.mixer.owns_kv} == {1024}
+    assert {spec.ffn_dim for spec in e2b.layers() if spec.mixer.owns_kv} == {512}
 
 
 def test_reuse_may_begin_inside_a_period():

@@ -199,7 +199,7 @@ def test_donors_feel_the_layers_that_reuse_their_keys_and_values(remat):
     config = dataclasses.replace(TINY, **change, remat=remat)
     plan, params = model.layer_plan(config), random_params(config)
     gradient = loss_and_gradients(config, params, batch())[1]
-    assert [layer for layer, spec in enumerate(plan.layers()) if spec.donates] == [2, 4]
+    assert [layer for layer, spec in enumerate(plan.layers()) if spec.mixer.donates] == [2, 4]
     for layer, name in ((2, "k_proj"), (2, "k_norm"), (4, "k_proj"), (4, "v_proj"), (4, "k_norm")):
         where = plan.locate(layer)
         up, down = (

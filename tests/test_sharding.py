@@ -5,21 +5,10 @@ a script to see it).
 """
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
+import simulated
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_X64": "1",
-    # Compiling is most of the time; unoptimised code runs these shapes just as well.
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-    "PYTHONPATH": str(ROOT),
-}
 MESHES = {
     "data=8": {"data": 8},
     "fsdp=8": {"data": 1, "fsdp": 8},
@@ -29,14 +18,7 @@ MESHES = {
 
 @pytest.fixture(scope="module")
 def report():
-    child = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=600,
-    )
-    return json.loads(child.stdout)
+    return simulated.report(__file__)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -115,7 +97,7 @@ def test_a_step_donates_its_state_and_leaves_it_where_it_was(report):
 
 
 def main():
-    """Prints the report.  Imports here: the environment above must be set first."""
+    """Prints the report.  Imports here: the environment must be set first."""
     import jax
 
     from hybrid import model

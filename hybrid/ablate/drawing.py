@@ -22,10 +22,10 @@ from matplotlib.transforms import Bbox
 
 from hybrid.ablate import notation, view
 from hybrid.ablate.view import Arm
-from hybrid.plan.figure import COLOURS
+from hybrid.model.mixers import MIXERS
 
 INK, FAINT, GRID = "#1f2430", "#667085", "#e3e6ee"
-FAMILIES = {**COLOURS, "hybrid": "#12805c"}
+FAMILIES = {**{row.kind: row.look.colour for row in MIXERS.values()}, "hybrid": "#12805c"}
 DASHES = {"local": (0, (4, 1.5)), "global": "-", "hybrid": "-"}
 MARKERS = "osD^vPX*<>"
 LINES = 7  # more cells than these, or two axes, become a heat map

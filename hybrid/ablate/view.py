@@ -11,7 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from hybrid.ablate import notation
-from hybrid.model.pattern import KIND_NAMES
+from hybrid.model.mixers import MIXERS
+
+KIND_NAMES = {letter: row.kind for letter, row in MIXERS.items()}
 
 Cell = Mapping[str, Any]
 NUMBER, SHARE, GRID, NAMES = "number", "share", "grid", "names"

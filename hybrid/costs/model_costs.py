@@ -9,7 +9,6 @@ Symbols: d = d_model, f = ffn_dim, v = vocab_size, e experts, p = layer_embeddin
 heads of a layer, T the context.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -17,8 +16,7 @@ import jax
 
 from hybrid import model
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers import kv_cache
-from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.model.pattern import LayerPlan, LayerSpec
 
 # --- Parameters ------------------------------------------------------------------------------
@@ -56,7 +54,7 @@ def _part(plan: LayerPlan, path: tuple) -> str:
         return "experts"
     if path[0] == "segments" and "kernel" in path:
         spec = plan.segments[path[1]].specs[path[2]]
-        return f"{spec.kind} attention" if path[3] == "mixer" else "feed-forward"
+        return spec.about.title if path[3] == "mixer" else "feed-forward"
     return "norms and scalars"
 
 
@@ -75,16 +73,9 @@ def forward_flops_per_token(config: ModelConfig, context: int) -> float:
 
 def layer_flops_per_token(config: ModelConfig, spec: LayerSpec, context: int) -> float:
     """The same of one layer: all of its products."""
-    mixer = projection_flops_per_token(config, spec) + attention_flops_per_token(spec, context)
+    mixer = sum(spec.mixer.flops_per_token(config, context))
     branches = expert_flops_per_token(config, spec) + layer_embedding_flops_per_token(config)
     return mixer + feed_forward_flops_per_token(config, spec) + branches
-
-
-def projection_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
-    """2·d·h·(n for queries, n for the output, k for each tensor of keys and values)."""
-    tensors = 1 if spec.unified_kv else 2
-    made = tensors * spec.num_kv_heads if spec.owns_kv else 0
-    return 2 * config.d_model * spec.head_dim * (2 * spec.num_heads + made)
 
 
 def feed_forward_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
@@ -104,54 +95,30 @@ def layer_embedding_flops_per_token(config: ModelConfig) -> int:
     return 6 * config.d_model * config.layer_embedding_dim
 
 
-def attention_flops_per_token(spec: LayerSpec, context: int) -> float:
-    """4·n·h for each query and key that meet: a product for the score, one for the value."""
-    return 4 * spec.num_heads * spec.head_dim * mean_visible_keys(spec.window_size, context)
-
-
 def head_flops_per_token(config: ModelConfig) -> int:
     """2·d·v."""
     return 2 * config.d_model * config.vocab_size
 
 
-def mean_visible_keys(window_size: int | None, context: int) -> float:
-    """Keys that a token may see, averaged over positions 0 … context-1.
-
-    Position i sees min(i + 1, w) keys, so with w at most T the mean is w·(T - (w - 1)/2) / T.
-
-    >>> mean_visible_keys(4, 8), mean_visible_keys(None, 8)
-    (3.25, 4.5)
-    """
-    window = min(window_size or context, context)
-    return window * (2 * context - window + 1) / (2 * context)
-
-
 # --- Caches ----------------------------------------------------------------------------------
 
 
-def cache_bytes(
-    plan: LayerPlan, context: int, batch: int, dtype: str, unified: str = "value"
-) -> dict[str, int]:
-    """Bytes of the caches after exactly `context` tokens, by layer kind, and their total.
+def cache_bytes(plan: LayerPlan, form: CacheFormat, batch: int) -> dict[str, int]:
+    """Bytes of the caches of `batch` rows of `form.capacity` tokens, by kind, and their total.
 
-    A local layer keeps its last window_size tokens, a unified one what `unified` says
-    (`inference.unified_cache`), a layer that reuses another's nothing. `state` is that of
-    recurrent mixers.
+    `state` is that of recurrent mixers.
     """
-    sizes, form = {"total": 0, "local": 0, "global": 0, "state": 0}, CacheFormat(context)
+    sizes = {"total": 0, "local": 0, "global": 0, "state": 0}
     for spec in plan.layers():
-        tokens = kv_cache.num_slots(spec, form)
-        size = batch * tokens * kv_cache.token_bytes(spec, unified, dtype)
+        size = batch * spec.mixer.state_bytes(form)
         sizes[spec.kind] += size
         sizes["total"] += size
     return sizes
 
 
-def cache_bytes_all_global(plan: LayerPlan, context: int, batch: int, dtype: str) -> int:
+def cache_bytes_all_global(plan: LayerPlan, form: CacheFormat, batch: int) -> int:
     """The same if every layer kept keys and values apart for the whole context, none shared."""
-    owners = (dataclasses.replace(spec, donor=None) for spec in plan.layers())
-    apart = (kv_cache.token_bytes(spec, "keys_and_values", dtype) for spec in owners)
-    return batch * context * sum(apart)
+    return batch * sum(spec.mixer.state_bytes_all_global(form) for spec in plan.layers())
 
 
 def _layers(config: ModelConfig) -> Iterator[LayerSpec]:

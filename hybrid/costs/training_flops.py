@@ -13,7 +13,7 @@ import jax
 
 from hybrid.costs.model_costs import forward_flops_per_token
 from hybrid.model.config import LoraConfig, ModelConfig
-from hybrid.model.params import abstract_trained, split
+from hybrid.model.trained import abstract_trained, split
 from hybrid.training.config import StepConfig
 
 

@@ -1,7 +1,7 @@
 """Text from a model: `generate(model, tokens)` and `python -m hybrid.generate`.
 
-`__main__.py` and `command.py` are the command, `text.py` turns tokens into text as they come.
-The work is done by `hybrid.inference.Session`.
+`command.py` is the command, `text.py` turns tokens into text as they come. The work is done by
+`hybrid.inference.session.Session`.
 """
 
 import sys
@@ -11,17 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.data import tokenizers
 from hybrid.data.config import DataConfig
-from hybrid.inference import sampling
 from hybrid.inference.config import InferenceConfig
-from hybrid.inference.sampling import Sampling
-from hybrid.inference.session import MOST_STOP_TOKENS, TOKENS_A_CALL, Session, checked_lengths
+from hybrid.inference.sampling import Sampling, row_keys
+from hybrid.inference.session import MOST_STOP_TOKENS, Session, checked_lengths
 from hybrid.loading.api import Model
 
 __all__ = ["generate", "session_of"]
@@ -55,11 +53,11 @@ def generate(
       temperature: 0 takes the likeliest token, else tokens are drawn; `top_k`, `top_p` and
         `min_p` leave out unlikely ones (`hybrid.inference.sampling`).
       seed: of the draws; row i draws by (seed, i), or by its own where there is one a row.
-      lengths: int [batch], prompts are padded on the right and row i goes on at lengths[i].
+      lengths: int [batch], prompts are padded on the right and row i continues at lengths[i].
       stop_tokens: a row ends behind the first of these.
-      pad_id: what stands behind a row's end; None: the tokenizer's.
-      inference: form of the cache; None: the run's own, or the defaults.
-      on_tokens: told the new tokens [batch, n] as they come, pad behind a row's end.
+      pad_id: fills a row behind its end; None: the tokenizer's.
+      inference: format of the cache; None: the run's own, or the defaults.
+      on_tokens: called with the new tokens [batch, n] as they come, pad behind a row's end.
     Returns: int32 [batch, time + max_new_tokens].
     Raises: ConfigError naming an argument out of range; ValueError for shapes that disagree.
     """
@@ -67,13 +65,13 @@ def generate(
     _check_ids(prompt, model.config.vocab_size, "tokens")
     prompt = prompt.astype(np.int32)
     lengths = checked_lengths(prompt, lengths)
-    how = Sampling(temperature, top_k, top_p, min_p)
+    sampling = Sampling(temperature, top_k, top_p, min_p)
     if max_new_tokens < 0:
         raise ConfigError("max_new_tokens", "must be at least 0", max_new_tokens)
     if len(stop_tokens) > MOST_STOP_TOKENS:
         raise ConfigError("stop_tokens", f"must be at most {MOST_STOP_TOKENS}", list(stop_tokens))
     batch, time = prompt.shape
-    seeds, session = _seeds(seed, batch), session_of(model, inference)
+    keys, session = row_keys(_seeds(seed, batch), batch), session_of(model, inference)
     pad_id = pad_of(model) if pad_id is None else pad_id
     out = np.full((batch, time + max_new_tokens), pad_id, np.int32)
     is_prompt = np.arange(time)[None, :] < lengths[:, None]
@@ -82,28 +80,15 @@ def generate(
         return jax.device_put(out)
     cache = session.empty(batch, int(lengths.max()) + max_new_tokens)
     cache, logits = session.prefill(cache, prompt, lengths)
-    keys, is_done, done = sampling.row_keys(seeds, batch), None, 0
-    while done < max_new_tokens:
-        asked = min(TOKENS_A_CALL, max_new_tokens - done)
-        step = session.decode(
-            cache,
-            logits,
-            asked,
-            how,
-            keys=keys,
-            stop_tokens=stop_tokens,
-            is_done=is_done,
-            pad_id=pad_id,
-        )
-        cache, logits, is_done = step.cache, step.logits, step.is_done
-        new = np.asarray(step.tokens)[:, :asked]
-        for row, start in enumerate(lengths + done):
-            out[row, start : start + asked] = new[row]
+    ends = lengths
+    settings: dict[str, Any] = {"keys": keys, "stop_tokens": stop_tokens, "pad_id": pad_id}
+    for step in session.stream(cache, logits, max_new_tokens, sampling, **settings):
+        num_new = step.tokens.shape[1]
+        for row, end in enumerate(ends):
+            out[row, end : end + num_new] = step.tokens[row]
         if on_tokens is not None:
-            on_tokens(new)
-        done += asked
-        if stop_tokens and bool(jnp.all(is_done)):
-            break
+            on_tokens(step.tokens)
+        ends = ends + num_new
     return jax.device_put(out)
 
 

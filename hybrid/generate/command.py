@@ -5,10 +5,12 @@ is nothing to save, so signals stop it at once.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,16 +23,15 @@ from hybrid.data.config import DataConfig
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.generate import MOST_SEED, session_of
 from hybrid.generate.text import TextStream
-from hybrid.inference import sampling
 from hybrid.inference.config import InferenceConfig
-from hybrid.inference.sampling import Sampling
+from hybrid.inference.sampling import Sampling, row_keys
 from hybrid.inference.session import Session
 from hybrid.loading import api
 from hybrid.loading.api import Model
 from hybrid.process import cli
 
-TOKENS_A_LOOK = 8  # decoded between two looks at what came
-# The flag behind what the Python interface names in its complaints.
+TOKENS_A_CALL = 8  # decoded between two writes of text
+# The flag of each key that the Python interface names in its errors.
 FLAG_OF = {
     "path": "--pretrained",
     "workdir": "--workdir",
@@ -38,7 +39,8 @@ FLAG_OF = {
     "dtype": "--dtype",
     "model.dtype": "--dtype",
 }
-LONG_PROMPT = 4096  # tokens from which on progress is told
+_write = functools.partial(print, end="", flush=True)
+LONG_PROMPT = 4096  # tokens from which on progress is shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +65,12 @@ class GenerateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to continue, and how: the prompt and its ids [t], how many tokens, drawn how."""
+    """What to continue: the prompt and its ids int32 [t], tokens to add, how they are drawn."""
 
     prompt: str
     ids: np.ndarray
     max_new_tokens: int
-    how: Sampling
+    sampling: Sampling
     seed: int
 
 
@@ -94,7 +96,7 @@ def _define(values: flags.FlagValues) -> None:
 
 def _run(arguments: cli.Arguments) -> None:
     values = arguments.flags
-    how = _sampling(values)
+    sampling = _sampling(values)
     if not 0 <= values.seed <= MOST_SEED:
         raise ConfigError("--seed", f"must be 0 to {MOST_SEED}", values.seed)
     if values.max_new_tokens < 0:
@@ -112,11 +114,11 @@ def _run(arguments: cli.Arguments) -> None:
 
         for warning in pretrained.raw_text_warning(model.origin.path):
             print(f"warning: {warning}", file=sys.stderr)
-    request = Request(prompt, ids, values.max_new_tokens, how, values.seed)
+    request = Request(prompt, ids, values.max_new_tokens, sampling, values.seed)
     try:
         write(request, session_of(model, settings.inference), tokenizer)
-    except BrokenPipeError:  # whoever read the text has seen enough: `... | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (what is left at exit goes nowhere)
+    except BrokenPipeError:  # the reader has closed the pipe: `... | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for what is flushed at exit)
 
 
 def _sampling(values: flags.FlagValues) -> Sampling:
@@ -180,45 +182,37 @@ def _prompt_ids(prompt: str, tokenizer: Tokenizer, model: Model, text: TextConfi
 def write(request: Request, session: Session, tokenizer: Tokenizer) -> None:
     """Writes prompt and continuation to standard output as it comes, speeds to standard error."""
     ids, limit = request.ids, request.max_new_tokens
-    sys.stdout.write(request.prompt)
-    sys.stdout.flush()
+    _write(request.prompt)
     start = time.perf_counter()
-    progress = _tell_progress if len(ids) >= LONG_PROMPT else None
+    progress = _show_progress if len(ids) >= LONG_PROMPT else None
     cache = session.empty(1, len(ids) + limit)
     cache, logits = session.prefill(cache, ids[None], progress=progress)
     jax.block_until_ready(logits)
-    read = time.perf_counter() - start
-    stops = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    keys = sampling.row_keys(request.seed, 1)
-
-    def decode(cache, logits, count, is_done=None):
-        return session.decode(
-            cache, logits, count, request.how, keys=keys, stop_tokens=stops, is_done=is_done
-        )
-
-    step = decode(cache, logits, 0)  # compiles
-    stream, done, start = TextStream(tokenizer, ids), 0, time.perf_counter()
-    while done < limit and not bool(step.is_done[0]):
-        step = decode(step.cache, step.logits, min(TOKENS_A_LOOK, limit - done), step.is_done)
-        new = np.asarray(step.tokens)[0, : int(step.num_tokens[0])]
-        sys.stdout.write(stream.feed(new))
-        sys.stdout.flush()
-        done += len(new)
+    prefill_seconds = time.perf_counter() - start
+    stop_tokens = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    settings: dict[str, Any] = {"keys": row_keys(request.seed, 1), "stop_tokens": stop_tokens}
+    step = session.decode(cache, logits, 0, request.sampling, **settings)  # compiles
+    text, num_new, start = TextStream(tokenizer, ids), 0, time.perf_counter()
+    settings["tokens_a_call"] = TOKENS_A_CALL
+    last = step
+    for last in session.stream(step.cache, step.logits, limit, request.sampling, **settings):
+        new = last.tokens[0, : int(last.num_tokens[0])]
+        _write(text.feed(new))
+        num_new += len(new)
     seconds = time.perf_counter() - start
-    sys.stdout.write(stream.rest() + "\n")
-    sys.stdout.flush()
+    _write(text.rest() + "\n")
     print(
-        f"prompt: {len(ids)} tokens in {read:.2f} s (compiling included); new: {done} tokens, "
-        f"{done / seconds:.0f} tokens/s; cache: {step.cache.num_bytes()['total']:,} bytes",
+        f"prompt: {len(ids)} tokens in {prefill_seconds:.2f} s (compiling included); new: "
+        f"{num_new} tokens, {num_new / seconds:.0f} tokens/s; cache: "
+        f"{last.cache.num_bytes()['total']:,} bytes",
         file=sys.stderr,
     )
 
 
-def _tell_progress(done: int, total: int) -> None:
+def _show_progress(done: int, total: int) -> None:
     end = "\n" if done == total else ""
-    print(
-        f"\rreading the prompt: {done:,} of {total:,} tokens", end=end, file=sys.stderr, flush=True
-    )
+    text = f"\rreading the prompt: {done:,} of {total:,} tokens"
+    print(text, end=end, file=sys.stderr, flush=True)
 
 
 COMMAND = cli.Command(

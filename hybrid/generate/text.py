@@ -2,9 +2,9 @@
 
 A character may take several tokens, and what a token spells may depend on those before it (a
 leading space, a run of bytes). So all tokens so far are decoded each time, behind the last few of
-the prompt, and what is new is handed out, except replacement characters at the end: they may be the
-first bytes of a character whose others are still to come. One that does not become a character
-within a few tokens is broken text, and is handed out as it is.
+the prompt, and what is new is returned, except replacement characters at the end: they may be the
+first bytes of a character whose other bytes are still to come. One that does not become a character
+within a few tokens is broken text, and is returned as it is.
 """
 
 from hybrid.data.tokenizers import Ids, Tokenizer
@@ -29,13 +29,13 @@ class TextStream:
         certain = text.rstrip(BROKEN)
         if len(text) - len(certain) > MOST_HELD:
             certain = text[: len(text) - MOST_HELD]
-        return self._hand_out(certain)
+        return self._added(certain)
 
     def rest(self) -> str:
         """What was held back, at the end of all tokens."""
-        return self._hand_out(self._tokenizer.decode(self._ids))
+        return self._added(self._tokenizer.decode(self._ids))
 
-    def _hand_out(self, text: str) -> str:
+    def _added(self, text: str) -> str:
         new = text[self._given :]
         self._given = max(self._given, len(text))
         return new

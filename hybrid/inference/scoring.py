@@ -17,7 +17,7 @@ from hybrid.data.batch import Batch
 from hybrid.inference.config import InferenceConfig
 from hybrid.model import cache as state
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.mixers.protocol import CacheFormat
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def through_cache(score_hidden: Callable, inference: InferenceConfig) -> Callabl
         plan = model.layer_plan(config)
         dtype = inference.cache_dtype or config.dtype
         form = CacheFormat(length, dtype, inference.slack, inference.unified_cache)
-        turns = model.slot_turns(plan, form, config.dtype)
+        slots = model.slot_arrays(plan, form, config.dtype)
         row_lengths = jnp.sum(batch.segment_ids > 0, axis=1, dtype=jnp.int32)
 
         def cut(array):
@@ -49,7 +49,7 @@ def through_cache(score_hidden: Callable, inference: InferenceConfig) -> Callabl
         def step(cache, inputs):
             tokens, targets, loss_mask, first = inputs
             num_new = jnp.clip(row_lengths - first, 0, chunk)
-            x, cache = model.extend(config, params, tokens, num_new, cache, turns)
+            x, cache = model.extend(config, params, tokens, num_new, cache, slots)
             return cache, score_hidden(config, params, x, targets, loss_mask, *options)
 
         starts = chunk * jnp.arange(num_chunks, dtype=jnp.int32)

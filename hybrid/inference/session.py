@@ -4,6 +4,7 @@
     cache = session.empty(batch, length)
     cache, logits = session.prefill(cache, tokens, lengths)      chunk by chunk
     step = session.decode(cache, logits, num_tokens, ...)        a loop on the device
+    for step in session.stream(cache, logits, num_tokens, ...):  one after another
 
 What a program depends on is rounded up: capacities to a few sizes (`bucket`), chunks to powers of
 two. So no prompt length and no number of tokens compiles anew. Programs use up the cache that
@@ -14,7 +15,7 @@ Read next: `sampling.py`.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,21 +24,21 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from hybrid import model
-from hybrid.inference import sampling
 from hybrid.inference.config import InferenceConfig
-from hybrid.inference.sampling import Sampling
+from hybrid.inference.sampling import Sampling, row_keys, sample
 from hybrid.model import cache as state
 from hybrid.model import stack
 from hybrid.model.cache import Cache
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.mixers.protocol import CacheFormat
+from hybrid.model.params import is_matrix, map_axes
 from hybrid.model.pattern import LayerPlan
+from hybrid.ops import dispatch
 
 FEWEST_SLOTS = 128
 FEWEST_IN_CHUNK = 16
 TOKENS_A_CALL = 64  # of the decoding loop
 MOST_STOP_TOKENS = 8
-CAST = ("kernel", "embedding")  # parameters that are used in the stream's dtype
 DEFAULTS, GREEDY = InferenceConfig(), Sampling()
 
 
@@ -45,13 +46,13 @@ class Decoded(NamedTuple):
     """What a call of the decoding loop gives.
 
     Attributes:
-      tokens: int32 [b, n]; pad from a row's end on.
+      tokens: int32 [b, n], an array of jax (of numpy in `stream`); pad from a row's end on.
       num_tokens: int32 [b], tokens of each row before its padding, a stop token counted.
       is_done: bool [b], rows that have met a stop token.
-      cache, logits: to go on from.
+      cache, logits: arguments of the next call.
     """
 
-    tokens: jax.Array
+    tokens: Any
     num_tokens: jax.Array
     is_done: jax.Array
     cache: Cache
@@ -81,7 +82,7 @@ class Session:
         plan = model.layer_plan(config)
         layers = inference.layers
         if layers == "auto":
-            layers = "loop" if jax.default_backend() == "cpu" else "scan"
+            layers = "loop" if dispatch.backend() == "cpu" else "scan"
         self.config = dataclasses.replace(config, remat="none", unroll=False)
         self.plan = plan.unrolled() if layers == "loop" else plan
         self.inference = inference
@@ -89,8 +90,8 @@ class Session:
         # Flattened once: a call then passes a list, not a tree of dicts.
         leaves, self._structure = jax.tree.flatten(prepared)
         self._device = _only_device(leaves)
-        self._leaves = [self._put(leaf) for leaf in leaves]
-        self._turns: dict[CacheFormat, Any] = {}
+        self._leaves = [self._committed(leaf) for leaf in leaves]
+        self._slot_arrays: dict[CacheFormat, Any] = {}
 
     @property
     def params(self) -> model.Params:
@@ -107,31 +108,31 @@ class Session:
             slack=self.inference.slack,
             unified=self.inference.unified_cache,
         )
-        return self._put(_allocate(self.plan, form, batch))
+        return self._committed(_allocate(self.plan, form, batch))
 
-    def _put(self, tree: Any) -> Any:
-        """Arrays as a program's results are, so that no first call compiles for itself alone.
+    def _committed(self, tree: Any) -> Any:
+        """Arrays as a program's results are, so that the first call compiles what later ones use.
 
-        On one device they forget a mesh that they were read on, and are committed to the device.
+        On one device they lose the mesh that they were read on and are committed to the device.
         """
         if self._device is None:
             return tree
-        place = SingleDeviceSharding(self._device)
-        one = jax.make_array_from_single_device_arrays
+        sharding = SingleDeviceSharding(self._device)
+        make = jax.make_array_from_single_device_arrays
         return jax.tree.map(
-            lambda leaf: one(leaf.shape, place, [leaf.addressable_shards[0].data]), tree
+            lambda leaf: make(leaf.shape, sharding, [leaf.addressable_shards[0].data]), tree
         )
 
     def _with_room(self, cache: Cache, more: int) -> Cache:
         """The cache, grown if `more` tokens a row do not fit."""
-        need = int(jnp.max(cache.length)) + more
-        return cache if need <= cache.form.capacity else cache.grown(bucket(need))
+        needed = int(jnp.max(cache.length)) + more
+        return cache if needed <= cache.form.capacity else cache.grown(bucket(needed))
 
-    def turns(self, form: CacheFormat) -> dict:
-        """The angles of a cache's slots, made once a capacity."""
-        if form not in self._turns:
-            self._turns[form] = model.slot_turns(self.plan, form, self.config.dtype)
-        return self._turns[form]
+    def slot_arrays(self, form: CacheFormat) -> dict:
+        """What layers read of a cache's slots, made once a format."""
+        if form not in self._slot_arrays:
+            self._slot_arrays[form] = model.slot_arrays(self.plan, form, self.config.dtype)
+        return self._slot_arrays[form]
 
     # --- Prefill -----------------------------------------------------------------------------
 
@@ -148,9 +149,9 @@ class Session:
 
         Args:
           tokens: int32 [b, t], t at least 1.
-          lengths: int [b], how many of a row's tokens are there, each at least 1; None: all.
+          lengths: int [b], how many of a row's tokens are no padding, at least 1; None: all.
           chunk: tokens at a time; 0: `inference.prefill_chunk`.
-          progress: told (tokens done, tokens in all) after each chunk.
+          progress: called with (tokens done, tokens in all) after each chunk.
         Returns: the cache, and the logits [b, v] behind each row's last token.
         Raises: ValueError for lengths outside 1 to t.
         """
@@ -158,17 +159,17 @@ class Session:
         lengths = checked_lengths(tokens, lengths)
         total, size = int(lengths.max()), chunk or self.inference.prefill_chunk
         cache = self._with_room(cache, total)
-        turns = self.turns(cache.form)
-        logits = self._put(_no_logits(self.config, len(tokens)))
+        angles = self.slot_arrays(cache.form)
+        logits = self._committed(_no_logits(self.config, len(tokens)))
         for start in range(0, total, size):
             part = tokens[:, start : min(start + size, total)]
             width = part.shape[1]
             if width < size and not chunk:
                 width = min(size, max(FEWEST_IN_CHUNK, 1 << (width - 1).bit_length()))
             part = np.pad(part, ((0, 0), (0, width - part.shape[1])))
-            num_new = np.clip(lengths - start, 0, part.shape[1])
+            num_new = np.clip(lengths - start, 0, width)
             cache, logits = _read_chunk(
-                self.config, self._structure, self._leaves, part, num_new, cache, logits, turns
+                self.config, self._structure, self._leaves, part, num_new, cache, logits, angles
             )
             if progress is not None:
                 jax.block_until_ready(logits)
@@ -182,7 +183,7 @@ class Session:
         cache: Cache,
         logits: jax.Array,
         num_tokens: int,
-        how: Sampling = GREEDY,
+        sampling: Sampling = GREEDY,
         *,
         keys: jax.Array | None = None,
         stop_tokens: Sequence[int] = (),
@@ -191,14 +192,14 @@ class Session:
     ) -> Decoded:
         """Chooses up to `num_tokens` (at most TOKENS_A_CALL) and puts them behind the cache.
 
-        With 0 nothing happens but that the loop is compiled.
+        With 0 the loop is compiled and nothing else happens.
 
         Args:
-          logits: [b, v], what `prefill` or `decode` gave.
-          keys: of `sampling.row_keys`; None: seed 0.
+          logits: [b, v], a result of `prefill` or `decode`.
+          keys: of `row_keys`; None: seed 0.
           stop_tokens: a row ends with the first of these; all rows done end the loop.
           is_done: bool [b], rows that have ended already.
-          pad_id: stands behind a row's end.
+          pad_id: fills a row behind its end.
         Raises: ValueError for more tokens or stop tokens than the loop takes.
         """
         if not 0 <= num_tokens <= TOKENS_A_CALL:
@@ -206,14 +207,14 @@ class Session:
         if len(stop_tokens) > MOST_STOP_TOKENS:
             raise ValueError(f"stop_tokens: at most {MOST_STOP_TOKENS}, got {len(stop_tokens)}")
         cache = self._with_room(cache, num_tokens)
-        keys = sampling.row_keys(0, cache.batch) if keys is None else keys
-        is_done = self._put(jnp.zeros(cache.batch, bool)) if is_done is None else is_done
+        keys = row_keys(0, cache.batch) if keys is None else keys
+        is_done = self._committed(jnp.zeros(cache.batch, bool)) if is_done is None else is_done
         stops = np.full(MOST_STOP_TOKENS, -1, np.int32)
         stops[: len(stop_tokens)] = stop_tokens
         return _decode(
             self.config,
             self._structure,
-            how.kind,
+            sampling.kind,
             self._leaves,
             cache,
             logits,
@@ -223,10 +224,37 @@ class Session:
                 "limit": np.int32(num_tokens),
                 "stops": stops,
                 "pad": np.int32(pad_id),
-                "how": how.numbers(),
-                "turns": self.turns(cache.form),
+                "sampling": sampling.numbers(),
+                "angles": self.slot_arrays(cache.form),
             },
         )
+
+    def stream(
+        self,
+        cache: Cache,
+        logits: jax.Array,
+        num_tokens: int,
+        sampling: Sampling = GREEDY,
+        *,
+        tokens_a_call: int = TOKENS_A_CALL,
+        **settings: Any,
+    ) -> Iterator[Decoded]:
+        """`decode` again and again until there are `num_tokens`, or all rows are done.
+
+        Args:
+          tokens_a_call: between two results, at most TOKENS_A_CALL.
+          settings: `keys`, `stop_tokens` and `pad_id` of `decode`.
+        Yields: what `decode` gives, `tokens` a numpy array without unused columns.  Each cache is
+          used up by the next step.
+        """
+        is_done = None
+        for start in range(0, num_tokens, tokens_a_call):
+            count = min(tokens_a_call, num_tokens - start)
+            step = self.decode(cache, logits, count, sampling, is_done=is_done, **settings)
+            cache, logits, is_done = step.cache, step.logits, step.is_done
+            yield step._replace(tokens=np.asarray(step.tokens)[:, :count])
+            if np.asarray(is_done).all():
+                return
 
 
 def checked_lengths(tokens: np.ndarray, lengths: Any) -> np.ndarray:
@@ -249,12 +277,12 @@ def checked_lengths(tokens: np.ndarray, lengths: Any) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _prepared(config: ModelConfig, plan: LayerPlan, layers: str, params):
-    """Parameters as steps use them: in the stream's dtype, layers cut apart for a loop."""
+    """Parameters as steps use them: matrices in the compute dtype, layers apart for a loop."""
 
-    def cast(path, leaf):
-        return leaf.astype(config.dtype) if path[-1].key in CAST else leaf
+    def cast(names, leaf):
+        return leaf.astype(config.dtype) if is_matrix(names) else leaf
 
-    params = jax.tree_util.tree_map_with_path(cast, params)
+    params = map_axes(cast, model.logical_axes(config), params)
     if layers == "loop":
         params = params | {"segments": stack.unrolled(plan, params["segments"])}
     return params
@@ -276,10 +304,10 @@ def _no_logits(config: ModelConfig, batch: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(5, 6))
-def _read_chunk(config, structure, leaves, tokens, num_new, cache, logits, turns):
+def _read_chunk(config, structure, leaves, tokens, num_new, cache, logits, angles):
     """The cache with a chunk in it; logits of a row's last token, the old ones if it has none."""
     params = jax.tree.unflatten(structure, leaves)
-    x, cache = model.extend(config, params, tokens, num_new, cache, turns)
+    x, cache = model.extend(config, params, tokens, num_new, cache, angles)
     last = jnp.maximum(num_new - 1, 0)[:, None, None]
     x = jnp.take_along_axis(x, last, axis=1)[:, 0]
     return cache, jnp.where(num_new[:, None] > 0, model.head(config, params, x), logits)
@@ -296,11 +324,11 @@ def _decode(config, structure, kind, leaves, cache, logits, is_done, keys, setti
 
     def step(carry):
         i, tokens, count, is_done, cache, logits = carry
-        token = sampling.sample(logits, keys, cache.length, kind, settings["how"])
+        token = sample(logits, keys, cache.length, kind, settings["sampling"])
         token = jnp.where(is_done, settings["pad"], token)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], i, axis=1)
         num_new = jnp.where(is_done, 0, 1).astype(jnp.int32)
-        x, cache = model.extend(config, params, token[:, None], num_new, cache, settings["turns"])
+        x, cache = model.extend(config, params, token[:, None], num_new, cache, settings["angles"])
         stops = jnp.any(token[:, None] == settings["stops"][None, :], axis=1)
         logits = model.head(config, params, x[:, 0])
         return i + 1, tokens, count + num_new, is_done | stops, cache, logits

@@ -18,6 +18,7 @@ Rules, for kernels of keys and values [d, k, h]:
 Windows, rotary encodings and scalings are no parameters: the new config alone decides them.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,20 +33,22 @@ from hybrid import model
 from hybrid.config import ConfigError
 from hybrid.model import stack
 from hybrid.model.config import ModelConfig
+from hybrid.model.params import Leaves, flat, layer_params, nested, param_name
+from hybrid.model.pattern import LayerSpec
 
 K_PROJ, V_PROJ = "mixer/k_proj/kernel", "mixer/v_proj/kernel"
 FRESH, MEAN = "fresh", "the mean of both projections"
-Named = dict[str, jax.Array]
-Note = tuple[str, str, int | None]  # name, how, layer
+Layer = dict[str, jax.Array]  # the tensors of one layer by name
+Note = tuple[str, str, int | None]  # a tensor's name, the rule, the layer
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of the tensors: of each layer on its own; None is outside the layers.
+    """What became of the tensors: of each layer by itself; None is outside the layers.
 
     Attributes:
       num_mapped: tensors that were taken over.
-      made: those that the old model does not have, `how` a rule above or "fresh".
+      made: those that the old model does not have, by a rule above or "fresh".
       dropped: those that the new model has no place for.
     """
 
@@ -71,32 +74,30 @@ def convert(
       key: for fresh tensors; those of layers are what `model.init` makes of the same key.
     Raises: ConfigError where nothing can be taken over: another width, vocabulary or norm.
     """
-    for name in ("d_model", "vocab_size", "norm_offset"):
-        if getattr(old, name) != getattr(new, name):
-            accepted = f"init_from has {getattr(old, name)}"
-            raise ConfigError(f"model.{name}", "can't be another", getattr(new, name), accepted)
+    for field in ("d_model", "vocab_size", "norm_offset"):
+        if getattr(old, field) != getattr(new, field):
+            accepted = f"init_from has {getattr(old, field)}"
+            raise ConfigError(f"model.{field}", "can't be another", getattr(new, field), accepted)
     if _shapes(old) == _shapes(new):  # and so the same cuts: nothing moves, nothing is copied
         return dict(params), Report(_num_tensors(params))
     layers_key = jax.random.split(key)[1]
-    specs = list(model.layer_plan(new).layers())
-    layers: list[Named] = []
+    old_plan, new_plan = model.layer_plan(old), model.layer_plan(new)
     outside, made = _outside(params, new)
+    layers: list[Layer] = []
     dropped: list[Note] = []
-    for depth in range(max(len(specs), model.layer_plan(old).num_layers)):
-        have = layer_tensors(old, params, depth)
-        if depth >= len(specs):
-            dropped += [(name, "", depth) for name in have]
-            continue
-        fresh = functools.partial(_fresh, new, specs[depth], jax.random.fold_in(layers_key, depth))
-        shapes = _named(nnx.to_pure_dict(stack.abstract_layer(specs[depth], new)[1]))
-        tensors, how = _take(have, shapes, functools.cache(fresh))
-        layers.append(tensors)
-        made += [(name, rule, depth) for name, rule in how.items()]
-        merged = {V_PROJ} if how.get(K_PROJ) == MEAN else set()
-        dropped += [(name, "", depth) for name in have.keys() - tensors.keys() - merged]
-    num_tensors = len(_named(outside)) + sum(map(len, layers))
-    result = {**outside, "segments": _stacked(new, layers)}
-    return result, Report(num_tensors - len(made), tuple(made), tuple(sorted(dropped)))
+    for depth, spec in enumerate(new_plan.layers()):
+        available = layer_params(old_plan, params, depth)
+        fresh = functools.partial(_fresh, new, spec, jax.random.fold_in(layers_key, depth))
+        layer, rules = _layer(available, _layer_shapes(new, spec), functools.cache(fresh))
+        layers.append(layer)
+        made += [(tensor, rule, depth) for tensor, rule in rules.items()]
+        merged = {V_PROJ} if rules.get(K_PROJ) == MEAN else set()
+        dropped += [(tensor, "", depth) for tensor in available.keys() - layer.keys() - merged]
+    for depth in range(new_plan.num_layers, old_plan.num_layers):
+        dropped += [(tensor, "", depth) for tensor in layer_params(old_plan, params, depth)]
+    num_mapped = len(outside) + sum(map(len, layers)) - len(made)
+    result = nested(outside | _stacked(new, layers))
+    return result, Report(num_mapped, tuple(made), tuple(sorted(dropped)))
 
 
 def _shapes(config):
@@ -105,51 +106,37 @@ def _shapes(config):
 
 def _num_tensors(params):
     """Tensors of all layers one by one, and those outside."""
-    stacked = jax.tree.leaves(params["segments"])
-    return sum(leaf.shape[0] for leaf in stacked) + len(_named(_without_layers(params)))
-
-
-def _without_layers(params):
-    return {name: part for name, part in params.items() if name != "segments"}
+    leaves = flat(params).items()
+    return sum(leaf.shape[0] if path[0] == "segments" else 1 for path, leaf in leaves)
 
 
 # --- One layer -------------------------------------------------------------------------------
 
 
-def layer_tensors(config: ModelConfig, params: Mapping[str, Any], depth: int) -> Named:
-    """The tensors of one layer by name ("mixer/q_proj/kernel"); none beyond the last layer."""
-    plan = model.layer_plan(config)
-    if depth >= plan.num_layers:
-        return {}
-    where = plan.locate(depth)
-    stacked = _named(params["segments"][where.segment][where.slot])
-    return {name: leaf[where.repetition] for name, leaf in stacked.items()}
-
-
-def _take(
-    have: Named, shapes: Mapping[str, Any], fresh: Callable[[], Named]
-) -> tuple[Named, dict[str, str]]:
-    """A layer's tensors for `shapes`, and how those that are not mapped were made."""
-    tensors, how = {}, {}
-    for name, shape in shapes.items():
-        value, rule = _projected(name, have, shapes)
-        if value is not None and value.shape != shape.shape and name in (K_PROJ, V_PROJ):
+def _layer(
+    available: Layer, shapes: Mapping[str, Any], fresh: Callable[[], Layer]
+) -> tuple[Layer, dict[str, str]]:
+    """A layer's tensors for `shapes`, and by which rule those were made that are not mapped."""
+    layer, rules = {}, {}
+    for tensor, shape in shapes.items():
+        value, rule = _projected(tensor, available, shapes)
+        if value is not None and value.shape != shape.shape and tensor in (K_PROJ, V_PROJ):
             value, rule = _with_heads(value, shape.shape)
         if value is None or value.shape != shape.shape:
-            value, rule = fresh()[name], FRESH
-        tensors[name] = value
+            value, rule = fresh()[tensor], FRESH
+        layer[tensor] = value
         if rule:
-            how[name] = rule
-    return tensors, how
+            rules[tensor] = rule
+    return layer, rules
 
 
-def _projected(name, have, shapes):
+def _projected(tensor, available, shapes):
     """The tensor of that name and "", or what a rule makes of others and the rule."""
-    if name == V_PROJ and V_PROJ not in have:
-        return have.get(K_PROJ), "the one projection of keys and values"
-    if name == K_PROJ and V_PROJ in have and V_PROJ not in shapes:
-        return (have[K_PROJ] + have[V_PROJ]) / 2, MEAN
-    return have.get(name), ""
+    if tensor == V_PROJ and V_PROJ not in available:
+        return available.get(K_PROJ), "the one projection of keys and values"
+    if tensor == K_PROJ and V_PROJ in available and V_PROJ not in shapes:
+        return (available[K_PROJ] + available[V_PROJ]) / 2, MEAN
+    return available.get(tensor), ""
 
 
 def _with_heads(kernel, shape):
@@ -162,69 +149,57 @@ def _with_heads(kernel, shape):
     return kernel, ""
 
 
-def _fresh(config, spec, key):
-    return _named(stack.init_layer(spec, config, key))
+def _fresh(config: ModelConfig, spec: LayerSpec, key: jax.Array) -> Layer:
+    return _by_name(stack.init_layer(spec, config, key))
+
+
+def _layer_shapes(config: ModelConfig, spec: LayerSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    return _by_name(nnx.to_pure_dict(stack.abstract_layer(spec, config)[1]))
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {param_name(path): leaf for path, leaf in flat(tree).items()}
 
 
 # --- The whole tree --------------------------------------------------------------------------
 
 
-def _outside(params, new):
+def _outside(params: Mapping[str, Any], new: ModelConfig) -> tuple[Leaves, list[Note]]:
     """What stands outside the layers; the norm of per-layer embeddings may have to be made."""
-    shapes = _without_layers(model.abstract(new))
-    have = {name: params[name] for name in shapes if name in params}
-    made: list[Note] = []
-    for name in shapes.keys() - have.keys():
-        have[name] = jax.tree.map(
-            lambda x: jnp.full(x.shape, 1 - new.norm_offset, x.dtype), shapes[name]
-        )
-        made += [(f"{name}/{leaf}", FRESH, None) for leaf in _named(have[name])]
-    return have, made
+    shapes = {p: s for p, s in flat(model.abstract(new)).items() if p[0] != "segments"}
+    leaves = flat(params)
+    fresh = {
+        path: jnp.full(shape.shape, 1 - new.norm_offset, shape.dtype)
+        for path, shape in shapes.items()
+        if path not in leaves
+    }
+    outside = {path: leaves[path] for path in shapes.keys() - fresh.keys()}
+    return outside | fresh, [(param_name(path), FRESH, None) for path in fresh]
 
 
-def _stacked(config, layers):
-    """`segments` of the layers' tensors, in order of depth."""
-    plan = model.layer_plan(config)
-    slots: dict[tuple[int, int], list[Named]] = {}
-    for depth, tensors in enumerate(layers):
-        where = plan.locate(depth)
-        slots.setdefault((where.segment, where.slot), []).append(tensors)
-    segments: dict[int, dict] = {}
-    for (segment, slot), repetitions in slots.items():
-        whole = {name: jnp.stack([r[name] for r in repetitions]) for name in repetitions[0]}
-        segments.setdefault(segment, {})[slot] = _nested(whole)
-    return segments
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
-
-
-def _nested(named: Named) -> dict:
-    tree: dict = {}
-    for name, leaf in named.items():
-        *path, last = name.split("/")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return tree
+def _stacked(config: ModelConfig, layers: Sequence[Layer]) -> Leaves:
+    """The stacked leaves of the layers' tensors, given in order of depth."""
+    rows: dict[tuple, list[jax.Array]] = collections.defaultdict(list)
+    for depth, layer in enumerate(layers):
+        place = model.layer_plan(config).locate(depth)
+        for tensor, value in layer.items():
+            rows["segments", place.segment, place.slot, *tensor.split("/")].append(value)
+    return {path: jnp.stack(values) for path, values in rows.items()}
 
 
 # --- In words --------------------------------------------------------------------------------
 
 
-def _grouped(what: str, entries: Iterable[Note]) -> Iterator[str]:
-    groups: dict[tuple[str, str], list[int | None]] = {}
-    for name, how, depth in entries:
-        groups.setdefault((name, how), []).append(depth)
-    for (name, how), depths in groups.items():
-        where = f" of {_layers([d for d in depths if d is not None])}" if depths != [None] else ""
-        yield f"{what} {name}{where}" + (f": {how}" if how else "")
+def _grouped(verb: str, notes: Iterable[Note]) -> Iterator[str]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for tensor, rule, depth in notes:
+        groups.setdefault((tensor, rule), []).extend([] if depth is None else [depth])
+    for (tensor, rule), depths in groups.items():
+        layers = f" of {_runs(depths)}" if depths else ""
+        yield f"{verb} {tensor}{layers}" + (f": {rule}" if rule else "")
 
 
-def _layers(depths: Sequence[int]) -> str:
+def _runs(depths: Sequence[int]) -> str:
     """`layers 0 to 4, 6`: runs of depths."""
     runs: list[list[int]] = []
     for depth in depths:

@@ -22,34 +22,33 @@ from hybrid.loading.conversion import Report, convert
 from hybrid.model import lora
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import param_dtype
+from hybrid.model.params import flat
 from hybrid.origin import Origin, find
 from hybrid.sharding import placed, shardings
 from hybrid.workdir import checkpoint
 
 
 def check_initial(experiment: Experiment) -> Report:
-    """What `read_initial` will take over.  Raises: ConfigError for a folder that won't do."""
+    """What `read_initial` will take over.  Raises: ConfigError for a folder that can't be used."""
     origin = find(experiment.init_from)
     if origin.is_run:
         checkpoint.find_step(origin.path)
     old, reports = model_of(origin, experiment.model.dtype), []
 
-    def start(params, key):
-        params, report = convert(old, params, experiment.model, key)
-        reports.append(report)
-        return params
+    def traced(params, key):
+        reports.append(convert(old, params, experiment.model, key)[1])
 
-    jax.eval_shape(start, model.abstract(old), jax.random.key(0))
+    jax.eval_shape(traced, model.abstract(old), jax.random.key(0))
     return reports[0]
 
 
 def read_initial(
-    experiment: Experiment, mesh: Mesh, say: Callable[[str], None] = lambda line: None
+    experiment: Experiment, mesh: Mesh, log: Callable[[str], None] = lambda line: None
 ) -> model.Params:
     """Parameters for the run's model from the folder `init_from`, on `mesh`.
 
-    Fresh tensors are those that the run's seed would give a new model.  `say` hears what became
-    of the folder's tensors.
+    Fresh tensors are those that the run's seed would give a new model.  `log` gets lines on what
+    became of the folder's tensors.
     Raises: ConfigError as `check_initial`.
     """
     origin = find(experiment.init_from)
@@ -58,9 +57,8 @@ def read_initial(
     key = jax.random.key(experiment.training.seed)
     params, report = convert(old, params, new, key)
     for line in report.lines():
-        say(f"init_from: {line}")
-    places = shardings(mesh, model.logical_axes(new), model.abstract(new))
-    return jax.device_put(params, places)
+        log(f"init_from: {line}")
+    return jax.device_put(params, shardings(mesh, model.logical_axes(new), model.abstract(new)))
 
 
 def model_of(origin: Origin, dtype: str) -> ModelConfig:
@@ -93,46 +91,48 @@ def read_params(
     """
     dtype = jnp.dtype(dtype or param_dtype(config))
     shapes = model.abstract(config)
-    places = shardings(mesh, model.logical_axes(config), shapes)
+    leaf_shardings = shardings(mesh, model.logical_axes(config), shapes)
     if origin.run is None:
         from hybrid import pretrained
 
-        return pretrained.read_params(origin.path, config, places, dtype, key=origin.key)
+        return pretrained.read_params(origin.path, config, leaf_shardings, dtype, key=origin.key)
     if origin.run.get("lora", {}).get("rank"):
         run = experiment_lib.from_config({**origin.run, "mesh": {}})
         params = _read_adapted(origin, run, mesh, which)
     else:
-        params = checkpoint.restore_params(origin.path, which, placed(shapes, places))[0]
+        params = checkpoint.restore_params(origin.path, which, placed(shapes, leaf_shardings))[0]
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str) -> model.Params:
-    """The base of a run with adapters, and they merged into it."""
+    """The base of a run with adapters, these merged into it."""
     base_axes = model.logical_axes(run.model)
-    names = lora.adapters(lora.add_axes(run.lora, base_axes))
-    shapes = jax.eval_shape(
-        lambda key: lora.adapters(lora.add(run.lora, model.init(run.model, key), base_axes, key)),
-        jax.random.key(0),
+    adapted = jax.eval_shape(
+        functools.partial(lora.add, run.lora, logical_axes=base_axes),
+        model.abstract(run.model),
+        rng=jax.random.key(0),
     )
-    found = checkpoint.restore_params(
-        origin.path, which, placed(shapes, shardings(mesh, names, shapes))
-    )[0]
+    logical_axes = lora.add_axes(run.lora, base_axes)
+    targets = lora.adapters(placed(adapted, shardings(mesh, logical_axes, adapted)))
+    adapters, step = checkpoint.restore_params(origin.path, which, targets)
     base = read_initial(run, mesh)
-    step = checkpoint.find_step(origin.path, which)
     check_base(run, checkpoint.read_record(origin.path, step), fingerprint(base))
-    return lora.merge(lora.with_adapters(base, found))
+    return lora.merge(lora.with_adapters(base, adapters))
 
 
-def check_base(experiment: Experiment, record: Mapping[str, Any], now: str) -> None:
+def check_base(experiment: Experiment, record: Mapping[str, Any], base: str) -> None:
     """Raises: ConfigError if the base that adapters were trained on has changed since.
 
     Args:
-      record: of the adapters' checkpoint.  now: the fingerprint of what `init_from` holds.
+      record: of the adapters' checkpoint.  base: the fingerprint of what `init_from` holds.
     """
-    before = record.get("base")
-    if before != now:
-        problem = "is not what the adapters were trained on"
-        raise ConfigError("init_from", problem, f"{experiment.init_from} ({now})", str(before))
+    trained_on = record.get("base")
+    if trained_on != base:
+        problem, got = (
+            "is not what the adapters were trained on",
+            f"{experiment.init_from} ({base})",
+        )
+        raise ConfigError("init_from", problem, got, str(trained_on))
 
 
 # --- A fingerprint ---------------------------------------------------------------------------
@@ -144,7 +144,8 @@ def fingerprint(params: model.Params) -> str:
     A fine-tuned model has the shapes and sizes of its base, so nothing less would tell them apart.
     """
     sums = jax.device_get(jax.jit(functools.partial(jax.tree.map, _bit_sum))(params))
-    named = {jax.tree_util.keystr(p): v for p, v in jax.tree_util.tree_leaves_with_path(sums)}
+    # Names as jax writes paths, which the records of checkpoints have kept.
+    named = {"".join(f"[{key!r}]" for key in path): value for path, value in flat(sums).items()}
     text = "\n".join(f"{name} {value}" for name, value in sorted(named.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -152,13 +153,13 @@ def fingerprint(params: model.Params) -> str:
 def _bit_sum(leaf: jax.Array) -> jax.Array:
     """Σ_i bits_i · weight_i modulo 2^32: exact, so devices may add in any order.
 
-    Weights come from a number's place and are odd, so a change of any one number shows.
+    Weights come from a number's position and are odd, so a change of any one number shows.
     """
-    place = jnp.zeros(leaf.shape, jnp.uint32)
+    position = jnp.zeros(leaf.shape, jnp.uint32)
     for axis, size in enumerate(leaf.shape):
         index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        place = place * jnp.uint32(size) + index
-    mixed = place * jnp.uint32(2654435761)  # Knuth's multiplicative hash
+        position = position * jnp.uint32(size) + index
+    mixed = position * jnp.uint32(2654435761)  # Knuth's multiplicative hash
     weight = (mixed ^ (mixed >> 15)) | jnp.uint32(1)
     if leaf.dtype.itemsize == 8:
         halves = jax.lax.bitcast_convert_type(leaf, jnp.uint32)

@@ -17,7 +17,7 @@ from hybrid.model.language_model import (
     loss_sums,
     score,
     score_hidden,
-    slot_turns,
+    slot_arrays,
     training_sums,
 )
 
@@ -34,6 +34,6 @@ __all__ = [
     "loss_sums",
     "score",
     "score_hidden",
-    "slot_turns",
+    "slot_arrays",
     "training_sums",
 ]

@@ -16,8 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hybrid.model.mixers import MIXERS, kv_cache
-from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.model.pattern import LayerPlan
 
 
@@ -51,70 +50,55 @@ class Cache:
     def rewind(self, tokens: Any) -> "Cache":
         """The cache without the last `tokens` (a number, or one a row) of each row.
 
-        Local rings forget what is overwritten, so all rewinds since the furthest token together
-        may reach back `form.slack` tokens; without rings there is no such limit.
-        Raises: ValueError for a rewind further than that, or beyond the beginning.
+        All rewinds since the furthest token together may reach back as far as the mixers keep
+        what they need: local rings by `form.slack` tokens, global layers to the beginning.
+        Raises: ValueError for a rewind further than that, or by mixers that have none.
         """
         back = jnp.broadcast_to(jnp.asarray(tokens, jnp.int32), self.length.shape)
         length = self.length - back
         if jnp.any(back < 0) or jnp.any(length < 0):
             held = self.length.tolist()
             raise ValueError(f"rewind: must be from 0 to the rows' lengths {held}, got {tokens}")
-        slack = self.form.slack
-        has_ring = any(spec.window_size is not None for spec in self.plan.layers())
-        lost = has_ring and self.written > jnp.maximum(length + slack, self._linear())
-        if has_ring and bool(jnp.any(lost)):
-            most = (self.length - self.written + slack).tolist()
+        earliest = self._earliest_rewind()
+        if jnp.any(back > 0) and bool(jnp.any(length < earliest)):
+            most = (self.length - earliest).tolist()
             raise ValueError(
                 f"rewind: {tokens} tokens are further back than local layers keep "
-                f"(inference.slack {slack}; rows can go back {most})"
+                f"(inference.slack {self.form.slack}; rows can go back {most})"
             )
         return dataclasses.replace(self, length=length)
 
-    def _linear(self) -> int:
-        """Tokens up to which no ring has wrapped: until then nothing was overwritten."""
-        specs = (spec for spec in self.plan.layers() if spec.window_size is not None)
-        return min(kv_cache.num_slots(spec, self.form) for spec in specs)
+    def _earliest_rewind(self) -> jax.Array:
+        """int32 [b]: the fewest tokens that rows can be cut back to."""
+        earliest = jnp.zeros_like(self.written)
+        for spec in dict.fromkeys(self.plan.layers()):
+            if "rewind" in spec.mixer.LACKS:
+                reason = spec.mixer.LACKS["rewind"]
+                raise ValueError(f"rewind: {spec.about.title} layers can't: {reason}")
+            earliest = jnp.maximum(earliest, spec.mixer.earliest_rewind(self.form, self.written))
+        return earliest
 
     def grown(self, capacity: int) -> "Cache":
         """The same content with room for `capacity` tokens."""
         form = dataclasses.replace(self.form, capacity=capacity)
-
-        def pad(spec, kept):
-            more = kv_cache.num_slots(spec, form) - kv_cache.num_slots(spec, self.form)
-            # A ring below its full size has not wrapped: slots still are positions.
-            return jax.tree.map(
-                lambda array: jnp.pad(
-                    array, [(0, 0)] * 3 + [(0, more)] + [(0, 0)] * (array.ndim - 4)
-                ),
-                kept,
-            )
-
-        layers = {
-            i: {j: pad(spec, self.layers[i][j]) for j, spec in enumerate(segment.specs)}
-            for i, segment in enumerate(self.plan.segments)
-        }
-        return dataclasses.replace(self, layers=layers, form=form)
+        grow = lambda spec, _, state: spec.mixer.grow(state, self.form, form)  # noqa: E731
+        return dataclasses.replace(self, layers=self.plan.map(grow, self.layers), form=form)
 
     def num_bytes(self) -> dict[str, int]:
         """Bytes of the allocated arrays, by layer kind, and their total."""
         sizes = {"total": 0, "local": 0, "global": 0, "state": 0}
-        for i, segment in enumerate(self.plan.segments):
-            for j, spec in enumerate(segment.specs):
-                size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.layers[i][j]))
-                sizes[spec.kind] += size
-                sizes["total"] += size
+
+        def add(spec, _, state):
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            sizes[spec.kind] += size
+            sizes["total"] += size
+
+        self.plan.map(add, self.layers)
         return sizes
 
 
 def allocate(plan: LayerPlan, form: CacheFormat, batch: int) -> Cache:
     """An empty cache for `batch` rows."""
-    layers = {
-        i: {
-            j: MIXERS[spec.letter].init_state(spec, form, segment.repetitions, batch)
-            for j, spec in enumerate(segment.specs)
-        }
-        for i, segment in enumerate(plan.segments)
-    }
+    layers = plan.map(lambda spec, depths: spec.mixer.init_state(form, len(depths), batch))
     length, written = (jnp.zeros(batch, jnp.int32) for _ in range(2))
     return Cache(layers, length, written, plan, form)

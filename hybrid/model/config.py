@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+from typing import ClassVar
 
-from hybrid.config import ConfigError, key
+from hybrid.config import ConfigError, OpenSection, key
 
 DTYPES = ("float32", "bfloat16", "float64")
 REMAT = ("none", "dots", "full")
@@ -18,8 +19,13 @@ LAYER_SCALAR = ("none", "fixed", "trained")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Keys under `model.`; raises ConfigError for combinations that can't be built."""
+class ModelConfig(OpenSection):
+    """Keys under `model.`; raises ConfigError for combinations that can't be built.
+
+    Mixers other than attention have sections of their own, `SECTIONS` by name.
+    """
+
+    SECTIONS: ClassVar[dict[str, type]] = {}
 
     pattern: str = key("LLLLLG", "a letter a layer of one period: L local, G global")
     last_layer: str = key(
@@ -129,11 +135,6 @@ class ModelConfig:
                 self.window_sizes,
                 f"{len(self.pattern)} of them",
             )
-        for letter, window in zip(self.pattern, self.window_sizes, strict=True):
-            if letter == "G" and window != 0:
-                raise ConfigError("window_sizes", "must be 0 at a G", self.window_sizes)
-            if letter == "L" and window < 1:
-                raise ConfigError("window_sizes", "must be at least 1 at an L", self.window_sizes)
 
     def _check_kv(self) -> None:
         if self.unified_kv and not (self.qk_norm and self.v_norm):

@@ -11,6 +11,7 @@ and "layer_embedder": {"norm": {"scale"}} with per-layer embeddings.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,15 @@ from hybrid.model.blocks.block import LayerInputs
 from hybrid.model.cache import Cache
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import Embedder, RMSNorm
-from hybrid.model.mixers.kv_cache import CacheFormat, CacheStep
-from hybrid.model.mixers.placement import Placement, angles
+from hybrid.model.mixers.protocol import (
+    CacheFormat,
+    CacheStep,
+    Placement,
+    shared_arrays,
+)
 from hybrid.model.pattern import LayerPlan, plan_layers
 from hybrid.ops import loss
 from hybrid.ops.loss import LossSums, TokenScores
-from hybrid.ops.rope import Rotation
 from hybrid.sharding import constrain
 
 Params = dict
@@ -96,7 +100,7 @@ def _run(config, params, tokens, positions, segment_ids, counted=None):
     plan = layer_plan(config)
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    placement = Placement.of(plan, positions, segment_ids, jnp.dtype(config.dtype))
+    placement = Placement.of(plan.mixers(), positions, segment_ids, jnp.dtype(config.dtype))
     x = nnx.merge(_embedder_graph(config), params["embedder"])(tokens)
     x = constrain(x, axes.BATCH, axes.TIME, None)
     inputs = LayerInputs(placement, tokens, x, _layer_embedding_norm(config, params), counted)
@@ -114,7 +118,7 @@ def extend(
     tokens: Tokens,
     num_new: jax.Array,
     cache: Cache,
-    turns: dict[str, Rotation],
+    slots: dict[str, Any],
 ) -> tuple[Hidden, Cache]:
     """The stream of new tokens behind those in the cache, and the cache with them in it.
 
@@ -122,13 +126,13 @@ def extend(
       params: in the layout of `cache.plan`.
       tokens: int32 [b, t].  num_new: int32 [b], how many of a row's t tokens are there; the rest
         is padding: it leaves no trace, and its stream means nothing.
-      turns: `slot_turns` of the cache.
+      slots: `slot_arrays` of the cache.
     Returns: [b, t, d] after the final norm.
     """
     plan, index = cache.plan, jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
     positions = jnp.where(index < num_new[:, None], cache.length[:, None] + index, -1)
-    step = CacheStep(cache.form, cache.length, cache.written, num_new, turns)
-    placement = Placement.of(plan, positions, None, jnp.dtype(config.dtype), step)
+    step = CacheStep(cache.form, cache.length, cache.written, num_new, slots)
+    placement = Placement.of(plan.mixers(), positions, None, jnp.dtype(config.dtype), step)
     x = nnx.merge(_embedder_graph(config), params["embedder"])(tokens)
     segments, ids = params["segments"], tokens
     if config.layer_embedding_dim:
@@ -141,13 +145,11 @@ def extend(
     return nnx.merge(_final_norm_graph(config), params["final_norm"])(x), after
 
 
-def slot_turns(plan: LayerPlan, form: CacheFormat, dtype: str) -> dict[str, Rotation]:
-    """The angles of the cache's slots, for layers whose keys are made on reading."""
+def slot_arrays(plan: LayerPlan, form: CacheFormat, dtype: str) -> dict[str, Any]:
+    """What layers read of the positions of a cache's slots, made once a capacity."""
     positions = jnp.arange(form.capacity, dtype=jnp.int32)[None, :]
-    unified = {spec.rope_key: spec for spec in plan.layers() if spec.unified_kv}
-    if form.unified != "value":
-        return {}
-    return {key: angles(spec, positions, jnp.dtype(dtype)) for key, spec in unified.items()}
+    readers = (mixer for mixer in plan.mixers() if mixer.reads_slots(form))
+    return shared_arrays(readers, positions, jnp.dtype(dtype))
 
 
 def _rows_of(segments: dict, tokens: Tokens) -> tuple[dict, Tokens]:

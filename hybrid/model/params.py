@@ -1,76 +1,86 @@
-"""Parameters in two parts: those that are trained and those that are frozen.
+"""Parameter trees by path: the one way in which parameters are named, selected and split.
 
-Each part is a tree like the parameters in which the other's leaves are None, which jax takes for
-nothing: no gradient, no optimizer state, no work. With LoRA the adapters are trained and all
-else is frozen; `optimizer.freeze` freezes by name.
+Parameters are nested dicts with keys of text and of numbers (segments, slots). `flat` makes them a
+dict of paths, `nested` undoes it, and everything that selects or replaces parameters by their
+place stands between the two:
+
+    {("segments", 0, 5, "mixer", "q_proj", "kernel"): leaf}      "segments/0/5/mixer/q_proj/kernel"
+
 """
 
-import fnmatch
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import traverse_util
 
-from hybrid.config import ConfigError
-from hybrid.model import lora
-from hybrid.model.config import LoraConfig, ModelConfig
-from hybrid.model.language_model import abstract, logical_axes
+from hybrid.axes import EXPERTS, LAYERS
+from hybrid.model.pattern import LayerPlan
 
+STACKS = (LAYERS, EXPERTS)  # axes along which a leaf holds many tensors
+ADAPTER = ("lora_a", "lora_b")
 
-def names(tree: Any) -> Any:
-    """A tree like the parameters with each leaf's name: "segments/0/5/mixer/q_proj/kernel"."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "/".join(str(entry.key) for entry in path), tree
-    )
+Path = tuple[str | int, ...]
+Leaves = dict[Path, Any]
 
 
-def abstract_trained(
-    config: ModelConfig, adapters: LoraConfig, freeze: Sequence[str]
-) -> tuple[Any, Any]:
-    """Shapes of a run's parameters, adapters included, and their `trained_mask`.
-
-    Raises: ConfigError for a `freeze` or adapters that don't fit the model.
-    """
-    add = functools.partial(lora.add, adapters, logical_axes=logical_axes(config))
-    shapes = jax.eval_shape(add, abstract(config), rng=jax.random.key(0))
-    return shapes, trained_mask(shapes, freeze)
+def flat(tree: Any) -> Leaves:
+    """The leaves of nested dicts by path, in the order of the dicts."""
+    return traverse_util.flatten_dict(tree)
 
 
-def trained_mask(params: Any, freeze: Sequence[str]) -> Any:
-    """True at the leaves that are trained.
+def nested(leaves: Leaves) -> Any:
+    """The nested dicts of leaves by path."""
+    return traverse_util.unflatten_dict(leaves)
+
+
+def param_name(path: Path) -> str:
+    """A path as text: "segments/0/5/mixer/q_proj/kernel"."""
+    return "/".join(map(str, path))
+
+
+def select(tree: Any, is_selected: Callable[[Path], bool]) -> Any:
+    """The tree of the leaves whose path `is_selected`."""
+    return nested({path: leaf for path, leaf in flat(tree).items() if is_selected(path)})
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a parameter belongs to a LoRA adapter."""
+    return path[-1] in ADAPTER
+
+
+def layer_params(plan: LayerPlan, params: Any, layer: int) -> dict[str, jax.Array]:
+    """The parameters of one layer, unstacked, by name: "mixer/q_proj/kernel"; none beyond the last.
 
     Args:
-      params: the parameters or their shapes.
-      freeze: patterns of names as of a shell ("embedder/*"); none where there are adapters.
-    Raises: ConfigError under optimizer.freeze for a pattern without a leaf, or if nothing is left.
+      params: in the layout of `plan`.  layer: depth, from 0.
     """
-    named = names(params)
-    if lora.has_adapters(params):
-        return jax.tree.map(lora.is_adapter, named)
-    every = jax.tree.leaves(named)
-    for pattern in freeze:
-        if not fnmatch.filter(every, pattern):
-            shown = ", ".join(sorted({name.split("/")[0] + "/*" for name in every}))
-            problem = "matches no parameter"
-            raise ConfigError("optimizer.freeze", problem, pattern, f"such as {shown}")
-    mask = jax.tree.map(lambda name: not any(fnmatch.fnmatch(name, p) for p in freeze), named)
-    if not any(jax.tree.leaves(mask)):
-        raise ConfigError("optimizer.freeze", "leaves nothing to train", list(freeze))
-    return mask
+    if layer >= plan.num_layers:
+        return {}
+    place = plan.locate(layer)
+    stacked = flat(params["segments"][place.segment][place.slot])
+    return {param_name(path): leaf[place.repetition] for path, leaf in stacked.items()}
 
 
-def split(params: Any, mask: Any) -> tuple[Any, Any]:
-    """(trained, frozen) of the parameters, or of anything with a leaf for each of them."""
-    is_leaf = lambda node: not isinstance(node, dict)  # noqa: E731
-    trained = jax.tree.map(lambda keep, leaf: leaf if keep else None, mask, params, is_leaf=is_leaf)
-    frozen = jax.tree.map(lambda keep, leaf: None if keep else leaf, mask, params, is_leaf=is_leaf)
-    return trained, frozen
+# --- Logical axes ----------------------------------------------------------------------------
 
 
-def join(trained: Any, frozen: Any) -> Any:
-    """The parameters of both parts."""
-    is_none = lambda node: node is None  # noqa: E731
+def map_axes(function: Callable[..., Any], logical_axes: Any, *trees: Any) -> Any:
+    """`jax.tree.map` where tuples of axis names are the leaves of the first tree."""
     return jax.tree.map(
-        lambda left, right: right if left is None else left, trained, frozen, is_leaf=is_none
+        function, logical_axes, *trees, is_leaf=lambda node: isinstance(node, tuple)
     )
+
+
+def tensor_axes(names: tuple) -> tuple:
+    """The axes of one tensor of a leaf: of one layer, and there of one expert."""
+    return tensor_axes(names[1:]) if names and names[0] in STACKS else names
+
+
+def is_matrix(names: tuple) -> bool:
+    """Whether a parameter is a kernel or an embedding: two axes or more, stacks not counted.
+
+    Weight decay applies to these, and they are used in the compute dtype; norms' weights and
+    scalars are used in the parameters' dtype.
+    """
+    return len(tensor_axes(names)) >= 2

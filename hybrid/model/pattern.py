@@ -17,32 +17,14 @@ Read next: `stack.py`, which runs a plan.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
-
-LOCAL, GLOBAL = "L", "G"
-KIND_NAMES = {LOCAL: "local", GLOBAL: "global"}
-LATER_LETTERS = {
-    "S": "Longformer",
-    "B": "BigBird",
-    "M": "Mamba-2",
-    "W": "RWKV-7",
-    "R": "RG-LRU",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary position encoding of a layer: `fraction` of the pairs turn, at base `theta`.
-
-    `factor` divides all frequencies (linear scaling).
-    """
-
-    theta: float
-    fraction: float = 1.0
-    factor: float = 1.0
+from hybrid.model.mixers import LATER, MIXERS
+from hybrid.model.mixers.attention import GLOBAL
+from hybrid.model.mixers.protocol import Letter, MixerSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,43 +41,26 @@ class LayerSpec:
     """All that makes a layer: equal specs are equal code and stack into one scan.
 
     Attributes:
-      letter: the token mixer.
-      window_size: tokens seen, the own included; None sees all earlier ones.
-      num_heads, num_kv_heads, head_dim: geometry of the heads.
-      rope: rotary encoding.
-      unified_kv: one projection serves keys and values.
+      letter: names the token mixer.
+      mixer: the mixer's own spec.
       ffn_dim: width of the feed-forward.
       experts: experts beside it, or None.
-      donor: index of the layer whose keys and values this one reuses; None: it owns its own.
-      donates: whether later layers reuse this layer's keys and values.
     """
 
     letter: str
-    window_size: int | None
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope: Rope
-    unified_kv: bool
+    mixer: MixerSpec
     ffn_dim: int
     experts: Experts | None = None
-    donor: int | None = None
-    donates: bool = False
+
+    @property
+    def about(self) -> Letter:
+        """The mixer's row of the table: kind, title, look, citation."""
+        return MIXERS[self.letter]
 
     @property
     def kind(self) -> str:
-        """`local` or `global`."""
-        return KIND_NAMES[self.letter]
-
-    @property
-    def rope_key(self) -> str:
-        """Names the layer's angles: equal for all layers whose heads turn alike."""
-        return f"{self.rope}/{self.head_dim}"
-
-    @property
-    def owns_kv(self) -> bool:
-        """Whether the layer computes (and caches) keys and values of its own."""
-        return self.donor is None
+        """`local`, `global` or `state`."""
+        return self.about.kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +75,11 @@ class Segment:
     def num_layers(self) -> int:
         """Layers in all repetitions together."""
         return len(self.specs) * self.repetitions
+
+    def depths(self, slot: int) -> range:
+        """The layers that are stacked at a slot, one a repetition."""
+        first = self.first_layer + slot
+        return range(first, first + self.num_layers, len(self.specs))
 
     @property
     def letters(self) -> str:
@@ -142,6 +112,24 @@ class LayerPlan:
         for segment in self.segments:
             yield from segment.specs * segment.repetitions
 
+    def map(self, function: Callable[..., Any], *trees: dict) -> dict[int, dict[int, Any]]:
+        """{segment: {slot: function(spec, depths, ...)}}: the tree of parameters and of states.
+
+        depths: range of the layers that are stacked there. Of each of `trees`, `function` is
+        given the part at the same segment and slot.
+        """
+        return {
+            i: {
+                j: function(spec, segment.depths(j), *(tree[i][j] for tree in trees))
+                for j, spec in enumerate(segment.specs)
+            }
+            for i, segment in enumerate(self.segments)
+        }
+
+    def mixers(self) -> Iterator[MixerSpec]:
+        """The mixer of each layer, in order of depth."""
+        return (spec.mixer for spec in self.layers())
+
     @property
     def letters(self) -> str:
         """The letter of each layer, in order of depth."""
@@ -154,10 +142,10 @@ class LayerPlan:
         Each local layer carries what it sees its window further: m layers reach m·(w - 1) + 1.
         """
         reach = 1
-        for spec in self.layers():
-            if spec.window_size is None:
+        for mixer in self.mixers():
+            if mixer.reach is None:
                 return None
-            reach += spec.window_size - 1
+            reach += mixer.reach - 1
         return reach
 
     def unrolled(self) -> "LayerPlan":
@@ -189,14 +177,13 @@ class LayerPlan:
 
 
 def plan_layers(config: ModelConfig) -> LayerPlan:
-    """The plan of a model.  Raises: ConfigError for a pattern that can't be had."""
+    """The plan of a model.  Raises: ConfigError for a pattern that can't be built."""
     letters = layer_letters(config.pattern, config.num_layers, config.last_layer)
-    windows = config.window_sizes or (config.window_size,) * len(config.pattern)
+    period = len(config.pattern)
     specs = tuple(
-        layer_spec(config, letter, windows[layer % len(windows)])
-        for layer, letter in enumerate(letters)
+        layer_spec(config, letter, layer % period) for layer, letter in enumerate(letters)
     )
-    return segmented(share_kv(specs, config), period=len(config.pattern))
+    return segmented(share_kv(specs, config), period)
 
 
 def layer_letters(pattern: str, num_layers: int, last_layer: str = "require_global") -> str:
@@ -207,11 +194,11 @@ def layer_letters(pattern: str, num_layers: int, last_layer: str = "require_glob
     """
     check_pattern(pattern)
     letters = (pattern * -(-num_layers // len(pattern)))[:num_layers]
-    if letters[-1] == GLOBAL or last_layer == "any":
+    if letters[-1] == GLOBAL.letter or last_layer == "any":
         return letters
     if last_layer == "force_global":
-        return letters[:-1] + GLOBAL
-    if GLOBAL not in pattern:
+        return letters[:-1] + GLOBAL.letter
+    if GLOBAL.letter not in pattern:
         raise ConfigError(
             "pattern",
             "has no global layer, which model.last_layer=require_global asks for at the end",
@@ -229,50 +216,32 @@ def layer_letters(pattern: str, num_layers: int, last_layer: str = "require_glob
 
 def check_pattern(pattern: str) -> None:
     """Raises: ConfigError for an empty pattern or a letter without a mixer."""
+    accepted = "letters " + " and ".join(f"{name} ({row.kind})" for name, row in MIXERS.items())
     if not pattern:
-        raise ConfigError("pattern", "is empty", "''", "letters L (local) and G (global)")
+        raise ConfigError("pattern", "is empty", "''", accepted)
     for letter in pattern:
-        if letter in LATER_LETTERS:
-            problem = f"letter {letter} ({LATER_LETTERS[letter]}) is not built yet"
-            raise ConfigError("pattern", problem, pattern, "letters L (local) and G (global)")
-        if letter not in KIND_NAMES:
-            raise ConfigError(
-                "pattern",
-                f"has an unknown letter {letter!r}",
-                pattern,
-                "letters L (local) and G (global)",
-            )
+        if letter in MIXERS:
+            continue
+        problem = f"has an unknown letter {letter!r}"
+        if letter in LATER:
+            problem = f"letter {letter} ({LATER[letter]}) is not built yet"
+        raise ConfigError("pattern", problem, pattern, accepted)
 
 
 def _fitting_depths(pattern: str, near: int) -> str:
     ends_global = [
         depth
         for depth in range(1, near + 2 * len(pattern))
-        if pattern[(depth - 1) % len(pattern)] == GLOBAL
+        if pattern[(depth - 1) % len(pattern)] == GLOBAL.letter
     ]
     return ", ".join(map(str, sorted(sorted(ends_global, key=lambda depth: abs(depth - near))[:4])))
 
 
-def layer_spec(config: ModelConfig, letter: str, window_size: int) -> LayerSpec:
-    """The spec of one layer of `config`."""
-    is_local = letter == LOCAL
-    wide = config.global_rope_theta, config.global_rope_fraction, config.global_rope_factor
-    kv_heads, head_dim = config.num_kv_heads, config.head_dim
-    if not is_local:
-        kv_heads = config.num_global_kv_heads or kv_heads
-        head_dim = config.global_head_dim or head_dim
+def layer_spec(config: ModelConfig, letter: str, slot: int) -> LayerSpec:
+    """The spec of a layer at place `slot` of the period."""
+    mixer = MIXERS[letter].spec(config, slot)
     experts = Experts(config.num_experts, config.num_active_experts, config.expert_dim)
-    return LayerSpec(
-        letter=letter,
-        window_size=window_size if is_local else None,
-        num_heads=config.num_heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        rope=Rope(config.rope_theta) if is_local else Rope(*wide),
-        unified_kv=config.unified_kv and not is_local,
-        ffn_dim=config.ffn_dim,
-        experts=experts if config.num_experts else None,
-    )
+    return LayerSpec(letter, mixer, config.ffn_dim, experts if config.num_experts else None)
 
 
 def share_kv(specs: tuple[LayerSpec, ...], config: ModelConfig) -> tuple[LayerSpec, ...]:
@@ -282,21 +251,25 @@ def share_kv(specs: tuple[LayerSpec, ...], config: ModelConfig) -> tuple[LayerSp
     """
     owners = len(specs) - config.num_kv_shared_layers
     last = {spec.letter: layer for layer, spec in enumerate(specs[:owners])}
-    result = list(specs)
+    result, width = list(specs), config.kv_shared_ffn_dim or config.ffn_dim
     for layer in range(owners, len(specs)):
-        letter = specs[layer].letter
-        if letter not in last:
-            problem = f"leaves no {KIND_NAMES[letter]} layer that owns its keys and values"
+        spec = specs[layer]
+        reason = spec.mixer.LACKS.get("kv_sharing")
+        if spec.letter not in last or reason:
+            problem = f"leaves no {spec.kind} layer that owns its keys and values"
+            problem = f"reaches a layer {spec.letter}, which {reason}" if reason else problem
             raise ConfigError("num_kv_shared_layers", problem, config.num_kv_shared_layers)
-        donor, width = last[letter], config.kv_shared_ffn_dim or config.ffn_dim
-        result[layer] = dataclasses.replace(specs[layer], donor=donor, ffn_dim=width)
-        result[donor] = dataclasses.replace(result[donor], donates=True)
+        donor = last[spec.letter]
+        reusing = dataclasses.replace(spec.mixer, donor=donor)
+        result[layer] = dataclasses.replace(spec, mixer=reusing, ffn_dim=width)
+        donating = dataclasses.replace(result[donor].mixer, donates=True)
+        result[donor] = dataclasses.replace(result[donor], mixer=donating)
     return tuple(result)
 
 
 def segmented(specs: tuple[LayerSpec, ...], period: int) -> LayerPlan:
     """Cuts a list of specs into segments: runs of equal pieces, a piece at most one period long."""
-    reusing = [layer for layer, spec in enumerate(specs) if not spec.owns_kv]
+    reusing = [layer for layer, spec in enumerate(specs) if spec.mixer.donor is not None]
     cuts = {*range(0, len(specs), period), *reusing[:1], len(specs)}
     bounds = sorted(cuts)
     segments: list[Segment] = []

@@ -5,7 +5,7 @@ loop are two readings of the same plan (`model.unroll`), equal to rounding; the 
 program does not grow with depth. Rematerialisation is per layer, not per period: under fsdp, the
 gathered weights of a whole period would otherwise live together.
 
-Read next: `model.py`.
+Read next: `language_model.py`.
 """
 
 import functools
@@ -21,7 +21,8 @@ from hybrid.model import lora
 from hybrid.model.blocks.block import Block, LayerInputs
 from hybrid.model.config import ModelConfig
 from hybrid.model.mixers.kv import KV
-from hybrid.model.mixers.kv_cache import LayerCache, View
+from hybrid.model.mixers.kv_cache import View
+from hybrid.model.mixers.protocol import LayerState
 from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
 from hybrid.sharding import constrain
 
@@ -35,16 +36,11 @@ REMAT_POLICIES = {
 def init(plan: LayerPlan, config: ModelConfig, key: jax.Array) -> dict:
     """Parameters `[segment][slot]`; a layer's values depend on its depth, not on the cuts."""
 
-    def slot(segment: Segment, index: int) -> dict:
-        stride = len(segment.specs)
-        layers = [segment.first_layer + index + stride * r for r in range(segment.repetitions)]
-        keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.array(layers))
-        return jax.vmap(lambda key: init_layer(segment.specs[index], config, key))(keys)
+    def stacked(spec: LayerSpec, depths: range) -> dict:
+        keys = jax.vmap(lambda depth: jax.random.fold_in(key, depth))(jnp.array(depths))
+        return jax.vmap(lambda key: init_layer(spec, config, key))(keys)
 
-    return {
-        i: {j: slot(segment, j) for j in range(len(segment.specs))}
-        for i, segment in enumerate(plan.segments)
-    }
+    return plan.map(stacked)
 
 
 def init_layer(spec: LayerSpec, config: ModelConfig, key: jax.Array) -> dict:
@@ -74,19 +70,18 @@ def abstract_layer(
 def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
     """The names of each parameter's axes, the stacked one first."""
 
-    def slot(spec: LayerSpec) -> dict:
+    def names(spec: LayerSpec, depths: range) -> dict:
+        del depths
         state = abstract_layer(spec, config)[1]
-        names = jax.tree.map(
-            lambda param: (axes.LAYERS, *param.get_metadata()["axes"]),
-            state,
-            is_leaf=lambda node: isinstance(node, nnx.Variable),
+        return nnx.to_pure_dict(
+            jax.tree.map(
+                lambda param: (axes.LAYERS, *param.get_metadata()["axes"]),
+                state,
+                is_leaf=lambda node: isinstance(node, nnx.Variable),
+            )
         )
-        return nnx.to_pure_dict(names)
 
-    return {
-        i: {j: slot(spec) for j, spec in enumerate(segment.specs)}
-        for i, segment in enumerate(plan.segments)
-    }
+    return plan.map(names)
 
 
 def unrolled(plan: LayerPlan, params: dict) -> dict:
@@ -100,11 +95,11 @@ def unrolled(plan: LayerPlan, params: dict) -> dict:
 
 
 class StackOutputs(NamedTuple):
-    """The stream after all layers; router's sums and caches [segment][slot], leaves stacked."""
+    """The stream after all layers; router's sums and states [segment][slot], leaves stacked."""
 
     x: Hidden
     router: dict
-    caches: dict
+    states: dict
 
 
 def apply(
@@ -113,7 +108,7 @@ def apply(
     params: dict,
     x: Hidden,
     inputs: LayerInputs,
-    caches: dict | None = None,
+    states: dict | None = None,
 ) -> StackOutputs:
     """The stream after all layers.  x: [b, t, d].
 
@@ -121,42 +116,43 @@ def apply(
     layers that reuse them, constants of the scans that follow.
 
     Args:
-      caches: with `inputs.placement.step`, those of `state.py`, [segment][slot].
+      states: with `inputs.placement.step`, the layers of a `cache.py` Cache, [segment][slot].
     """
     donated: dict[int, KV | View] = {}
-    router, after = {}, {}
+    router, new_states = {}, {}
     for index, segment in enumerate(plan.segments):
-        before = {slot: {} for slot in range(len(segment.specs))} if not caches else caches[index]
-        x, router[index], after[index], given = _run_segment(
-            segment, config, params[index], x, inputs, donated, before
+        own = states[index] if states else {slot: {} for slot in range(len(segment.specs))}
+        x, router[index], new_states[index], kv_by_depth = _run_segment(
+            segment, config, params[index], x, inputs, donated, own
         )
-        donated |= given
-    return StackOutputs(x, router if config.num_experts else {}, after if caches else {})
+        donated |= kv_by_depth
+    return StackOutputs(x, router if config.num_experts else {}, new_states if states else {})
 
 
-def _run_segment(segment: Segment, config, params, x, inputs, donated, caches):
-    """The stream, the router's sums {slot: [repetitions, ...]}, caches, {depth: keys and values}.
+def _run_segment(segment: Segment, config, params, x, inputs, donated, states):
+    """The stream, the router's sums {slot: [repetitions, ...]}, states, {depth: keys and values}.
 
-    Caches ride whole in the scan's carry and every layer writes its tokens into its row of them;
+    States ride whole in the scan's carry and every layer writes its tokens into its row of them;
     as inputs and outputs of the scan they would be copied.
     """
 
     def period(carry, layers):
-        x, caches, row = carry
-        caches, sums, given = dict(caches), {}, {}
+        x, states, row = carry
+        states, sums, kv_by_depth = dict(states), {}, {}
         for slot, spec in enumerate(segment.specs):
-            reused = None if spec.owns_kv else donated[spec.donor]
-            own = LayerCache(caches[slot], row) if caches[slot] else None
-            x, kv, sums[slot], kept = _layer(spec, config)(layers[slot], x, inputs, reused, own)
-            caches[slot] = kept or {}
-            if spec.donates:
-                given[segment.first_layer + slot] = kv
-        return (x, caches, row + 1), (sums, given)
+            donor = spec.mixer.donor
+            kv = None if donor is None else donated[donor]
+            state = LayerState(states[slot], row) if states[slot] else None
+            x, kv, sums[slot], state = _layer(spec, config)(layers[slot], x, inputs, kv, state)
+            states[slot] = state or {}
+            if spec.mixer.donates:
+                kv_by_depth[segment.first_layer + slot] = kv
+        return (x, states, row + 1), (sums, kv_by_depth)
 
     if segment.repetitions > 1 and not config.unroll:
-        (x, caches, _), (sums, _) = jax.lax.scan(period, (x, caches, jnp.int32(0)), params)
-        return x, sums, caches, {}
-    carry, steps = (x, caches, 0), []
+        (x, states, _), (sums, _) = jax.lax.scan(period, (x, states, jnp.int32(0)), params)
+        return x, sums, states, {}
+    carry, steps = (x, states, 0), []
     for repetition in range(segment.repetitions):
         carry, step = period(carry, jax.tree.map(lambda leaf, r=repetition: leaf[r], params))
         steps.append(step)
@@ -170,11 +166,11 @@ def _layer(spec: LayerSpec, config: ModelConfig):
     Keys and values leave it only where they are reused: as an output they would be kept.
     """
 
-    def run(params, x, inputs, donated, cache):
+    def run(params, x, inputs, donated, state):
         graph, _ = abstract_layer(spec, config, lora.adapted(params))
         x = constrain(x, axes.BATCH, axes.TIME, None)
-        out = nnx.merge(graph, params)(x, inputs, donated, cache)
-        return out if spec.donates else out._replace(kv=None)
+        out = nnx.merge(graph, params)(x, inputs, donated, state)
+        return out if spec.mixer.donates else out._replace(kv=None)
 
     if config.remat == "none":
         return run

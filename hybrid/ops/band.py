@@ -1,8 +1,8 @@
 """Who sees whom, as a value.
 
-A `Band` says which keys a query may attend to. The oracle, every attention kernel, caches and
-context parallelism read the same value, so a window or a segment can't be dropped on the way.
-A key is visible when all of these hold:
+A `Band` says which keys a query may attend to. The oracle, every attention kernel and context
+parallelism read the same value, and all of them and the caches decide by one function, `visible`,
+so a window or a segment can't be dropped on the way. A key is visible when all of these hold:
 
     causal    the key is not later than the query
     window    the query is less than `window_size` positions ahead (the token itself counts)
@@ -11,10 +11,10 @@ A key is visible when all of these hold:
 
 Two ways to say where tokens stand:
 
-  * positions left out: query i and key i are the same token of one row (t == s). Within a
-    segment, positions rise by one, so indices alone decide, and whole tiles outside the band
-    can be skipped. Training and evaluation are this case.
-  * positions given: anything goes (a ring cache, a halo, ragged rows); nothing is skipped.
+  * regular: query i is the token of key i + offset. Within a segment, positions rise by one, so
+    indices alone decide, and whole tiles outside the band can be skipped. Training and evaluation
+    have offset 0; a halo of earlier keys, or a chunk behind a cache, has its length as offset.
+  * positions given: anything goes (a ring cache, ragged rows); nothing is skipped.
 
 Read next: `attention/reference.py`, which turns a band into the plain masked softmax.
 """
@@ -25,6 +25,25 @@ import jax
 import jax.numpy as jnp
 
 
+def visible(q_position, kv_position, window_size: int | None, q_segment=None, kv_segment=None):
+    """Whether a query sees a key, bool; the arrays broadcast against each other.
+
+    Args:
+      q_position, kv_position: integers; a negative `kv_position` is no key.
+      window_size: keys a token sees at most, itself included; None: all earlier ones.
+      q_segment, kv_segment: integers, or None where all tokens are of one document.
+    """
+    seen = (kv_position <= q_position) & (kv_position >= 0)
+    if window_size is not None:
+        seen &= q_position - kv_position < window_size
+    return seen if q_segment is None else seen & same_segment(q_segment, kv_segment)
+
+
+def same_segment(q_segment, kv_segment):
+    """The part of `visible` that is left to decide where positions are known to be in the band."""
+    return q_segment == kv_segment
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Band:
@@ -33,8 +52,11 @@ class Band:
     Attributes:
       window_size: keys a token sees at most, itself included; None sees all earlier tokens.
       q_segments, kv_segments: int32 [b, t] and [b, s], or None where a row is one document.
-      q_positions, kv_positions: int32 [b, t] and [b, s], or None where query and key of one
-        index are the same token.
+      q_positions, kv_positions: int32 [b, t] and [b, s], or None: query i is the token of key
+        i + offset.
+      offset: keys before the token of the first query. Keys behind the last query's are never
+        visible.
+    Raises: ValueError where the fields contradict each other.
     """
 
     window_size: int | None = dataclasses.field(default=None, metadata={"static": True})
@@ -42,6 +64,7 @@ class Band:
     kv_segments: jax.Array | None = None
     q_positions: jax.Array | None = None
     kv_positions: jax.Array | None = None
+    offset: int = dataclasses.field(default=0, metadata={"static": True})
 
     def __post_init__(self):
         if self.window_size is not None and self.window_size < 1:
@@ -50,6 +73,10 @@ class Band:
             raise ValueError("q_segments and kv_segments: give both or neither")
         if (self.q_positions is None) != (self.kv_positions is None):
             raise ValueError("q_positions and kv_positions: give both or neither")
+        if self.offset < 0:
+            raise ValueError(f"offset: must be at least 0, got {self.offset}")
+        if self.offset and self.q_positions is not None:
+            raise ValueError("offset: positions are given, which say where tokens stand")
 
     @classmethod
     def of_row(cls, window_size: int | None = None, segments: jax.Array | None = None) -> "Band":
@@ -57,27 +84,25 @@ class Band:
         return cls(window_size=window_size, q_segments=segments, kv_segments=segments)
 
     @property
-    def is_self(self) -> bool:
-        """Whether query i and key i are the same token, so that tiles can be skipped."""
+    def is_regular(self) -> bool:
+        """Whether indices say where tokens stand, so that tiles can be skipped."""
         return self.q_positions is None
 
     def visible(self, q_start, q_size: int, kv_start, kv_size: int) -> jax.Array:
         """The mask of one tile, bool [b or 1, q_size, kv_size]; starts may be traced."""
 
-        def tile(array, start, size):
-            return jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)
+        def queries(array):
+            return jax.lax.dynamic_slice_in_dim(array, q_start, q_size, axis=1)[:, :, None]
 
-        if self.is_self:
-            q = (q_start + jnp.arange(q_size))[None, :, None]
+        def keys(array):
+            return jax.lax.dynamic_slice_in_dim(array, kv_start, kv_size, axis=1)[:, None, :]
+
+        if self.is_regular:
+            q = (q_start + self.offset + jnp.arange(q_size))[None, :, None]
             kv = (kv_start + jnp.arange(kv_size))[None, None, :]
         else:
-            q = tile(self.q_positions, q_start, q_size)[:, :, None]
-            kv = tile(self.kv_positions, kv_start, kv_size)[:, None, :]
-        seen = (kv <= q) & (kv >= 0)
-        if self.window_size is not None:
-            seen &= q - kv < self.window_size
-        if self.q_segments is not None:
-            q_segments = tile(self.q_segments, q_start, q_size)[:, :, None]
-            kv_segments = tile(self.kv_segments, kv_start, kv_size)[:, None, :]
-            seen &= q_segments == kv_segments
-        return seen
+            q, kv = queries(self.q_positions), keys(self.kv_positions)
+        if self.q_segments is None:
+            return visible(q, kv, self.window_size)
+        segments = queries(self.q_segments), keys(self.kv_segments)
+        return visible(q, kv, self.window_size, *segments)

@@ -1,12 +1,13 @@
-"""Linear layers as one contraction, x's last axes against the kernel's first.
+"""Products: linear layers, sums over tokens, and einsum in at least float32.
 
 A projection's kernel keeps its meaning in its shape: [d, n, h] for queries, [d, k, h] for keys
-and values, [n, h, d] for the output, [d, f] for feed-forwards. With y = x·kernel the backward is
+and values, [n, h, d] for the output, [d, f] for feed-forwards. A linear layer is one contraction
+of x's last axes with the kernel's first. With y = x·kernel the backward is
 
     (1)  dx = dy·kernelᵀ
     (2)  dkernel = xᵀ·dy over all tokens (`over_tokens`)
 
-and it is written out because of what XLA does with (2) on a CPU; see there.
+and it is written out because of what XLA does with (2) on a CPU (`cpu.narrower_left`).
 """
 
 import functools
@@ -14,6 +15,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+
+from hybrid.ops import cpu
 
 
 def dense(x: jax.Array, kernel: jax.Array, *, num_axes: int = 1) -> jax.Array:
@@ -59,12 +62,26 @@ _dense.defvjp(_forward, _backward)
 def over_tokens(x: jax.Array, y: jax.Array) -> jax.Array:
     """xᵀ·y summed over all tokens: x [b, t, d], y [b, t, f] -> [d, f] in at least float32.
 
-    The narrower operand stands left: with the wider one left, or a transpose of the result folded
-    into the product, XLA's CPU compiler runs at 2/3 of the speed, hence the barrier. Rows and
-    tokens stay two axes: as one, the product goes to a slower library (2048 tokens, 256 to 4 x 64,
-    forward and backward: 5.2 against 4.4 ms on 2 cores).
+    Rows and tokens stay two axes: as one, the product goes to a slower library on a CPU (2048
+    tokens, 256 to 4 x 64, forward and backward: 5.2 against 4.4 ms on 2 cores).
     """
-    if x.shape[-1] > y.shape[-1]:
-        return jax.lax.optimization_barrier(over_tokens(y, x)).T
+    return cpu.narrower_left(_over_tokens, x, y)
+
+
+def _over_tokens(x, y):
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.einsum("btd,btf->df", x, y, preferred_element_type=wide)
+
+
+def dot(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """einsum of two arrays in at least float32.
+
+    On a CPU operands are widened first: XLA's bfloat16 products are slower than float32 ones
+    there. Elsewhere the wider operand is cast to the narrower one's dtype, integers to floats.
+    """
+    wide = jnp.promote_types(jnp.result_type(left, right), jnp.float32)
+    floats = [x.dtype for x in (left, right) if jnp.issubdtype(x.dtype, jnp.floating)]
+    dtype = wide if cpu.is_active() else min(floats, key=lambda dtype: dtype.itemsize)
+    return jnp.einsum(
+        equation, left.astype(dtype), right.astype(dtype), preferred_element_type=wide
+    )

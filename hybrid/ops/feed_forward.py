@@ -12,19 +12,15 @@ would keep six arrays of width f. Backward:
     (4)  dm = dy·downᵀ            ddown = mᵀ·dy
     (5)  du = dm · act(a)         da = dm · u · act'(a)
     (6)  dx = da·gateᵀ + du·upᵀ   dgate = xᵀ·da    dup = xᵀ·du
-
-On a CPU long rows go piece by piece, so that an f-wide array fits its cache: 16 384 tokens at
-d 256, f 1024 took 145 ms in pieces of 512 tokens against 235 ms at once (2 cores).
 """
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from hybrid.axes import Hidden
+from hybrid.ops import cpu
 from hybrid.ops.dense import over_tokens
 
-PIECE_ELEMENTS = 512 * 1024  # of f-wide arrays on a CPU: 2 MB in float32
 _SLOPE = 0.7978845608028654  # sqrt(2 / pi)
 _CUBIC = 0.044715
 
@@ -37,21 +33,7 @@ def gated_gelu(x: Hidden, gate: jax.Array, up: jax.Array, down: jax.Array) -> Hi
     Returns: [b, t, d] in x's dtype.
     Source: GLU Variants (2002.05202), eq. 6; GELU (1606.08415), sec. 2, the tanh form.
     """
-    pieces = num_pieces(x.shape[0], x.shape[1], gate.shape[1])
-    if pieces == 1:
-        return _gated_gelu(x, gate, up, down)
-    parts = rearrange(x, "b (i c) d -> i b c d", i=pieces)
-    parts = jax.lax.map(lambda part: _gated_gelu(part, gate, up, down), parts)
-    return rearrange(parts, "i b c d -> b (i c) d")
-
-
-def num_pieces(batch: int, length: int, width: int) -> int:
-    """Into how many equal pieces a row is cut: as few as keep PIECE_ELEMENTS of width f in one."""
-    if jax.default_backend() != "cpu" or batch * length * width <= PIECE_ELEMENTS:
-        return 1
-    fewest = -(-batch * length * width // PIECE_ELEMENTS)
-    # A length that nothing near divides stays whole.
-    return next((i for i in range(fewest, 4 * fewest) if length % i == 0), 1)
+    return cpu.in_pieces(lambda part: _gated_gelu(part, gate, up, down), x, gate.shape[1])
 
 
 @jax.custom_vjp
@@ -77,20 +59,17 @@ def _forward(x, gate, up, down):
 def _backward(kept, dy):
     x, a, u, *kernels = kept
     gate, up, down = (kernel.astype(x.dtype) for kernel in kernels)
-    # One f-wide array at a time, each used while it is fresh: the barriers keep XLA from computing
-    # all three first, and from computing them again inside each product.
+    # One f-wide array at a time, each used while it is fresh: else XLA's CPU compiler computes all
+    # three first, and again inside each product.
     dm = dy @ down.T  # (4)
-    ddown = over_tokens(_now(_gelu(a) * u), dy)
-    du = _now(dm * _gelu(a))  # (5)
+    ddown = over_tokens(cpu.keep_apart(_gelu(a) * u), dy)
+    du = cpu.keep_apart(dm * _gelu(a))  # (5)
     dup, dx = over_tokens(x, du), du @ up.T  # (6)
-    da = _now(dm * u * _gelu_slope(a))
+    da = cpu.keep_apart(dm * u * _gelu_slope(a))
     dgate, dx = over_tokens(x, da), dx + da @ gate.T
     gradients = (dgate, dup, ddown)
     gradients = (g.astype(k.dtype) for g, k in zip(gradients, kernels, strict=True))
     return dx, *gradients
-
-
-_now = jax.lax.optimization_barrier
 
 
 _gated_gelu.defvjp(_forward, _backward)

@@ -16,6 +16,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from hybrid.ops import cpu
+
 
 def rms_norm(
     x: jax.Array, scale: jax.Array | None, *, eps: float = 1e-6, offset: float = 0.0
@@ -30,9 +32,7 @@ def rms_norm(
     Returns: [..., d] in x's dtype; computed in at least float32, cast after the weight.
     Source: Zhang & Sennrich (1910.07467), eq. 4.
     """
-    # XLA's CPU code for (3) is ten times slower with a leading axis of 1 (measured), so drop it.
-    lead = (1,) if x.ndim > 1 and x.shape[0] == 1 else ()
-    return _rms_norm(x.reshape(x.shape[len(lead) :]), scale, eps, offset).reshape(x.shape)
+    return _rms_norm(cpu.without_lead(x), scale, eps, offset).reshape(x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

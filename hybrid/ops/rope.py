@@ -10,6 +10,8 @@ Gemma 4 turns all pairs of a local head and only the fastest pairs of a global h
 The other dimensions pass through. (Ordinary partial rotary would turn the first fraction·h
 dimensions with that width as the denominator: other pairs, other wavelengths.)
 
+Source: RoFormer (2104.09864), eq. 34; p-RoPE (2410.06205), sec. 6.
+
 The gradient is the turn by the opposite angles. It is written out, since autodiff pads every part
 to full width and adds them up: norm, turn and back took 1.9 ms, and take 1.0 to 1.2 (2048 tokens
 of 4 heads, 2 cores).
@@ -45,9 +47,15 @@ def rotation(
     factor: float = 1.0,
     dtype=jnp.float32,
 ) -> Rotation:
-    """The angles' cos and sin for `positions` [b, t], computed and kept in `dtype`.
+    """The angles' cos and sin, computed and kept in `dtype`.
 
-    Give at least float32: bfloat16 rounds position 257 to 256.
+    Args:
+      positions: int32 [b, t].
+      head_dim: h, even.
+      theta: base of the frequencies.
+      fraction: share of the h/2 pairs that turn, the fastest first; 0 turns none.
+      factor: divides all frequencies (linear scaling).
+      dtype: at least float32: bfloat16 rounds position 257 to 256.
     """
     pairs = np.arange(num_rotated_pairs(head_dim, fraction))
     frequencies = theta ** (-2.0 * pairs / head_dim) / factor
@@ -85,23 +93,3 @@ def _backward(turn, dy):
 
 
 apply.defvjp(_forward, _backward)
-
-
-def rotate(
-    x: Query, positions: Positions, *, theta: float, fraction: float = 1.0, factor: float = 1.0
-) -> Query:
-    """Rotary positions in the rotate-half form, with angles in at least float32.
-
-    Args:
-      x: [b, t, n, h], h even.  positions: int32 [b, t].
-      theta: base of the frequencies.
-      fraction: share of the h/2 pairs that turn, the fastest first; 0 leaves x as it is.
-      factor: divides all frequencies (linear scaling).
-    Returns: [b, t, n, h] in x's dtype.
-    Source: RoFormer (2104.09864), eq. 34; p-RoPE (2410.06205), sec. 6.
-    """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    turn = rotation(
-        positions, x.shape[-1], theta=theta, fraction=fraction, factor=factor, dtype=wide
-    )
-    return apply(x, turn)

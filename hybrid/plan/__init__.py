@@ -68,6 +68,7 @@ def report(experiment: Any, context: int | None = None, batch: int = 1) -> PlanR
     """The same of an `Experiment`."""
     from hybrid import model
     from hybrid.costs import model_costs as cost
+    from hybrid.model.mixers.protocol import CacheFormat
 
     config = experiment.model
     context = experiment.training.context_length if context is None else context
@@ -76,9 +77,9 @@ def report(experiment: Any, context: int | None = None, batch: int = 1) -> PlanR
             raise ConfigError(f"--{name}", "must be at least 1", value)
     layers = model.layer_plan(config)
     dtype = experiment.inference.cache_dtype or config.dtype
-    unified = experiment.inference.unified_cache
-    caches = cost.cache_bytes(layers, context, batch, dtype, unified)
-    all_global = cost.cache_bytes_all_global(layers, context, batch, dtype)
+    form = CacheFormat(context, dtype, unified=experiment.inference.unified_cache)
+    caches = cost.cache_bytes(layers, form, batch)
+    all_global = cost.cache_bytes_all_global(layers, form, batch)
     params = cost.num_params(config)
     return PlanReport(
         context=context,

@@ -2,9 +2,9 @@
 
 Above, the stack from embedding to head: a cell a layer, its mask inside, and a bracket under each
 segment with its repetitions. Below, a card for each kind: who sees whom, and what that costs.
-The masks are `Band.visible` of a short row, so the picture can't disagree with the attention.
+The masks are those of a short row, so the picture can't disagree with the attention.
 
-Read `pattern.py` first. `COLOURS` are the two kinds' colours in every figure of the project.
+Read `pattern.py` first.
 """
 
 import dataclasses
@@ -14,10 +14,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
-from hybrid.ops.band import Band
 
-COLOURS = {"local": "#2f6fde", "global": "#e07b1a"}
-_TINTS = {"local": "#e9f0fd", "global": "#fdf0e3"}
 _INK, _FAINT, _PAPER = "#1f2430", "#7a8194", "#ffffff"
 _WIDTH, _MARGIN = 880, 36
 _STRIP_TOP, _CELL_HEIGHT = 84, 92
@@ -91,13 +88,13 @@ def _end(x: float, middle: float, label: str) -> Iterator[str]:
 
 
 def _cell(spec: LayerSpec, x: float, pitch: float) -> Iterator[str]:
-    colour, width = COLOURS[spec.kind], pitch - max(4, 0.12 * pitch)
+    look, width = spec.about.look, pitch - max(4, 0.12 * pitch)
     x += (pitch - width) / 2
-    yield _rect(x, _STRIP_TOP, width, _CELL_HEIGHT, _TINTS[spec.kind], radius=9, stroke=colour)
+    yield _rect(x, _STRIP_TOP, width, _CELL_HEIGHT, look.tint, radius=9, stroke=look.colour)
     size = min(width - 14, _CELL_HEIGHT - 40)
     yield from _mask(spec, x + (width - size) / 2, _STRIP_TOP + 11, size, icon=True)
     base = _STRIP_TOP + _CELL_HEIGHT - 11
-    yield _text(x + width / 2, base, spec.letter, 16, colour, weight=700, anchor="middle")
+    yield _text(x + width / 2, base, spec.letter, 16, look.colour, weight=700, anchor="middle")
 
 
 def _bracket(segment: Segment, x: float, width: float) -> Iterator[str]:
@@ -123,14 +120,14 @@ def _cards(plan: LayerPlan) -> Iterator[str]:
         specs = [spec for spec in plan.layers() if spec.kind == kind]
         yield from _card(specs, plan.num_layers, _MARGIN + index * (width + gap), width)
     note = f"Masks drawn for t = {_TOKENS} tokens"
-    windowed = any(spec.window_size for spec in plan.layers())
+    windowed = any(spec.mixer.reach for spec in plan.layers())
     note += f" and a window of w = {_WINDOW}." if windowed else "."
     yield _text(_MARGIN, _HEIGHT - 16, note, size=12, colour=_FAINT)
 
 
 def _card(specs: list[LayerSpec], num_layers: int, x: float, width: float) -> Iterator[str]:
     spec = specs[0]
-    colour = COLOURS[spec.kind]
+    colour = spec.about.look.colour
     yield _rect(x, _CARD_TOP, width, _CARD_HEIGHT, "#fafbfd", radius=12, stroke="#e3e6ee")
     left, top = x + 34, _CARD_TOP + 34
     yield from _mask(spec, left, top, _MASK)
@@ -145,18 +142,11 @@ def _card(specs: list[LayerSpec], num_layers: int, x: float, width: float) -> It
 
 
 def _facts(specs: list[LayerSpec], num_layers: int) -> Iterator[str]:
-    spec = specs[0]
-    windows = sorted({spec.window_size for spec in specs if spec.window_size})
     yield f"{len(specs)} of {num_layers} layers"
-    if windows:
-        yield f"sees {' or '.join(map(str, windows))} tokens"
-    else:
-        yield "sees all earlier tokens"
-    plural = "" if spec.num_kv_heads == 1 else "s"
-    yield f"{spec.num_heads} heads of {spec.head_dim}"
-    yield f"{spec.num_kv_heads} KV head{plural}" + (", K = V" if spec.unified_kv else "")
-    yield f"work O({'t·w' if windows else 't²'})"
-    yield f"keeps {'w' if windows else 'all t'} tokens"
+    several = {spec.mixer.reach for spec in specs if spec.mixer.reach}
+    windows = f"sees {' or '.join(map(str, sorted(several)))} tokens"
+    for fact in specs[0].mixer.facts():
+        yield windows if len(several) > 1 and fact.startswith("sees ") else fact
 
 
 # --- Drawing ---------------------------------------------------------------------------------
@@ -165,9 +155,8 @@ def _facts(specs: list[LayerSpec], num_layers: int) -> Iterator[str]:
 def _mask(spec: LayerSpec, x: float, y: float, size: float, icon: bool = False) -> Iterator[str]:
     """The band as a square of tokens, a bar for the visible keys of each query."""
     tokens, shown = (_ICON_TOKENS, _ICON_WINDOW) if icon else (_TOKENS, _WINDOW)
-    window = min(spec.window_size, shown) if spec.window_size else None
-    seen = np.asarray(Band.of_row(window).visible(0, tokens, 0, tokens))[0]
-    step, colour = size / tokens, COLOURS[spec.kind]
+    seen = spec.mixer.picture(tokens, shown)
+    step, colour = size / tokens, spec.about.look.colour
     yield _rect(x, y, size, size, _PAPER, radius=3, stroke="#d5d9e4")
     gap = 0 if icon else 1
     for query, keys in enumerate(seen):

@@ -6,14 +6,12 @@ Read `cost.py` first; this file only formats.
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
 from hybrid import model
 from hybrid.costs import model_costs as cost
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers.attention import request
 from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
-from hybrid.ops.attention import Request, choose, explain
+from hybrid.ops.attention import ATTENTION, AttentionRequest
+from hybrid.ops.dispatch import backend, preferred_refusals
 from hybrid.plan import PlanReport
 
 
@@ -26,7 +24,7 @@ def render(report: PlanReport, experiment: Any, title: str) -> str:
         (f"parameters  {report.num_params:,}{_active(report)}", _shares(report.params_by_part)),
         (f"FLOPs a token, forward  {report.flops_per_token:,.0f}", _flops(report, experiment)),
         (f"KV cache ({report.cache_dtype})  {_bytes(report.kv_cache_bytes['total'])}", _kv(report)),
-        (f"attention on {jax.default_backend()}", list(_attention_lines(report, experiment))),
+        (f"attention on {backend()}", list(_attention_lines(report, experiment))),
     ]
     return "\n\n".join(
         "\n".join([head, *(f"  {line}" for line in lines)]) for head, lines in sections
@@ -57,15 +55,8 @@ def _segment_lines(segment: Segment) -> Iterator[str]:
 
 
 def _describe(spec: LayerSpec) -> str:
-    sees = f"window {spec.window_size:,}" if spec.window_size else "whole context"
-    kept = "one tensor for K and V" if spec.unified_kv else "K and V"
-    source = kept if spec.owns_kv else f"K and V of layer {spec.donor}"
-    turns = f"rope {spec.rope.theta:,.0f}"
-    turns += "" if spec.rope.fraction == 1 else f" on {spec.rope.fraction:.0%} of the pairs"
-    turns += "" if spec.rope.factor == 1 else f", frequencies / {spec.rope.factor:g}"
     experts = f", {spec.experts.active} of {spec.experts.num} experts" if spec.experts else ""
-    heads = f"{spec.num_heads} heads over {spec.num_kv_heads} of keys, head_dim {spec.head_dim}"
-    return f"{spec.kind:<6}  {sees}, {heads}, {source}, {turns}{experts}"
+    return f"{spec.kind:<6}  {spec.mixer.summary()}{experts}"
 
 
 def _shares(parts: Any) -> list[str]:
@@ -83,11 +74,10 @@ def _flops(report: PlanReport, experiment: Any) -> list[str]:
     for spec in specs:
         for name, flops in _branches(config, spec):
             parts[name] = parts.get(name, 0) + flops
-        parts["projections"] += cost.projection_flops_per_token(config, spec)
+        projections, mixing = spec.mixer.flops_per_token(config, report.context)
+        parts["projections"] += projections
         parts["feed-forward"] += cost.feed_forward_flops_per_token(config, spec)
-        name = f"{spec.kind} attention"
-        attention = cost.attention_flops_per_token(spec, report.context)
-        parts[name] = parts.get(name, 0) + attention
+        parts[spec.about.title] = parts.get(spec.about.title, 0) + mixing
     return _shares({name: round(flops) for name, flops in parts.items()})
 
 
@@ -117,13 +107,14 @@ def _bytes(size: float) -> str:
 def _attention_lines(report: PlanReport, experiment: Any) -> Iterator[str]:
     """Which implementation each kind of layer gets in training, and why not the others."""
     for spec in dict.fromkeys(model.layer_plan(experiment.model).layers()):
-        asked = request(spec, experiment.model, report.context)
-        yield f"{spec.kind:<18} {_choice(asked, experiment.model.attention)}"
+        request = spec.mixer.request(experiment.model, report.context)
+        if request is not None:
+            yield f"{spec.kind:<18} {_choice(request, experiment.model.attention)}"
 
 
-def _choice(asked: Request, implementation: str) -> str:
-    chosen = choose(asked, implementation)
+def _choice(asked: AttentionRequest, implementation: str) -> str:
+    chosen = ATTENTION.choose(asked, implementation).name
     if implementation != "auto":
         return f"{chosen} (forced by model.attention)"
-    refused = [f"{row.implementation}: {row.reason}" for row in explain(asked) if row.reason]
-    return chosen + (f" (not {'; '.join(refused)})" if refused else "")
+    refused = preferred_refusals(ATTENTION.explain(asked))
+    return chosen + (f" (not {refused})" if refused else "")

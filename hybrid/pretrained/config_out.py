@@ -17,6 +17,7 @@ MAX_POSITIONS = 131_072
 
 def hugging_face_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
     """What config.json holds, tokens aside.  Raises: ConfigError by key."""
+    _kinds(config)
     is_gemma4 = config.norm_offset == 0
     family = "Gemma 4" if is_gemma4 else "Gemma 3" if config.qk_norm else "Gemma 2"
     refused = _common(config) if is_gemma4 else (*_common(config), *_older(config))
@@ -168,6 +169,10 @@ def _gemma2(config: ModelConfig) -> dict[str, Any]:
 def _kinds(config: ModelConfig) -> list[str]:
     """The file's name for the kind of each layer."""
     names = {"local": SLIDING, "global": FULL}
+    for spec in model.layer_plan(config).layers():
+        if "export" in spec.mixer.LACKS:
+            reason = f"{spec.about.title} ({spec.letter}) {spec.mixer.LACKS['export']}"
+            raise ConfigError("model.pattern", reason, config.pattern)
     return [names[spec.kind] for spec in model.layer_plan(config).layers()]
 
 

@@ -1,7 +1,7 @@
 """The one table between our parameters and the tensors of a Hugging Face file.
 
-A row gives a tensor of ours, the file's name for it, and how the file lays it out. Reader, writer
-and tests go through it; nothing else knows a name of the file.
+A `StoredTensor` gives a tensor of ours, the file's name for it, and how the file lays it out.
+Reader, writer and tests use it; no other file contains a name of a file's tensor.
 
     ours, of one layer          mixer/q_proj/kernel        [d, n, h]
     file                        layers.N.self_attn.q_proj.weight        [n·h, d]
@@ -11,6 +11,7 @@ parts of one tensor: gate and up of experts, and the per-layer embeddings of all
 Source: transformers 5.23, models gemma2, gemma3, gemma4.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from hybrid import model
 from hybrid.model.config import ModelConfig
-from hybrid.model.pattern import Location
+from hybrid.model.params import Path, flat, param_name
 
 PREFIXES = ("model.", "model.language_model.", "language_model.model.")
 IGNORED = (
@@ -70,16 +71,15 @@ class Part:
     def of(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
         """The stretch as an index into an array of `shape`."""
         size = shape[self.axis] // self.count
-        where = slice(self.index * size, (self.index + 1) * size)
-        return (*(slice(None),) * self.axis, where)
+        return (*(slice(None),) * self.axis, slice(self.index * size, (self.index + 1) * size))
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A tensor of ours and where a file has it.
+class StoredTensor:
+    """A tensor of ours, of one layer, and where a file stores it.
 
     Attributes:
-      path: keys into the parameters, ("segments", 0, 2, "mixer", "q_proj", "kernel").
+      path: of the leaf, ("segments", 0, 2, "mixer", "q_proj", "kernel").
       repetition: its row in the stacked leaf; None outside the layers.
       shape: of ours, without the stacked axis.
       name: the file's, without the prefix.
@@ -87,7 +87,7 @@ class Row:
       part: which part of the file's tensor it is; None: all of it.
     """
 
-    path: tuple
+    path: Path
     repetition: int | None
     shape: tuple[int, ...]
     name: str
@@ -146,29 +146,37 @@ _OUTSIDE = {
 _REDUNDANT = ("self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.k_norm.weight")
 
 
-def rows(config: ModelConfig) -> Iterator[Row]:
-    """A row for every tensor of the model, layer by layer, what is outside of them first.
+def stored_tensors(config: ModelConfig, prefix: str = "") -> dict[str, list[StoredTensor]]:
+    """The tensors of a file by `prefix` and name, and which of ours each of them stores.
 
     Raises: KeyError for a parameter that no file has a name for.
     """
+    groups = collections.defaultdict(list)
+    for tensor in _tensors(config):
+        groups[prefix + tensor.name].append(tensor)
+    return dict(groups)
+
+
+def _tensors(config: ModelConfig) -> Iterator[StoredTensor]:
+    """Every tensor of the model, what is outside the layers first, then layer by layer."""
     plan, params = model.layer_plan(config), model.abstract(config)
+    leaves = flat(params)
     for path, (name, layout) in _OUTSIDE.items():
-        if path[0] in params:
-            yield Row(path, None, _leaf(params, path).shape, name, layout)
+        if path in leaves:
+            yield StoredTensor(path, None, leaves[path].shape, name, layout)
     for layer in range(plan.num_layers):
-        yield from _layer_rows(params, plan.locate(layer), layer, plan.num_layers)
+        place = plan.locate(layer)
+        for inside, leaf in flat(params["segments"][place.segment][place.slot]).items():
+            name, layout, part = _of_layer(param_name(inside), layer, plan.num_layers)
+            full: Path = ("segments", place.segment, place.slot, *inside)
+            yield StoredTensor(full, place.repetition, leaf.shape[1:], name, layout, part)
 
 
-def _layer_rows(params, where: Location, layer: int, num_layers: int) -> Iterator[Row]:
-    for path, shape in _leaves(params["segments"][where.segment][where.slot]):
-        name, layout = _LAYER[path]
-        part = _HALVES.get(path)
-        if path in _OF_ALL_LAYERS:
-            part = Part(_OF_ALL_LAYERS[path], layer, num_layers)
-        else:
-            name = f"layers.{layer}.{name}"
-        full = ("segments", where.segment, where.slot, *path.split("/"))
-        yield Row(full, where.repetition, shape[1:], name, layout, part)
+def _of_layer(ours: str, layer: int, num_layers: int) -> tuple[str, Layout, Part | None]:
+    name, layout = _LAYER[ours]
+    if ours in _OF_ALL_LAYERS:
+        return name, layout, Part(_OF_ALL_LAYERS[ours], layer, num_layers)
+    return f"layers.{layer}.{name}", layout, _HALVES.get(ours)
 
 
 def redundant(config: ModelConfig) -> set[str]:
@@ -176,20 +184,6 @@ def redundant(config: ModelConfig) -> set[str]:
     return {
         f"layers.{layer}.{name}"
         for layer, spec in enumerate(model.layer_plan(config).layers())
-        if not spec.owns_kv
+        if spec.mixer.donor is not None
         for name in _REDUNDANT
     }
-
-
-def _leaves(tree, prefix: str = "") -> Iterator[tuple[str, tuple[int, ...]]]:
-    for name, node in tree.items():
-        if isinstance(node, dict):
-            yield from _leaves(node, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", node.shape
-
-
-def _leaf(tree, path):
-    for name in path:
-        tree = tree[name]
-    return tree

@@ -6,7 +6,6 @@ Everything is checked against the names and shapes that the model asks for befor
 """
 
 import functools
-import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,8 +19,9 @@ from jax.sharding import PartitionSpec as P
 from hybrid import model
 from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
+from hybrid.model.params import Leaves, flat, nested
 from hybrid.pretrained import names
-from hybrid.pretrained.names import AS_IS, Row
+from hybrid.pretrained.names import AS_IS, StoredTensor
 from hybrid.pretrained.tensors import Tensors
 
 BLOCK_BYTES = 256 * 2**20
@@ -46,20 +46,18 @@ def read_params(
     """
     tensors = Tensors(folder, key)
     prefix = _prefix(tensors.shapes)
-    rows = list(names.rows(config))
-    _check(tensors, prefix, rows, names.redundant(config))
-    params = jax.tree.map(
-        lambda leaf, where: _empty(leaf.shape, jnp.dtype(dtype), where),
-        model.abstract(config),
-        shardings,
+    wanted = names.stored_tensors(config, prefix)
+    _check(tensors, wanted, {prefix + name for name in names.redundant(config)})
+    leaves = flat(
+        jax.tree.map(
+            lambda leaf, sharding: _zeros(leaf.shape, jnp.dtype(dtype), sharding),
+            model.abstract(config),
+            shardings,
+        )
     )
-    for name, group in itertools.groupby(sorted(rows, key=_by_name), key=_by_name):
-        _fill(params, tensors, prefix + name, list(group))
-    return params
-
-
-def _by_name(row: Row) -> str:
-    return row.name
+    for name, stored in wanted.items():
+        _fill(leaves, tensors, name, stored)
+    return nested(leaves)
 
 
 def _prefix(shapes: Mapping[str, Any]) -> str:
@@ -67,22 +65,22 @@ def _prefix(shapes: Mapping[str, Any]) -> str:
     return next((p for p in names.PREFIXES if f"{p}embed_tokens.weight" in shapes), "model.")
 
 
-def _check(tensors: Tensors, prefix: str, rows: list[Row], redundant: set[str]) -> None:
-    wanted = {prefix + row.name: row.file_shape for row in rows}
-    there = tensors.shapes
-    wrong = [
-        f"{name} {list(there[name])} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if name in there and there[name] != shape
+def _check(tensors: Tensors, wanted: Mapping[str, list[StoredTensor]], redundant: set[str]) -> None:
+    shapes = {name: stored[0].file_shape for name, stored in wanted.items()}
+    given = tensors.shapes
+    misshapen = [
+        f"{name} {list(given[name])} instead of {list(shape)}"
+        for name, shape in shapes.items()
+        if name in given and given[name] != shape
     ]
-    missing = [name for name in wanted if name not in there]
-    unneeded = {prefix + name for name in redundant}
-    extra = [n for n in there if n not in wanted and n not in unneeded and not _ignored(n)]
-    for what, found in (("lacks", missing), ("has an unknown", extra), ("has a misshapen", wrong)):
-        if found:
-            shown = ", ".join(found[:_MOST_NAMED])
-            more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-            raise ConfigError(tensors.key, f"{tensors.folder} {what} tensor: {shown}{more}")
+    missing = [name for name in shapes if name not in given]
+    extra = [n for n in given if n not in shapes and n not in redundant and not _ignored(n)]
+    problems = {"lacks": missing, "has an unknown": extra, "has a misshapen": misshapen}
+    for problem, tensor_names in problems.items():
+        if tensor_names:
+            more = len(tensor_names) - _MOST_NAMED
+            listed = ", ".join(tensor_names[:_MOST_NAMED]) + f" and {more} more" * (more > 0)
+            raise ConfigError(tensors.key, f"{tensors.folder} {problem} tensor: {listed}")
 
 
 def _ignored(name: str) -> bool:
@@ -93,41 +91,39 @@ def _ignored(name: str) -> bool:
 # --- Filling ---------------------------------------------------------------------------------
 
 
-def _empty(shape: tuple[int, ...], dtype: jnp.dtype, where: NamedSharding) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=where)()
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
 
 
-def _fill(params: model.Params, tensors: Tensors, name: str, rows: list[Row]) -> None:
-    """Reads one tensor of the file into all of the leaves that have a part in it."""
+def _fill(leaves: Leaves, tensors: Tensors, name: str, stored: list[StoredTensor]) -> None:
+    """Reads one tensor of the file into the leaves of all tensors that it stores."""
     height, *rest = tensors.shapes[name] or (1,)
-    by_rows = all(row.layout is AS_IS and (row.part is None or row.part.axis > 0) for row in rows)
+    by_rows = all(t.layout is AS_IS and (t.part is None or t.part.axis > 0) for t in stored)
     block = height
     if by_rows and len(tensors.shapes[name]) > 1:
         block = max(1, min(height, BLOCK_BYTES // (4 * int(np.prod(rest)))))
     for start in range(0, height, block):
-        piece = tensors.read(name, slice(start, min(start + block, height)))
-        for row in rows:
-            part = piece if row.part is None else piece[row.part.of(piece.shape)]
-            shape = (len(piece), *row.shape[1:]) if block < height else row.shape
-            _put(params, row, row.layout.to_ours(part, shape), start)
+        rows = tensors.read(name, slice(start, min(start + block, height)))
+        for tensor in stored:
+            part = rows if tensor.part is None else rows[tensor.part.of(rows.shape)]
+            shape = (len(rows), *tensor.shape[1:]) if block < height else tensor.shape
+            values = tensor.layout.to_ours(part, shape)
+            leaves[tensor.path] = _updated(leaves[tensor.path], tensor, values, start)
 
 
-def _put(params: model.Params, row: Row, values: np.ndarray, start: int) -> None:
-    """Writes `values` into a leaf from row `start` on, of its own layer where it is stacked."""
-    *path, last = row.path
-    node = functools.reduce(lambda tree, name: tree[name], path, params)
-    leaf = node[last]
-    own = leaf.sharding.spec[0 if row.repetition is None else 1 :]
-    if values.shape != row.shape:  # a block of rows need not divide as the whole does
-        own = (None, *own[1:])
-    values = np.asarray(values, leaf.dtype)
-    there = jax.device_put(values, NamedSharding(leaf.sharding.mesh, P(*own)))
-    at = (start,) if row.repetition is None else (row.repetition, start)
-    node[last] = _update(leaf, there, at)
+def _updated(leaf: jax.Array, tensor: StoredTensor, values: np.ndarray, start: int) -> jax.Array:
+    """The leaf with `values` from row `start` on, of their own layer where it is stacked."""
+    whole: Any = leaf.sharding
+    spec = whole.spec[0 if tensor.repetition is None else 1 :]
+    if values.shape != tensor.shape:  # a block of rows need not divide as the whole does
+        spec = (None, *spec[1:])
+    sharding = NamedSharding(whole.mesh, P(*spec))
+    index = (start,) if tensor.repetition is None else (tensor.repetition, start)
+    return _update(leaf, jax.device_put(np.asarray(values, leaf.dtype), sharding), index)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _update(leaf: jax.Array, values: jax.Array, at: tuple) -> jax.Array:
+def _update(leaf: jax.Array, values: jax.Array, index: tuple) -> jax.Array:
     values = values.reshape((1,) * (leaf.ndim - values.ndim) + values.shape)
-    starts = (*at, *(0,) * leaf.ndim)[: leaf.ndim]
+    starts = (*index, *(0,) * leaf.ndim)[: leaf.ndim]
     return jax.lax.dynamic_update_slice(leaf, values, starts)

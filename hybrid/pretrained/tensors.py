@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hybrid.config import ConfigError
+from hybrid.process.files import write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -31,41 +32,40 @@ class Tensors:
 
         self._open, self._error = safetensors.safe_open, safetensors.SafetensorError
         self.folder, self.key = folder, key
-        named = self._named_files()
+        indexed = self._index()
         self._files: dict[str, pathlib.Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for path in named or [folder / SINGLE]:
+        for path in dict.fromkeys(indexed.values()) or [folder / SINGLE]:
             self._add(path)
-        self._check_index(named)
+        self._check_index(indexed)
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """A tensor, or some of its first axis, in the file's dtype."""
         with self._open(self._files[name], "numpy") as file:
             return file.get_slice(name)[rows] if self.shapes[name] else file.get_tensor(name)
 
-    def _named_files(self) -> dict[pathlib.Path, list[str]]:
-        """The files of the index and the tensors it sees in each; empty without an index."""
+    def _index(self) -> dict[str, pathlib.Path]:
+        """The file of each tensor that the index lists; empty without an index."""
         path = self.folder / INDEX
         if (self.folder / SINGLE).is_file():
             return {}
         if not path.is_file():
-            raise self._wrong(*self._nothing())
+            raise self._without_tensors()
         try:
             entries = json.loads(path.read_bytes())["weight_map"].items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._wrong(f"{INDEX} is broken ({error!r})") from None
-        files: dict[pathlib.Path, list[str]] = {}
         for name, file in entries:
             if not isinstance(file, str) or pathlib.PurePath(file).name != file or "\\" in file:
                 raise self._wrong(f"{INDEX} names a file outside the folder for {name}", file)
-            files.setdefault(self.folder / file, []).append(name)
-        return files
+        return {name: self.folder / file for name, file in entries}
 
-    def _nothing(self) -> tuple[str, Any]:
+    def _without_tensors(self) -> ConfigError:
         pickles = [path.name for kind in _PICKLES for path in sorted(self.folder.glob(kind))]
         if pickles:
-            return "holds pickled weights alone, which are never read; only safetensors", pickles[0]
-        return f"holds neither {SINGLE} nor {INDEX}", None
+            problem = "holds pickled weights alone, which are never read; only safetensors"
+            return self._wrong(problem, pickles[0])
+        return self._wrong(f"holds neither {SINGLE} nor {INDEX}")
 
     def _add(self, path: pathlib.Path) -> None:
         if not path.is_file():
@@ -73,56 +73,51 @@ class Tensors:
         try:
             with self._open(path, "numpy") as file:
                 headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                found = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in headers.items()}
+                stored = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in headers.items()}
         except (self._error, OSError, ValueError) as error:
             raise self._wrong(f"{path.name} can't be read ({_line(error)})") from None
-        for name, (shape, dtype) in found.items():
+        for name, (shape, dtype) in stored.items():
             if dtype not in _FLOATS:
                 raise self._wrong(f"{name} is quantised, or of no floating dtype", dtype)
             if name in self._files:
                 raise self._wrong(f"{name} stands in two files", path.name)
             self._files[name], self.shapes[name] = path, shape
 
-    def _check_index(self, named: dict[pathlib.Path, list[str]]) -> None:
-        for path, names in named.items():
-            for name in names:
-                if self._files.get(name) != path:
-                    raise self._wrong(f"{path.name} lacks a tensor of {INDEX}", name)
-        known = {name for names in named.values() for name in names}
-        unknown = sorted(self._files.keys() - known) if named else []
-        if unknown:
-            raise self._wrong(f"a file has a tensor that {INDEX} does not name", unknown[0])
+    def _check_index(self, indexed: dict[str, pathlib.Path]) -> None:
+        for name, path in indexed.items():
+            if self._files.get(name) != path:
+                raise self._wrong(f"{path.name} lacks a tensor of {INDEX}", name)
+        unlisted = sorted(self._files.keys() - indexed.keys()) if indexed else []
+        if unlisted:
+            raise self._wrong(f"a file has a tensor that {INDEX} does not name", unlisted[0])
 
     def _wrong(self, problem: str, got: Any = None) -> ConfigError:
         return ConfigError(self.key, f"{self.folder} {problem}", got)
 
 
 def write(
-    path: pathlib.Path,
+    folder: pathlib.Path,
     shards: list[list[tuple[str, int]]],
     make: Callable[[str], np.ndarray],
-    said: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Writes files of tensors into the folder `path`, with an index where there are several.
+    """Writes files of tensors into `folder`, with an index where there are several.
 
     Args:
       shards: (name, bytes) of the tensors of each file.
-      make: gives a tensor by its name; only those of one file live at once.
+      make: gives a tensor by its name; only those of one file exist at once.
     """
     from safetensors.numpy import save_file
 
-    where: dict[str, str] = {}
+    files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        one = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        file = SINGLE if len(shards) == 1 else one
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else SINGLE
         tensors = {name: np.ascontiguousarray(make(name)) for name, _ in shard}
-        save_file(tensors, path / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(tensors, file)
-        said(file)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        files |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         size = sum(size for shard in shards for _, size in shard)
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
-        (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
+        write_json(folder / INDEX, index)
 
 
 def shards_of(sizes: Iterable[tuple[str, int]], most: int) -> list[list[tuple[str, int]]]:

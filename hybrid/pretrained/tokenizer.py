@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 from hybrid.data import tokenizers as ours
+from hybrid.process.files import write_json
 
 FILES = (
     "tokenizer.json",
@@ -65,7 +66,7 @@ def _write_byte_tokenizer(folder: pathlib.Path) -> None:
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
     tokenizer.save(str(folder / "tokenizer.json"))
     values = {"tokenizer_class": "PreTrainedTokenizerFast", **dict(_SPECIAL.values())}
-    (folder / "tokenizer_config.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_json(folder / "tokenizer_config.json", values)
 
 
 def _byte_alphabet() -> dict[int, str]:

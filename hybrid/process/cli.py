@@ -1,10 +1,11 @@
 """What all commands share: flags, `--config.KEY=VALUE`, `--help`, errors and exit statuses.
 
 absl parses the flags into a `FlagValues` of the command's own; the rest is ours, since absl by
-itself exits 1 on a wrong flag and knows nothing of config keys.
+itself exits 1 on a wrong flag and has no config keys.
 """
 
 import dataclasses
+import importlib
 import logging
 import re
 import sys
@@ -15,8 +16,8 @@ from absl import flags
 
 from hybrid import config as config_lib
 from hybrid.config import ConfigError
+from hybrid.process import signals
 from hybrid.process.host import keep_freed_memory
-from hybrid.process.signals import Preempted
 
 OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143  # tracebacks: 1, by Python
 
@@ -56,26 +57,38 @@ class Arguments:
         return value
 
 
-def main(command: Command, argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status."""
+def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status.
+
+    Args:
+      command: or the module that holds it as COMMAND, which is imported after signals are caught:
+        that loads jax, which takes seconds.
+    """
     argv = tuple(sys.argv[1:] if argv is None else argv)
-    try:
-        if "--help" in argv or "-h" in argv:
-            print(help_text(command))
-            return OK
-        arguments = parse(command, argv)
-        _log_to_stderr()
-        keep_freed_memory()
-        return command.run(arguments) or OK
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except Preempted as stop:
-        print(f"stopped: {stop}", file=sys.stderr)
-        return PREEMPTED
-    except KeyboardInterrupt as stop:
-        print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
-        return INTERRUPTED
+    with signals.caught():
+        try:
+            if isinstance(command, str):
+                return _run(importlib.import_module(command).COMMAND, argv)
+            return _run(command, argv)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return WRONG_INPUT
+        except signals.Preempted as stop:
+            print(f"stopped: {stop}", file=sys.stderr)
+            return PREEMPTED
+        except KeyboardInterrupt as stop:
+            print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
+            return INTERRUPTED
+
+
+def _run(command: Command, argv: tuple[str, ...]) -> int:
+    if "--help" in argv or "-h" in argv:
+        print(help_text(command))
+        return OK
+    arguments = parse(command, argv)
+    _log_to_stderr()
+    keep_freed_memory()
+    return command.run(arguments) or OK
 
 
 def _log_to_stderr() -> None:

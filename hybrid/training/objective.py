@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.model.config import ModelConfig
-from hybrid.model.params import join
+from hybrid.model.trained import join
 from hybrid.ops import router
 from hybrid.ops.loss import LossSums
 from hybrid.ops.router import RouterSums
@@ -52,7 +52,7 @@ def loss_and_gradient(
     """Sums over all predicted tokens, and the gradient (5) of `params`.
 
     Args:
-      params, frozen: the two parts of the parameters (`model/params.py`); None: all are trained.
+      params, frozen: the two parts of the parameters (`model/trained.py`); None: all are trained.
       batch: arrays [b, t]; `num_microbatches` divides b.
       shardings: of the gradient while it is summed up; None: left to jit.
     """

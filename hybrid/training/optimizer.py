@@ -24,18 +24,17 @@ Order for every name: clip by the global norm, the optimizer's direction, decoup
 Read next: `step.py`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from hybrid.axes import EMBED, EXPERTS, LAYERS, VOCAB
+from hybrid.axes import EMBED, VOCAB
+from hybrid.model.params import is_matrix, map_axes, tensor_axes
 from hybrid.training.config import OptimizerConfig
 
 MUON_RMS = 0.2
-STACKS = (LAYERS, EXPERTS)
 
 
 # --- The learning rate -----------------------------------------------------------------------
@@ -89,26 +88,9 @@ def make_optimizer(
     return optax.chain(
         *clip,
         moments,
-        optax.add_decayed_weights(config.weight_decay, decay_mask(logical_axes)),
+        optax.add_decayed_weights(config.weight_decay, map_axes(is_matrix, logical_axes)),
         optax.scale_by_learning_rate(make_schedule(config, num_steps)),
     )
-
-
-def decay_mask(logical_axes: Any) -> Any:
-    """True at the leaves that weight decay pulls on: two axes or more besides the stack."""
-    return map_axes(lambda names: len(_of_a_layer(names)) >= 2, logical_axes)
-
-
-def map_axes(function: Callable[[tuple], Any], logical_axes: Any, *trees: Any) -> Any:
-    """`jax.tree.map` where tuples of axis names are the leaves of the first tree."""
-    return jax.tree.map(
-        function, logical_axes, *trees, is_leaf=lambda node: isinstance(node, tuple)
-    )
-
-
-def _of_a_layer(names: tuple) -> tuple:
-    """The axes of one tensor: of a layer, and there of an expert."""
-    return _of_a_layer(names[1:]) if names and names[0] in STACKS else names
 
 
 def _adam(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
@@ -151,7 +133,7 @@ def kept_in(
 
     def update(updates, state, params=None):
         wide = jax.tree.map(lambda leaf: leaf.dtype, jax.eval_shape(transform.init, updates))
-        state = jax.tree.map(lambda leaf, as_was: leaf.astype(as_was), state, wide)
+        state = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), state, wide)
         updates, state = transform.update(updates, state, params)
         return updates, _cast(state, dtype)
 
@@ -181,7 +163,7 @@ def per_layer(
     """
 
     def mapped(function, names):
-        for _ in range(len(names) - len(_of_a_layer(names))):
+        for _ in range(len(names) - len(tensor_axes(names))):
             function = jax.vmap(function)
         return function
 
@@ -210,8 +192,8 @@ def muon_dimensions(logical_axes: Any) -> Any:
     """
 
     def dimensions(names: tuple) -> Any:
-        kernel = _of_a_layer(names)
-        if kernel == names or VOCAB in kernel or len(kernel) < 2:
+        kernel = tensor_axes(names)
+        if kernel == names or VOCAB in kernel or not is_matrix(names):
             return None
         first, end = len(names) - len(kernel), len(names)
         cut = first + 1 if kernel[0] in (EMBED, None) else end - 1

@@ -3,12 +3,13 @@
 A step whose loss or gradient norm is not finite changes neither parameters nor optimizer state;
 it is counted, and the loop gives up after `max_bad_steps` of them in a row.
 
-Read first: `objective.py` (what is minimised), `model/params.py` (what is trained), `optimizer.py`.
+Read first: `objective.py` (what is minimised), `optimizer.py`, and `model/trained.py`.
 Read next: `loop.py`, which calls the step.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.model import lora
 from hybrid.model.config import LoraConfig, ModelConfig
-from hybrid.model.params import abstract_trained, join, split
+from hybrid.model.trained import abstract_trained, join, split
 from hybrid.sharding import batch_sharding, placed, replicated, shardings
 from hybrid.training.config import OptimizerConfig, StepConfig
 from hybrid.training.objective import loss_and_gradient, router_metrics
@@ -193,21 +194,14 @@ def _state_shardings(shapes: TrainState, param_shardings: Any, mesh: Mesh) -> Tr
 
     A leaf of the optimizer's state belongs to the parameter whose path is part of its own.
     """
-    places = {
-        path: (leaf.shape, sharding)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(shapes.params),
-            jax.tree.leaves(param_shardings),
-            strict=True,
-        )
-    }
+    leaves = placed(shapes.params, param_shardings)
+    params = dict(jax.tree_util.tree_leaves_with_path(leaves))
 
-    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        for start in range(len(path)):
-            for end in range(len(path), start, -1):
-                shape, sharding = places.get(path[start:end], (None, None))
-                if shape == leaf.shape:
-                    return sharding
+    def leaf_sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        for start, end in itertools.combinations(range(len(path) + 1), 2):
+            param = params.get(path[start:end])
+            if param is not None and param.shape == leaf.shape:
+                return param.sharding
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(place, shapes)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, shapes)

@@ -14,7 +14,7 @@ from hybrid.inference.config import InferenceConfig
 from hybrid.inference.session import Session, bucket
 from hybrid.model import cache as state
 from hybrid.model import layer_plan
-from hybrid.model.mixers.kv_cache import CacheFormat
+from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.model.pattern import LayerPlan
 
 SLACK = 3
@@ -169,7 +169,8 @@ def test_the_plan_says_what_is_allocated(name, layout, dtype, context):
     layers = layer_plan(config_of(name, "float32"))
     for of in (layers, layers.unrolled()):
         cache = state.allocate(of, CacheFormat(context, dtype, unified=layout), BATCH)
-        assert cache.num_bytes() == cost.cache_bytes(layers, context, BATCH, dtype, layout)
+        form = CacheFormat(context, dtype, unified=layout)
+        assert cache.num_bytes() == cost.cache_bytes(layers, form, BATCH)
 
 
 def test_slack_and_buckets_come_on_top():
@@ -177,7 +178,7 @@ def test_slack_and_buckets_come_on_top():
     session = Session(config, params_of(config), InferenceConfig(slack=2))
     cache, layers = session.empty(1, 1000), layer_plan(config)
     assert cache.form.capacity == 1024
-    exact = cost.cache_bytes(layers, 1024, 1, "float32")
+    exact = cost.cache_bytes(layers, CacheFormat(1024), 1)
     assert cache.num_bytes()["global"] == exact["global"]
     assert cache.num_bytes()["local"] == exact["local"] * (WINDOW + 2) // WINDOW
 
@@ -185,8 +186,9 @@ def test_slack_and_buckets_come_on_top():
 @pytest.mark.parametrize(("layout", "saved"), [("value", 0.5), ("value_and_rotated", 0.375)])
 def test_what_unified_layers_save(layout, saved):
     layers = layer_plan(config_of("unified", "float32"))
-    both = cost.cache_bytes(layers, 100, 1, "float32", "keys_and_values")["global"]
-    assert cost.cache_bytes(layers, 100, 1, "float32", layout)["global"] == (1 - saved) * both
+    both = cost.cache_bytes(layers, CacheFormat(100, unified="keys_and_values"), 1)["global"]
+    form = CacheFormat(100, unified=layout)
+    assert cost.cache_bytes(layers, form, 1)["global"] == (1 - saved) * both
 
 
 def test_31b_at_256k_scaled_down_by_32():
@@ -207,10 +209,12 @@ def test_31b_at_256k_scaled_down_by_32():
 def all_global(layers: LayerPlan) -> LayerPlan:
     """The same layers, each with separate keys and values of the whole context."""
     whole = {"window_size": None, "unified_kv": False}
+
+    def apart(spec):
+        return dataclasses.replace(spec, mixer=dataclasses.replace(spec.mixer, **whole))
+
     segments = (
-        dataclasses.replace(
-            segment, specs=tuple(dataclasses.replace(spec, **whole) for spec in segment.specs)
-        )
+        dataclasses.replace(segment, specs=tuple(map(apart, segment.specs)))
         for segment in layers.segments
     )
     return LayerPlan(tuple(segments))
@@ -227,7 +231,7 @@ def test_reading_a_chunk_takes_the_same_memory_whatever_the_context(layers):
         cache = session.empty(1, capacity)
         step = jax.jit(
             lambda params, cache: model.extend(
-                session.config, params, *chunk, cache, session.turns(cache.form)
+                session.config, params, *chunk, cache, session.slot_arrays(cache.form)
             ),
             donate_argnums=1,
         )
@@ -235,13 +239,13 @@ def test_reading_a_chunk_takes_the_same_memory_whatever_the_context(layers):
         return compiled.memory_analysis().temp_size_in_bytes
 
     small, large = temporaries(2048), temporaries(32_768)
-    one_layer = cost.cache_bytes(layer_plan(config), 32_768, 1, "float32")["global"] // 4
+    one_layer = cost.cache_bytes(layer_plan(config), CacheFormat(32_768), 1)["global"] // 4
     assert large - small < 0.2 * one_layer
 
 
 def test_int8_costs_a_bfloat16_scale_a_head_and_token():
     config = config_of("unified", "float32")
     layers = layer_plan(config)
-    sizes = {d: cost.cache_bytes(layers, 64, 1, d) for d in ("bfloat16", "int8")}
+    sizes = {d: cost.cache_bytes(layers, CacheFormat(64, d), 1) for d in ("bfloat16", "int8")}
     for kind, width in (("local", config.head_dim), ("global", config.global_head_dim)):
         assert sizes["int8"][kind] * 2 * width == sizes["bfloat16"][kind] * (width + 2)

@@ -12,9 +12,11 @@ from cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid.ops import attention
-from hybrid.ops.attention import IMPLEMENTATIONS, Unsupported, attend, choose, explain
+from hybrid.costs.hlo import count_flops
+from hybrid.ops import dispatch
+from hybrid.ops.attention import ATTENTION, AttentionRequest, attend
 from hybrid.ops.band import Band
+from hybrid.ops.dispatch import Implementation, Operation, Unsupported
 
 SERVED = {"local": ["chunked", "banded"], "global": ["chunked"]}
 
@@ -55,6 +57,8 @@ def cases(draw):
         softcap=draw(st.sampled_from([None, 4.0])),
         scale=draw(st.sampled_from([1.0, 0.3])),
         sinks=draw(st.booleans()),
+        offset=draw(st.sampled_from([0, 1, 40, 300])),
+        extra_keys=draw(st.sampled_from([0, 13])),
     )
 
 
@@ -129,38 +133,108 @@ def test_scan_checkpoint_and_sharded_jit_change_nothing(name, x64):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.parametrize("window_size", [128, 600])
+@pytest.mark.parametrize("offset", [127, 4096])
+def test_a_local_layer_costs_no_more_for_the_keys_that_its_window_does_not_reach(
+    window_size, offset
+):
+    """Counted in compiled programs, forward and backward."""
+
+    def flops(band, num_keys):
+        q, k = (jnp.zeros((1, length, 1, 16)) for length in (512, num_keys))
+
+        def loss(q, k, v):
+            return jnp.sum(attend(q, k, v, band, implementation="chunked") ** 2)
+
+        return count_flops(jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, k).compile().as_text())
+
+    # Each query and the keys that it can reach: two products of 16 forward, five backward.
+    num_keys = 512 + offset
+    reach = min(offset, window_size - 1)
+    pairs = sum(min(window_size, reach + i + 1) for i in range(512))
+    got = flops(Band(window_size, offset=offset), num_keys)
+    assert pairs * 7 * 2 * 16 < got
+    # Tiles of 128 queries reach over at most one more tile of keys; wide windows have tiles of 512.
+    over = 2.5 if window_size == 128 else 2.0
+    assert got < over * pairs * 7 * 2 * 16
+    if offset > window_size:
+        near = Band(window_size, offset=window_size)
+        assert got == flops(near, 512 + window_size)
+
+
+def test_an_offset_is_refused_below_zero_and_beside_positions():
+    with pytest.raises(ValueError, match="offset: must be at least 0, got -1"):
+        Band(offset=-1)
+    places = jnp.zeros((1, 4), jnp.int32)
+    with pytest.raises(ValueError, match="offset: positions are given"):
+        Band(q_positions=places, kv_positions=places, offset=2)
+
+
 # --- The door ---------------------------------------------------------------------------------
 
 
-def test_auto_takes_the_first_that_serves_and_says_why_others_do_not(monkeypatch):
+def test_auto_takes_the_first_that_serves_and_says_why_others_do_not(caplog):
     def refuse(request):
         raise Unsupported(f"head_dim {request.head_dim} > 32")
 
-    monkeypatch.setattr(attention.chunked, "check", refuse)
+    caplog.set_level(logging.INFO, logger="hybrid")
+    small = Implementation("small", attend, refuse)
+    operation = Operation("attention", (small, Implementation("any", attend)))
     request = contract.request(head_dim=33)
-    assert choose(request) == "banded"
-    rows = explain(request)
-    assert [row.implementation for row in rows] == list(IMPLEMENTATIONS["local"])
-    assert rows[0].reason == "head_dim 33 > 32"
-    assert rows[1].reason is None
-    with pytest.raises(Unsupported, match="chunked: head_dim 33 > 32"):
-        choose(request, "chunked")
+    assert operation.choose(request).name == "any"
+    assert operation.explain(request) == {"small": "head_dim 33 > 32", "any": None}
+    with pytest.raises(Unsupported, match=r"^small: head_dim 33 > 32$"):
+        operation.choose(request, "small")
+    with pytest.raises(Unsupported, match=r"^small: head_dim 33 > 32$"):
+        Operation("attention", (small,)).choose(request)
+    line = "attention of local layers [t=1024, s=1024, h=33, float32, cpu]: any"
+    assert caplog.messages == [f"{line} (small: head_dim 33 > 32)"]
 
 
 def test_a_named_implementation_never_falls_back():
-    request = contract.request(kind="global", window_size=None)
+    request = contract.request(window_size=None)
     with pytest.raises(Unsupported, match="banded: needs a window"):
-        choose(request, "banded")
+        ATTENTION.choose(request, "banded")
     with pytest.raises(Unsupported, match="banded: the band gives explicit positions"):
-        choose(contract.request(is_self=False), "banded")
+        ATTENTION.choose(contract.request(is_regular=False), "banded")
     with pytest.raises(ValueError, match="no implementation 'flash'; known: auto, chunked"):
-        choose(request, "flash")
+        ATTENTION.choose(request, "flash")
+
+
+def test_choices_are_those_of_the_backend_that_is_used():
+    def check(request):
+        if request.backend != "tpu":
+            raise Unsupported("a kernel for TPUs")
+
+    kernel = Implementation("kernel", attend, check)
+    operation = Operation("attention", (kernel, *ATTENTION.implementations))
+    q, band = jnp.zeros((1, 4, 1, 2)), Band.of_row()
+    with dispatch.use_backend("tpu"):
+        there = AttentionRequest.of(q, q, band, None)
+    here = AttentionRequest.of(q, q, band, None)
+    assert [operation.choose(request).name for request in (there, here)] == ["kernel", "chunked"]
+
+
+def test_every_backend_gives_the_same(x64):
+    """What CPUs are given for their compiler's sake changes no number."""
+    case = Case("backends", 1, 100, 4, 2, 8, window_size=20, documents=2)
+    arrays = case.arrays(jnp.float64)
+
+    def loss(q, k, v):
+        return jnp.sum(attend(q, k, v, case.band()) * arrays["dout"])
+
+    qkv = [arrays[name] for name in "qkv"]
+    wanted = jax.grad(loss, (0, 1, 2))(*qkv)
+    with dispatch.use_backend("tpu"):
+        got = jax.grad(loss, (0, 1, 2))(*qkv)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 def test_a_choice_is_logged_once_a_shape(caplog):
     caplog.set_level(logging.INFO, logger="hybrid")
     for length in (1031, 1031, 1033):
-        choose(contract.request(query_length=length, key_length=length))
+        ATTENTION.choose(contract.request(query_length=length, key_length=length))
     assert [record.getMessage() for record in caplog.records] == [
         f"attention of local layers [t={t}, s={t}, h=64, float32, cpu]: chunked"
         for t in (1031, 1033)
@@ -172,7 +246,10 @@ def test_a_choice_is_logged_once_a_shape(caplog):
     [
         ({"k": (3, 8, 2, 4)}, r"k: batch is 3, q has 2 \(q is \[b, t, n, h\]\)"),
         ({"v": (2, 8, 2, 5)}, "v: head_dim is 5, q has 4"),
-        ({"k": (2, 9, 2, 4), "v": (2, 9, 2, 4)}, "k: length without positions in the band is 9"),
+        (
+            {"k": (2, 7, 2, 4), "v": (2, 7, 2, 4)},
+            "k: length is 7, q's 8 tokens from key 0 on need 8",
+        ),
         ({"v": (2, 7, 2, 4)}, "v: length is 7, k has 8"),
         ({"v": (2, 8, 1, 4)}, "v: number of heads is 1, k has 2"),
         ({"k": (2, 8, 3, 4), "v": (2, 8, 3, 4)}, "k: 3 heads do not divide q's 4"),

@@ -11,7 +11,7 @@ from inference.small_models import config_of, params_of
 
 from hybrid import model
 from hybrid.inference.session import Session
-from hybrid.ops.attention import cached, reference
+from hybrid.ops.attention import attend_cached, cached, reference
 from hybrid.ops.attention.cached import Stored, Tile
 from hybrid.ops.band import Band
 
@@ -65,6 +65,18 @@ def test_every_tile_size_equals_the_oracle(case, tile_size):
     places = slots_of(case)
     out = cached.attend([q], whole(k, v), *places, tile_size=tile_size, **options(case, sinks))
     np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_door_gives_what_its_implementation_gives(case):
+    q, k, v, sinks = inputs(case)
+    places = slots_of(case)
+    for name in ("auto", "tiled"):
+        out = attend_cached([q], whole(k, v), *places, implementation=name, **options(case, sinks))
+        np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
+    with pytest.raises(ValueError, match="cached attention: no implementation 'paged'"):
+        attend_cached([q], whole(k, v), *places, implementation="paged")
 
 
 @pytest.mark.usefixtures("x64")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hybrid.costs.hlo import count_flops
-from hybrid.ops import experts as door
-from hybrid.ops.experts import blocked, ragged, reference
+from hybrid.ops.dispatch import Unsupported
+from hybrid.ops.experts import EXPERTS, ExpertsRequest, blocked, ragged, reference
 
 NAMES = ("x", "weights", "gate", "up", "down")
 # (b, t, d, f, e, a), and which experts are ever chosen.
@@ -119,10 +119,13 @@ def test_work_grows_with_the_choices_and_not_with_the_experts():
 
 
 def test_the_door_chooses_by_backend_and_a_named_one_never_falls_back():
-    assert door.choose(backend="cpu") == "blocked"
-    assert door.choose(backend="tpu") == door.choose(backend="gpu") == "ragged"
-    assert door.choose("reference", "tpu") == "reference"
-    with pytest.raises(door.Unsupported, match="ragged_dot computes all experts"):
-        door.choose("ragged", "cpu")
+    cpu, gpu, tpu = (
+        ExpertsRequest(backend, "float32", 64, 4, 2, 16, 32) for backend in ("cpu", "gpu", "tpu")
+    )
+    assert EXPERTS.choose(cpu).name == "blocked"
+    assert EXPERTS.choose(tpu).name == EXPERTS.choose(gpu).name == "ragged"
+    assert EXPERTS.choose(tpu, "reference").name == "reference"
+    with pytest.raises(Unsupported, match="ragged_dot computes all experts"):
+        EXPERTS.choose(cpu, "ragged")
     with pytest.raises(ValueError, match="no implementation 'dense'; known: auto, ragged"):
-        door.choose("dense")
+        EXPERTS.choose(cpu, "dense")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid.ops import feed_forward
+from hybrid.ops import cpu
 from hybrid.ops.dense import dense
 from hybrid.ops.feed_forward import gated_gelu
 
@@ -23,8 +23,8 @@ def plain(x, gate, up, down):
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("pieces", [1, 4])
 def test_gated_gelu_equals_autodiff_of_its_definition(batch, remat, pieces, monkeypatch, x64):
-    monkeypatch.setattr(feed_forward, "PIECE_ELEMENTS", batch * 8 * 16 // pieces)
-    assert feed_forward.num_pieces(batch, 8, 16) == pieces
+    monkeypatch.setattr(cpu, "PIECE_ELEMENTS", batch * 8 * 16 // pieces)
+    assert cpu.num_pieces(batch, 8, 16) == pieces
     *inputs, dy = arrays((batch, 8, 6), (6, 16), (6, 16), (16, 6), (batch, 8, 6))
     function = jax.checkpoint(gated_gelu) if remat else gated_gelu
     got, pull = jax.vjp(function, *inputs)
@@ -35,9 +35,9 @@ def test_gated_gelu_equals_autodiff_of_its_definition(batch, remat, pieces, monk
 
 
 def test_a_row_that_nothing_divides_stays_whole(monkeypatch):
-    monkeypatch.setattr(feed_forward, "PIECE_ELEMENTS", 512)
-    assert feed_forward.num_pieces(1, 97, 16) == 1
-    assert feed_forward.num_pieces(1, 96, 16) == 3
+    monkeypatch.setattr(cpu, "PIECE_ELEMENTS", 512)
+    assert cpu.num_pieces(1, 97, 16) == 1
+    assert cpu.num_pieces(1, 96, 16) == 3
 
 
 def test_gated_gelu_keeps_the_pre_activations_and_no_more():

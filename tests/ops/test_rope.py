@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from hybrid.ops import rope
-from hybrid.ops.rope import rotate
+
+
+def rotate(x, positions, **options):
+    """x turned by the angles of `positions`, in at least float32."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return rope.apply(x, rope.rotation(positions, x.shape[-1], dtype=wide, **options))
 
 
 def turned(x, positions, theta, pairs, factor):

@@ -21,7 +21,7 @@ def run(weights, x, ids, mask):
     positions = jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32), x.shape[:2])
     x = x + feed_forward.gated_gelu(norm.rms_norm(x, weights["scale"]),
                                     *(weights[n] for n in ("gate", "up", "down")))
-    q = rope.rotate(x.reshape(8, t, 4, 4), positions, theta=1e4)
+    q = rope.apply(x.reshape(8, t, 4, 4), rope.rotation(positions, 4, theta=1e4, dtype=x.dtype))
     for window in (7, None):
         band = Band.of_row(window, ids)
         out = attention.attend(q, q[:, :, :2], q[:, :, 2:], band, implementation="chunked")

@@ -15,7 +15,8 @@ from hybrid.data.batch import Batch
 from hybrid.model import stack
 from hybrid.model.blocks.block import LayerInputs
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers.placement import Placement
+from hybrid.model.mixers.attention import mean_visible_keys
+from hybrid.model.mixers.protocol import CacheFormat, Placement
 from hybrid.ops.band import Band
 
 LOCAL_LAYER = ModelConfig(
@@ -55,7 +56,7 @@ def layer_cost(attention: str, time: int) -> tuple[int, int]:
     plan = model.layer_plan(config)
 
     def loss(params, x, positions, segments):
-        placement = Placement.of(plan, positions, segments, x.dtype)
+        placement = Placement.of(plan.mixers(), positions, segments, x.dtype)
         return jnp.sum(jnp.square(stack.apply(plan, config, params, x, LayerInputs(placement)).x))
 
     x = jax.ShapeDtypeStruct((1, time, config.d_model), jnp.float32)
@@ -134,8 +135,8 @@ def test_flops_equal_those_of_the_compiled_forward(change):
     config, time = dataclasses.replace(SMALL, **change), 64
     specs = list(model.layer_plan(config).layers())
     planned = cost.forward_flops_per_token(config, time)
-    visible = [cost.attention_flops_per_token(spec, time) for spec in specs]
-    keys = [cost.mean_visible_keys(spec.window_size, time) for spec in specs]
+    visible = [spec.mixer.flops_per_token(config, time)[1] for spec in specs]
+    keys = [mean_visible_keys(spec.mixer.reach, time) for spec in specs]
     dense = sum(flops * time / count for flops, count in zip(visible, keys, strict=True))
     assert forward_flops(config, time) == pytest.approx(
         time * (planned - sum(visible) + dense), rel=1e-12
@@ -147,7 +148,7 @@ def test_flops_equal_those_of_the_compiled_forward(change):
 def test_mean_visible_keys_is_the_mean_over_the_mask(window, context):
     seen = Band.of_row(window).visible(0, context, 0, context)
     mean = np.asarray(seen).sum() / context
-    assert cost.mean_visible_keys(window, context) == pytest.approx(mean, rel=1e-12)
+    assert mean_visible_keys(window, context) == pytest.approx(mean, rel=1e-12)
 
 
 def test_flops_of_a_31b_shape_are_within_2_percent_of_its_compiled_forward():
@@ -182,7 +183,7 @@ def test_params_of_published_shapes():
 
 
 def cache(config, context, batch=1, dtype="bfloat16"):
-    return cost.cache_bytes(model.layer_plan(config), context, batch, dtype)
+    return cost.cache_bytes(model.layer_plan(config), CacheFormat(context, dtype), batch)
 
 
 def test_cache_of_the_31b_shape_is_the_published_arithmetic():
@@ -205,8 +206,9 @@ def test_equal_heads_half_global_halves_the_cache():
         unified_kv=False,
     )
     plan = model.layer_plan(config)
-    total = cost.cache_bytes(plan, 262_144, 1, "bfloat16")["total"]
-    whole = cost.cache_bytes_all_global(plan, 262_144, 1, "bfloat16")
+    form = CacheFormat(262_144, "bfloat16")
+    total = cost.cache_bytes(plan, form, 1)["total"]
+    whole = cost.cache_bytes_all_global(plan, form, 1)
     assert whole / total == pytest.approx(1.992, abs=5e-4)
 
 
@@ -224,13 +226,8 @@ def test_int8_counts_a_bfloat16_scale_for_each_head_and_token():
 
 def test_a_layer_that_reuses_keys_and_values_caches_and_projects_none():
     spec = next(model.layer_plan(SMALL).layers())
-    reusing = dataclasses.replace(spec, donor=0)
-    owner = cost.projection_flops_per_token(SMALL, spec)
-    kept = 2 * SMALL.d_model * 2 * spec.num_kv_heads * spec.head_dim
-    assert cost.projection_flops_per_token(SMALL, reusing) == owner - kept
-    plan = dataclasses.replace(
-        model.layer_plan(SMALL),
-        segments=(dataclasses.replace(model.layer_plan(SMALL).segments[1], specs=(reusing,)),),
-    )
-    assert cost.cache_bytes(plan, 64, 1, "float32")["total"] == 0
-    assert cost.cache_bytes_all_global(plan, 64, 1, "float32") == 64 * 2 * 2 * 16 * 4
+    owner, reusing = spec.mixer, dataclasses.replace(spec.mixer, donor=0)
+    kept = 2 * SMALL.d_model * 2 * owner.num_kv_heads * owner.head_dim
+    projections = owner.flops_per_token(SMALL, 64)[0]
+    assert reusing.flops_per_token(SMALL, 64)[0] == projections - kept
+    assert reusing.state_bytes(CacheFormat(64)) == 0

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hybrid.model.config import ModelConfig
+from hybrid.model.mixers import MIXERS
 from hybrid.model.pattern import plan_layers
 from hybrid.plan import figure
 
@@ -36,8 +37,8 @@ def test_a_segment_is_drawn_once_with_its_repetitions():
 def test_each_kind_keeps_its_colour_and_its_card():
     both, local = draw(), draw(pattern="L", num_layers=2, last_layer="any")
     fills = {rect.get("fill") for rect in local.iter(RECT)}
-    assert figure.COLOURS["local"] in fills
-    assert figure.COLOURS["global"] not in fills
+    assert MIXERS["L"].look.colour in fills
+    assert MIXERS["G"].look.colour not in fills
     assert {"local", "global"} <= set(texts(both))
     assert "5 of 6 layers" in texts(both)
     assert "sees 64 tokens" in texts(both)
@@ -50,7 +51,7 @@ def test_a_window_narrower_than_the_drawn_one_is_drawn_as_it_is(window):
     bars = [
         float(rect.get("width"))
         for rect in picture.iter(RECT)
-        if rect.get("fill") == figure.COLOURS["local"] and rect.get("fill-opacity")
+        if rect.get("fill") == MIXERS["L"].look.colour and rect.get("fill-opacity")
     ]
     step = 180 / 24
     assert max(bars) == pytest.approx(min(window, 6) * step - 1, abs=0.01)

@@ -171,7 +171,7 @@ CALLABLE = """
 import hybrid
 import hybrid.plan
 import hybrid.plan.__main__
-from hybrid.plan import hlo
+from hybrid.plan import table
 print(hybrid.plan({}, context=64).context)
 """
 

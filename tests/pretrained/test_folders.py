@@ -218,9 +218,9 @@ def _memory(folder):
         tiny_folder.CONFIG, vocab_size=120_000, d_model=64, layer_embedding_dim=64
     )
     tiny_folder.write(folder)
-    shapes = {f"model.{row.name}": row.file_shape for row in names.rows(config)}
+    stored = names.stored_tensors(config, "model.")
     file = folder / "model.safetensors"
-    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, file)
+    save_file({name: np.zeros(g[0].file_shape, np.float32) for name, g in stored.items()}, file)
     table = 4 * 120_000 * (64 + 4 * 64)
     read.BLOCK_BYTES = table // 16
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

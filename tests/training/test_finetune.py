@@ -18,7 +18,7 @@ from hybrid.data.batch import Batch
 from hybrid.loading import api
 from hybrid.loading.initial import fingerprint
 from hybrid.model import lora
-from hybrid.model import params as partition
+from hybrid.model import trained as partition
 from hybrid.model.config import LoraConfig
 from hybrid.sharding import MeshConfig, make_mesh
 from hybrid.training import loop, step

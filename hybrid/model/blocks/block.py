@@ -27,10 +27,9 @@ from hybrid.model.blocks.feed_forward import FeedForward
 from hybrid.model.blocks.layer_embedding import LayerEmbedding
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import RMSNorm, param_dtype
-from hybrid.model.mixers import MIXERS
 from hybrid.model.mixers.kv import KV
-from hybrid.model.mixers.kv_cache import Kept, LayerCache, View
-from hybrid.model.mixers.placement import Placement
+from hybrid.model.mixers.kv_cache import View
+from hybrid.model.mixers.protocol import LayerState, Placement
 from hybrid.model.pattern import LayerSpec
 from hybrid.ops.router import RouterSums
 
@@ -55,12 +54,12 @@ class LayerInputs:
 
 
 class LayerOutputs(NamedTuple):
-    """The stream after a layer, what it attended to, its router's sums, its cache."""
+    """The stream after a layer, what it attended to, its router's sums, its state."""
 
     x: Hidden
     kv: KV | View | None
     router: RouterSums | None
-    cache: Kept | None
+    state: dict[str, Any] | None
 
 
 class Block(nnx.Module):
@@ -75,7 +74,7 @@ class Block(nnx.Module):
             return RMSNorm(config.d_model, axes.EMBED, config=config, start=start)
 
         self.pre_mixer_norm = norm()
-        self.mixer = MIXERS[spec.letter](spec, config, rngs=rngs)
+        self.mixer = spec.mixer.build(config, rngs)
         self.post_mixer_norm = norm(start)
         self.pre_ffn_norm = norm()
         self.feed_forward = FeedForward(spec.ffn_dim, config, rngs=rngs)
@@ -93,11 +92,11 @@ class Block(nnx.Module):
         x: Hidden,
         inputs: LayerInputs,
         donated: KV | View | None = None,
-        cache: LayerCache | None = None,
+        state: LayerState | None = None,
     ) -> LayerOutputs:
-        """donated, cache: as the mixer takes them."""
+        """donated, state: as the mixer takes them."""
         normed = self.pre_mixer_norm(x)
-        mixed, kv, kept = self.mixer(normed, inputs.placement, donated, cache)
+        mixed, kv, kept = self.mixer(normed, inputs.placement, donated, state)
         x = x + self.post_mixer_norm(mixed)
         branch, router = self._feed_forward(x, inputs.counted)
         x = x + self.post_ffn_norm(branch)

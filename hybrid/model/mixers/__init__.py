@@ -1,10 +1,33 @@
 """Token mixers: how a layer moves information between positions.
 
-A letter of the pattern is a row of `MIXERS`. A mixer is a Flax module built from its `LayerSpec`
-and called on the stream with the tokens' `Placement`.
+`MIXERS` is the one table of letters. A mixer is a file of this folder that defines a `MixerSpec`,
+its module and a `Letter` (`protocol.py`); a line here adds it. `docs/add_a_mixer.md` shows how.
 """
 
-from hybrid.model.mixers.attention import Attention
-from hybrid.model.pattern import GLOBAL, LOCAL
+from hybrid.model.config import ModelConfig
+from hybrid.model.mixers import attention
+from hybrid.model.mixers.protocol import Letter
 
-MIXERS = {LOCAL: Attention, GLOBAL: Attention}
+MIXERS: dict[str, Letter] = {}
+# Letters that other papers' mixers will have.
+LATER = {
+    "S": "Longformer",
+    "B": "BigBird",
+    "M": "Mamba-2",
+    "W": "RWKV-7",
+    "R": "RG-LRU",
+    "D": "Gated DeltaNet",
+    "K": "Kimi Delta Attention",
+}
+
+
+def register(*letters: Letter) -> None:
+    """Adds letters to the table, and their sections of keys to `model.`."""
+    for letter in letters:
+        MIXERS[letter.letter] = letter
+        if letter.section is not None:
+            name, section = letter.section
+            ModelConfig.SECTIONS[name] = section
+
+
+register(attention.LOCAL, attention.GLOBAL)

@@ -1,4 +1,4 @@
-"""Grouped-query attention, local (`L`) or global (`G`): one module, two specs.
+"""Grouped-query attention, local (`L`) or global (`G`): one module, two letters.
 
     q = rope(rms(x·Wq, q_norm))      k = rope(rms(x·Wk, k_norm))      v = rms(x·Wv)
     y = softmax(q·kᵀ over the band)·v · Wo
@@ -8,57 +8,181 @@ it. A local layer sees the last `window_size` tokens; a global one sees all earl
 only a fraction of its rotary pairs, and may share one projection between keys and values
 (`kv.py`). A layer that reuses keys and values takes its donor's, normed and rotated as they are.
 Source: Gemma 4 (2607.02770), sec. 2; QK-norm of 2302.05442.
+
+Read next: `kv_cache.py`, the state of an attention.
 """
 
+import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from hybrid import axes
 from hybrid.axes import Hidden
+from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import Linear, RMSNorm, param_dtype
 from hybrid.model.mixers import kv_cache
-from hybrid.model.mixers.kv import KV, Separate, Unified
-from hybrid.model.mixers.kv_cache import Kept, LayerCache, View
-from hybrid.model.mixers.placement import Placement
-from hybrid.model.pattern import LayerSpec
-from hybrid.ops import rope
-from hybrid.ops.attention import Request, attend, cached
+from hybrid.model.mixers.kv import KV, Rope, Separate, Unified
+from hybrid.model.mixers.kv_cache import Kept, KVSpec, View
+from hybrid.model.mixers.protocol import LayerState, Letter, Look, Placement
+from hybrid.ops import dispatch, rope
+from hybrid.ops.attention import AttentionRequest, attend, attend_cached
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
 
 _KV_NAMES = (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM)
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec(KVSpec):
+    """The attention of one layer: `KVSpec`, and its query heads."""
+
+    num_heads: int
+
+    def build(self, config: ModelConfig, rngs: nnx.Rngs) -> "Attention":
+        """The module of one layer."""
+        return Attention(self, config, rngs=rngs)
+
+    def flops_per_token(self, config: ModelConfig, context: int) -> tuple[float, float]:
+        """2·d·h·(n for queries, n for the output, k for each tensor of keys and values), and
+        4·n·h for each query and key that meet: a product for the score, one for the value."""
+        tensors = (1 if self.unified_kv else 2) if self.owns_kv else 0
+        heads = 2 * self.num_heads + tensors * self.num_kv_heads
+        keys = mean_visible_keys(self.window_size, context)
+        return 2 * config.d_model * self.head_dim * heads, 4 * self.num_heads * self.head_dim * keys
+
+    @property
+    def reach(self) -> int | None:
+        """The window."""
+        return self.window_size
+
+    def request(self, config: ModelConfig, length: int) -> AttentionRequest:
+        """The request of packed rows of `length` tokens, on the default backend."""
+        return AttentionRequest(
+            backend=dispatch.backend(),
+            dtype=config.dtype,
+            head_dim=self.head_dim,
+            query_length=length,
+            key_length=length,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            window_size=self.window_size,
+            has_segments=True,
+            softcap=config.attention_softcap or None,
+            has_sinks=config.attention_sinks,
+        )
+
+    def summary(self) -> str:
+        """Window, heads, form of keys and values, rotary encoding."""
+        sees = f"window {self.window_size:,}" if self.window_size else "whole context"
+        kept = "one tensor for K and V" if self.unified_kv else "K and V"
+        source = kept if self.owns_kv else f"K and V of layer {self.donor}"
+        turns = f"rope {self.rope.theta:,.0f}"
+        turns += "" if self.rope.fraction == 1 else f" on {self.rope.fraction:.0%} of the pairs"
+        turns += "" if self.rope.factor == 1 else f", frequencies / {self.rope.factor:g}"
+        heads = f"{self.num_heads} heads over {self.num_kv_heads} of keys, head_dim {self.head_dim}"
+        return f"{sees}, {heads}, {source}, {turns}"
+
+    def facts(self) -> Iterator[str]:
+        """Heads, keys and values, work and memory."""
+        window, plural = self.window_size, "" if self.num_kv_heads == 1 else "s"
+        yield f"sees {window} tokens" if window else "sees all earlier tokens"
+        yield f"{self.num_heads} heads of {self.head_dim}"
+        yield f"{self.num_kv_heads} KV head{plural}" + (", K = V" if self.unified_kv else "")
+        yield f"work O({'t·w' if window else 't²'})"
+        yield f"keeps {'w' if window else 'all t'} tokens"
+
+    def picture(self, num_tokens: int, window_size: int) -> np.ndarray:
+        """The band of a short row."""
+        window = min(self.window_size, window_size) if self.window_size else None
+        return np.asarray(Band.of_row(window).visible(0, num_tokens, 0, num_tokens))[0]
+
+
+def mean_visible_keys(window_size: int | None, context: int) -> float:
+    """Keys that a token may see, averaged over positions 0 … context-1.
+
+    Position i sees min(i + 1, w) keys, so with w at most T the mean is w·(T - (w - 1)/2) / T.
+
+    >>> mean_visible_keys(4, 8), mean_visible_keys(None, 8)
+    (3.25, 4.5)
+    """
+    window = min(window_size or context, context)
+    return window * (2 * context - window + 1) / (2 * context)
+
+
+# --- Letters ---------------------------------------------------------------------------------
+
+
+def _local(config: ModelConfig, slot: int) -> AttentionSpec:
+    window = config.window_sizes[slot] if config.window_sizes else config.window_size
+    if window < 1:
+        raise ConfigError("window_sizes", "must be at least 1 at an L", config.window_sizes)
+    return AttentionSpec(
+        window_size=window,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        rope=Rope(config.rope_theta),
+        unified_kv=False,
+    )
+
+
+def _global(config: ModelConfig, slot: int) -> AttentionSpec:
+    if config.window_sizes and config.window_sizes[slot]:
+        raise ConfigError("window_sizes", "must be 0 at a G", config.window_sizes)
+    turns = config.global_rope_theta, config.global_rope_fraction, config.global_rope_factor
+    return AttentionSpec(
+        window_size=None,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_global_kv_heads or config.num_kv_heads,
+        head_dim=config.global_head_dim or config.head_dim,
+        rope=Rope(*turns),
+        unified_kv=config.unified_kv,
+    )
+
+
+LOCAL = Letter(
+    letter="L",
+    kind="local",
+    title="local attention",
+    spec=_local,
+    look=Look("#2f6fde", "#e9f0fd", (0, (4, 1.5))),
+    citation="Longformer (2004.05150)",
+)
+GLOBAL = Letter(
+    letter="G",
+    kind="global",
+    title="global attention",
+    spec=_global,
+    look=Look("#e07b1a", "#fdf0e3"),
+    citation="Attention Is All You Need (1706.03762); p-RoPE (2410.06205)",
+)
+
+
+# --- The module ------------------------------------------------------------------------------
+
+
 class Attention(nnx.Module):
     """The attention of one layer; parameters as its spec says."""
 
-    init_state = staticmethod(kv_cache.allocate)
-
-    def __init__(self, spec: LayerSpec, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, spec: AttentionSpec, config: ModelConfig, *, rngs: nnx.Rngs):
         self.spec, self.config = spec, config
         width, heads, head_dim = config.d_model, spec.num_heads, spec.head_dim
-        self.q_proj = Linear(
-            (width, heads, head_dim),
-            (axes.EMBED, axes.HEADS, axes.HEAD_DIM),
-            config=config,
-            rngs=rngs,
-        )
+        linear = functools.partial(Linear, config=config, rngs=rngs)
+        q_names = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+        self.q_proj = linear((width, heads, head_dim), q_names)
         if spec.owns_kv:
-            shape, names = (width, spec.num_kv_heads, head_dim), _KV_NAMES
-            self.k_proj = Linear(shape, names, config=config, rngs=rngs)
+            shape = (width, spec.num_kv_heads, head_dim)
+            self.k_proj = linear(shape, _KV_NAMES)
             if not spec.unified_kv:
-                self.v_proj = Linear(shape, names, config=config, rngs=rngs)
-        self.o_proj = Linear(
-            (heads, head_dim, width),
-            (axes.HEADS, axes.HEAD_DIM, axes.EMBED),
-            config=config,
-            rngs=rngs,
-            num_axes=2,
-        )
+                self.v_proj = linear(shape, _KV_NAMES)
+        o_names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        self.o_proj = linear((heads, head_dim, width), o_names, num_axes=2)
         if config.qk_norm:
             # Unit queries and keys would give scores of variance head_dim · scale².
             scaled = head_dim**-0.5 / config.attention_scale
@@ -74,22 +198,22 @@ class Attention(nnx.Module):
         x: Hidden,
         placement: Placement,
         donated: KV | View | None = None,
-        cache: LayerCache | None = None,
+        state: LayerState | None = None,
     ) -> tuple[Hidden, KV | View, Kept | None]:
-        """The layer's result, the keys and values it read, and its cache with x's tokens in it.
+        """The layer's result, the keys and values it read, and its state with x's tokens in it.
 
         Args:
           donated: what another layer read, for one that owns no keys and values.
-          cache: with `placement.step`, the layer's tokens so far.
+          state: with `placement.step`, the layer's tokens so far.
         """
-        config, turn = self.config, placement.rotation(self.spec)
+        config, turn = self.config, placement.shared[self.spec.shared_key]
         q = self.q_proj(x)
         q = rope.apply(self.q_norm(q) if config.qk_norm else q, turn)
         kept, seen = None, donated
         if self.spec.owns_kv:
             seen = self.project_kv(x, turn)
-            if placement.step is not None and cache is not None:
-                seen, kept = kv_cache.extend(self.spec, cache, seen, turn, placement.step)
+            if placement.step is not None and state is not None:
+                seen, kept = kv_cache.extend(self.spec, state, seen, turn, placement.step)
         assert seen is not None, "a layer that owns no keys and values needs its donor's"
         in_cache = isinstance(seen, View)
         out = (self._attend_to_cache if in_cache else self._attend_to_row)(q, seen, placement)
@@ -97,13 +221,13 @@ class Attention(nnx.Module):
 
     def _attend_to_row(self, q, kv, placement: Placement):
         band = Band.of_row(self.spec.window_size, placement.segment_ids)
-        key, value = kv.keys_values(placement.rotation(self.spec))
+        key, value = kv.keys_values(placement.shared[self.spec.shared_key])
         name = self.config.attention
         return attend(q, key, value, band, implementation=name, **self._scoring())
 
     def _attend_to_cache(self, q, view, placement: Placement):
-        pairs = rope.num_rotated_pairs(self.spec.head_dim, self.spec.rope.fraction)
-        return cached.attend(
+        pairs = self.spec.num_rotated_pairs
+        return attend_cached(
             view.queries(q, pairs),
             view.read(pairs),
             placement.positions,
@@ -131,21 +255,3 @@ class Attention(nnx.Module):
         value = self.v_proj(x)
         value = rms_norm(value, None, **norm) if self.config.v_norm else value
         return Separate(rope.apply(key, turn), value)
-
-
-def request(spec: LayerSpec, config: ModelConfig, length: int) -> Request:
-    """What a layer asks of the door for rows of `length` tokens, on the default backend."""
-    return Request(
-        kind=spec.kind,
-        backend=jax.default_backend(),
-        dtype=config.dtype,
-        head_dim=spec.head_dim,
-        query_length=length,
-        key_length=length,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        window_size=spec.window_size,
-        has_segments=True,
-        softcap=config.attention_softcap or None,
-        has_sinks=config.attention_sinks,
-    )

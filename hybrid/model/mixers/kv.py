@@ -10,10 +10,23 @@ Source: Gemma 4 (2607.02770), sec. 2; the identity holds because RMS normalisati
 its own weight.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 from hybrid.axes import Key, Value
 from hybrid.ops import rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary position encoding of a layer: `fraction` of the pairs turn, at base `theta`.
+
+    `factor` divides all frequencies (linear scaling).
+    """
+
+    theta: float
+    fraction: float = 1.0
+    factor: float = 1.0
 
 
 class Separate(NamedTuple):

@@ -29,94 +29,116 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hybrid.model.mixers.kv import KV, Unified
-from hybrid.model.pattern import LayerSpec
-from hybrid.ops import rope
+from hybrid.axes import Positions
+from hybrid.model.mixers.kv import KV, Rope, Unified
+from hybrid.model.mixers.protocol import CacheFormat, CacheStep, LayerState, MixerSpec
+from hybrid.ops import cpu, rope
 from hybrid.ops.attention.cached import Stored, Tile
+from hybrid.ops.rope import Rotation
 
 SCALE_DTYPE = jnp.bfloat16
 Kept = dict[str, Stored]
 
 
 @dataclasses.dataclass(frozen=True)
-class CacheFormat:
-    """How caches are kept.
+class KVSpec(MixerSpec):
+    """What decides which keys and values a layer keeps, and how: the state half of an attention.
 
     Attributes:
-      capacity: tokens that a global layer has room for.
-      dtype: of keys and values.
-      slack: tokens that can be rewound.
-      unified: form of unified keys and values, as `inference.unified_cache`.
+      window_size: tokens seen, the own included; None sees all earlier ones.
+      num_kv_heads, head_dim: geometry of keys and values.
+      rope: rotary encoding.
+      unified_kv: one projection serves keys and values.
     """
 
-    capacity: int
-    dtype: str = "float32"
-    slack: int = 0
-    unified: str = "value"
+    window_size: int | None
+    num_kv_heads: int
+    head_dim: int
+    rope: Rope
+    unified_kv: bool
 
+    @property
+    def owns_kv(self) -> bool:
+        """Whether the layer computes (and caches) keys and values of its own."""
+        return self.donor is None
 
-def num_slots(spec: LayerSpec, form: CacheFormat) -> int:
-    """Slots of a layer's cache: all positions, or a ring."""
-    if spec.window_size is None:
-        return form.capacity
-    return min(spec.window_size + form.slack, form.capacity)
+    @property
+    def num_rotated_pairs(self) -> int:
+        """Pairs of a head's dimensions that turn."""
+        return rope.num_rotated_pairs(self.head_dim, self.rope.fraction)
 
+    def num_slots(self, form: CacheFormat) -> int:
+        """Slots of the cache: all positions, or a ring."""
+        if self.window_size is None:
+            return form.capacity
+        return min(self.window_size + form.slack, form.capacity)
 
-def widths(spec: LayerSpec, unified: str) -> dict[str, int]:
-    """The tensors that a layer keeps and their numbers a head and token; none for a reusing one."""
-    if not spec.owns_kv:
-        return {}
-    if not spec.unified_kv or unified == "keys_and_values":
-        return {"k": spec.head_dim, "v": spec.head_dim}
-    rotated = 2 * rope.num_rotated_pairs(spec.head_dim, spec.rope.fraction)
-    if unified == "value" or not rotated:
-        return {"v": spec.head_dim}
-    return {"v": spec.head_dim, "rotated": rotated}
+    def widths(self, unified: str) -> dict[str, int]:
+        """The tensors that are kept and their widths; none for a layer that reuses others'."""
+        if not self.owns_kv:
+            return {}
+        if not self.unified_kv or unified == "keys_and_values":
+            return {"k": self.head_dim, "v": self.head_dim}
+        if unified == "value" or not self.num_rotated_pairs:
+            return {"v": self.head_dim}
+        return {"v": self.head_dim, "rotated": 2 * self.num_rotated_pairs}
 
+    def init_state(self, form: CacheFormat, repetitions: int, batch: int) -> Kept:
+        """Empty arrays [repetitions, b, k, slots, width]."""
+        outer = (repetitions, batch, self.num_kv_heads, self.num_slots(form))
 
-def token_bytes(spec: LayerSpec, unified: str, dtype: str) -> int:
-    """Bytes that a layer keeps of one token."""
-    scale = jnp.dtype(SCALE_DTYPE).itemsize if dtype == "int8" else 0
-    sizes = (width * jnp.dtype(dtype).itemsize + scale for width in widths(spec, unified).values())
-    return spec.num_kv_heads * sum(sizes)
+        def empty(width: int) -> Stored:
+            scales = jnp.zeros(outer, SCALE_DTYPE) if form.dtype == "int8" else None
+            return Stored(jnp.zeros((*outer, width), form.dtype), scales)
 
+        return {name: empty(width) for name, width in self.widths(form.unified).items()}
 
-def allocate(spec: LayerSpec, form: CacheFormat, repetitions: int, batch: int) -> Kept:
-    """Empty arrays for layers of one spec, [repetitions, b, k, slots, width]."""
-    outer = (repetitions, batch, spec.num_kv_heads, num_slots(spec, form))
+    def state_bytes(self, form: CacheFormat) -> int:
+        """Bytes of one row's slots, int8's scales included."""
+        scale = jnp.dtype(SCALE_DTYPE).itemsize if form.dtype == "int8" else 0
+        sizes = (
+            w * jnp.dtype(form.dtype).itemsize + scale for w in self.widths(form.unified).values()
+        )
+        return self.num_slots(form) * self.num_kv_heads * sum(sizes)
 
-    def empty(width: int) -> Stored:
-        scales = jnp.zeros(outer, SCALE_DTYPE) if form.dtype == "int8" else None
-        return Stored(jnp.zeros((*outer, width), form.dtype), scales)
+    def state_bytes_all_global(self, form: CacheFormat) -> int:
+        """Bytes if the layer kept keys and values apart for the whole context, none shared."""
+        whole = dataclasses.replace(self, donor=None, window_size=None)
+        return whole.state_bytes(dataclasses.replace(form, unified="keys_and_values"))
 
-    return {name: empty(width) for name, width in widths(spec, form.unified).items()}
+    def grow(self, state: Kept, form: CacheFormat, larger: CacheFormat) -> Kept:
+        """More slots behind the others: a ring below its full size has not wrapped."""
+        more = self.num_slots(larger) - self.num_slots(form)
+        return jax.tree.map(
+            lambda array: jnp.pad(array, [(0, 0)] * 3 + [(0, more)] + [(0, 0)] * (array.ndim - 4)),
+            state,
+        )
 
+    def earliest_rewind(self, form: CacheFormat, written: jax.Array) -> jax.Array:
+        """A ring that has wrapped holds what a rewind by `form.slack` needs; else all is there."""
+        if self.window_size is None:
+            return jnp.zeros_like(written)
+        return jnp.where(written <= self.num_slots(form), 0, written - form.slack)
 
-class LayerCache(NamedTuple):
-    """The stacked arrays of a slot of the plan, and the row that belongs to the layer at hand."""
+    @property
+    def shared_key(self) -> str:
+        """Equal for all layers whose heads turn alike."""
+        return f"{self.rope}/{self.head_dim}"
 
-    kept: Kept
-    row: jax.Array | int
+    def shared(self, positions: Positions, dtype: Any) -> Rotation:
+        """cos and sin of the angles at `positions` [b, t], in at least float32."""
+        return rope.rotation(
+            positions,
+            self.head_dim,
+            theta=self.rope.theta,
+            fraction=self.rope.fraction,
+            factor=self.rope.factor,
+            dtype=jnp.promote_types(dtype, jnp.float32),
+        )
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class CacheStep:
-    """What all layers know of a step: new tokens [b, t] that go behind those in the cache.
-
-    Attributes:
-      form: how caches are kept.
-      length: int32 [b], tokens valid before the step.
-      written: int32 [b], tokens ever written before it.
-      num_new: int32 [b], how many of the t tokens are there; the rest is padding.
-      turns: by `rope_key`, the angles of positions 0 … capacity − 1, [1, capacity, 1, pairs].
-    """
-
-    form: CacheFormat = dataclasses.field(metadata={"static": True})
-    length: jax.Array
-    written: jax.Array
-    num_new: jax.Array
-    turns: dict[str, rope.Rotation]
+    def reads_slots(self, form: CacheFormat) -> bool:
+        """Keys of unified layers are made on reading where only values are kept."""
+        return self.unified_kv and form.unified == "value"
 
 
 class View(NamedTuple):
@@ -153,7 +175,7 @@ class View(NamedTuple):
         return parts + ([_rotated_part(q, pairs)] if pairs else [])
 
     def read(self, pairs: int):
-        """The function that gives tiles, for `cached.attend`."""
+        """The function that gives tiles, for `attend_cached`."""
 
         def read(start, size: int) -> Tile:
             kept = jax.tree.map(lambda array: _tile(array, self.row, start, size), self.kept)
@@ -181,7 +203,7 @@ class View(NamedTuple):
 
 
 def extend(
-    spec: LayerSpec, cache: LayerCache, kv: KV, turn: rope.Rotation, step: CacheStep
+    spec: KVSpec, state: LayerState, kv: KV, turn: Rotation, step: CacheStep
 ) -> tuple[View, Kept]:
     """What the new tokens attend to, and the stacked arrays with them written.
 
@@ -193,25 +215,25 @@ def extend(
     after = step.length + step.num_new
     highest = jnp.maximum(step.written, after)
     k_scale = kv.k_scale if isinstance(kv, Unified) else None
-    kept = _write(spec, cache, new, step, after)
+    kept = _write(spec, state, new, step, after)
     is_ring = spec.window_size is not None
     if not is_ring or length <= form.slack + 1:
         positions = _positions(spec, form, highest, after)
-        angles = None if is_ring else step.turns.get(spec.rope_key)
+        angles = None if is_ring else step.slots.get(spec.shared_key)
         in_use = None if is_ring else jnp.max(after)
-        return View(kept, cache.row, positions, in_use, k_scale, angles), kept
+        return View(kept, state.row, positions, in_use, k_scale, angles), kept
     old = _positions(spec, form, step.written, step.length)
     index = jnp.arange(length, dtype=jnp.int32)[None, :]
     fresh = jnp.where(index < step.num_new[:, None], step.length[:, None] + index, -1)
     both = jax.tree.map(
-        lambda ring, chunk: jnp.concatenate([_row(ring, cache.row), chunk], axis=2)[None],
-        cache.kept,
+        lambda ring, chunk: jnp.concatenate([_row(ring, state.row), chunk], axis=2)[None],
+        state.arrays,
         new,
     )
     return View(both, 0, jnp.concatenate([old, fresh], axis=1), None, k_scale, None), kept
 
 
-def _stored(kv: KV, turn: rope.Rotation, step: CacheStep) -> Kept:
+def _stored(kv: KV, turn: Rotation, step: CacheStep) -> Kept:
     """Keys and values of new tokens in the form that is kept, [b, k, t, width]."""
     key, value = kv.keys_values(turn)
     tensors = {"k": key, "v": value}
@@ -233,31 +255,26 @@ def _quantised(x: jax.Array, dtype: str) -> Stored:
     return Stored(jnp.round(wide / divisor[..., None]).astype(jnp.int8), scales)
 
 
-def _write(spec: LayerSpec, cache: LayerCache, new: Kept, step: CacheStep, after) -> Kept:
+def _write(spec: KVSpec, state: LayerState, new: Kept, step: CacheStep, after) -> Kept:
     """The stacked arrays with new tokens in their slots; padding and overrun tokens go nowhere."""
-    slots, length = num_slots(spec, step.form), next(iter(new.values())).values.shape[2]
+    slots, length = spec.num_slots(step.form), next(iter(new.values())).values.shape[2]
     index = jnp.arange(length, dtype=jnp.int32)[None, :]
     positions = step.length[:, None] + index
     is_kept = (index < step.num_new[:, None]) & (positions >= after[:, None] - slots)
     at = jnp.where(is_kept, positions % slots if spec.window_size else positions, slots)
     rows = jnp.arange(len(at))[:, None]
-    if at.size == 1:
-        # XLA's CPU compiler turns a single write into a slice update, which it does once for the
-        # reader and once for the carry, copying the cache each time (16 384 slots of 128, a loop of
-        # write and read: 3.2 ms a step; with a second write, which goes nowhere, 0.4).
-        new = jax.tree.map(lambda chunk: jnp.concatenate([chunk, chunk], axis=2), new)
-        at = jnp.append(at, jnp.full_like(at, slots), axis=1)
+    at, new = cpu.written_twice(at, new, slots)
 
     def write(stacked, chunk):
         # Indices around the head axis put the indexed axes first: [b, t, k, ...].
-        return stacked.at[cache.row, rows, :, at].set(chunk.swapaxes(1, 2), mode="drop")
+        return stacked.at[state.row, rows, :, at].set(chunk.swapaxes(1, 2), mode="drop")
 
-    return jax.tree.map(write, cache.kept, new)
+    return jax.tree.map(write, state.arrays, new)
 
 
-def _positions(spec: LayerSpec, form: CacheFormat, written, length) -> jax.Array:
+def _positions(spec: KVSpec, form: CacheFormat, written, length) -> jax.Array:
     """int32 [b, slots]: the position that each slot holds, -1 where none is valid."""
-    slots = num_slots(spec, form)
+    slots = spec.num_slots(form)
     slot = jnp.arange(slots, dtype=jnp.int32)[None, :]
     if spec.window_size is None:
         return jnp.where(slot < length[:, None], slot, -1)

@@ -1,49 +1,47 @@
-"""The door to attention: one call, several implementations, reasons for every refusal.
+"""The doors to attention: to a row of tokens and to a cache; each with reasons for every refusal.
 
-`attend` takes queries, keys, values and a `Band`. With "auto" it asks the implementations in the
-order of `IMPLEMENTATIONS` and takes the first that serves the request; the choice and the reasons
-of those before it are logged once. A named implementation either serves or raises `Unsupported`:
-it never falls back, and no part of a band is ever dropped.
+`attend` takes queries, keys, values and a `Band`, `attend_cached` a function that reads a cache.
+Implementations are tried in the order of the tables below (`hybrid/ops/dispatch.py` says how), and
+no part of a band is ever dropped.
 
-Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`.
+Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`, `cached.py`.
 """
 
-import functools
-import logging
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import jax
 
-from hybrid.ops.attention import banded, chunked, reference
-from hybrid.ops.attention.support import Request, Unsupported
+from hybrid import axes
+from hybrid.axes import Query
+from hybrid.ops.attention import banded, cached, chunked, reference
+from hybrid.ops.attention.cached import Tile
+from hybrid.ops.attention.request import (
+    ROWS,
+    AttentionRequest,
+    CachedAttentionRequest,
+    head_names,
+)
 from hybrid.ops.band import Band
+from hybrid.ops.dispatch import Implementation, Operation, per_device
 
 __all__ = [
-    "IMPLEMENTATIONS",
-    "NAMES",
-    "Request",
-    "Row",
-    "Unsupported",
+    "ATTENTION",
+    "CACHED_ATTENTION",
+    "AttentionRequest",
+    "CachedAttentionRequest",
     "attend",
-    "choose",
-    "explain",
+    "attend_cached",
 ]
 
-_MODULES = {"chunked": chunked, "banded": banded, "reference": reference}
-NAMES = tuple(_MODULES)
-# Names in order of preference, by layer kind.
-IMPLEMENTATIONS = {
-    "local": ("chunked", "banded", "reference"),
-    "global": ("chunked", "reference"),
-}
-_log = logging.getLogger("hybrid")
-
-
-class Row(NamedTuple):
-    """One line of `explain`: `reason` is why it refuses, None where it serves."""
-
-    implementation: str
-    reason: str | None
+ATTENTION = Operation(
+    "attention",
+    (
+        Implementation("chunked", chunked.attend),
+        Implementation("banded", banded.attend, banded.check),
+        Implementation("reference", reference.attend),
+    ),
+)
+CACHED_ATTENTION = Operation("cached attention", (Implementation("tiled", cached.attend),))
 
 
 def attend(
@@ -61,58 +59,74 @@ def attend(
 
     Args:
       q: [b, t, n, h].  k, v: [b, s, k, h]; query head i reads KV head i // (n / k).
-      band: who sees whom.
+      band: who sees whom; without positions in it, s is at least t + band.offset.
       scale: multiplies the scores, before `softcap`.
       softcap: scores become softcap·tanh(scores/softcap).
       sinks: [n], a logit that joins the denominator of each head's softmax and has no value;
         neither scaled nor capped. Source: gpt-oss (2508.10925), sec. 2.2.
-      implementation: "auto" or a name of `IMPLEMENTATIONS`.
+      implementation: "auto" or a name of `ATTENTION.names`.
     Returns: [b, t, n, h] in q's dtype; a query that sees no key gives zeros.
     Raises: ValueError where shapes disagree; Unsupported where the named implementation refuses.
     """
     _check_shapes(q, k, v, band)
     if sinks is not None and sinks.shape != q.shape[2:3]:
         raise ValueError(f"sinks: shape is {sinks.shape}, q has {q.shape[2]} heads (sinks is [n])")
-    name = choose(Request.of(q, k, band, softcap, sinks), implementation)
-    return _MODULES[name].attend(q, k, v, band, scale=scale, softcap=softcap, sinks=sinks)
+    request = AttentionRequest.of(q, k, band, softcap, sinks)
+    chosen = ATTENTION.choose(request, implementation)
+    arrays, structure = jax.tree.flatten(band)
+
+    def call(q, k, v, sinks, arrays):
+        band = jax.tree.unflatten(structure, arrays)
+        return chosen.function(q, k, v, band, scale=scale, softcap=softcap, sinks=sinks)
+
+    operands = (q, k, v, sinks, arrays)
+    if not chosen.needs_shard_map:
+        return call(*operands)
+    heads, kv_heads = head_names(k.shape[2])
+    q_names, kv_names = ((*ROWS, name, axes.HEAD_DIM) for name in (heads, kv_heads))
+    sink_names = None if sinks is None else (heads,)
+    names = (q_names, kv_names, kv_names, sink_names, [ROWS] * len(arrays))
+    return per_device(call, operands, names)
 
 
-@functools.cache
-def choose(request: Request, implementation: str = "auto") -> str:
-    """The name of the implementation that serves `request`; logged once a request.
+def attend_cached(
+    queries: Sequence[jax.Array],
+    read: Callable[[jax.Array | int, int], Tile],
+    q_positions: jax.Array,
+    kv_positions: jax.Array,
+    *,
+    in_use: jax.Array | int | None = None,
+    window_size: int | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+    implementation: str = "auto",
+) -> Query:
+    """Softmax attention of new queries over the slots of a cache; it has no gradient.
 
-    Raises: Unsupported where the named one, or every one, refuses; ValueError for unknown names.
+    Args:
+      queries: parts of the queries, each [b, t, n, h_i]; scores are the sum of their products.
+      read: (first slot, number of slots) -> their keys' parts [b, k, s, h_i] and values.
+      q_positions: int32 [b, t].  kv_positions: int32 [b, s], -1 for an empty slot.
+      in_use: slots from here on are empty; None: all may be in use.
+      window_size, scale, softcap, sinks: as of `attend`.
+      implementation: "auto" or a name of `CACHED_ATTENTION.names`.
+    Returns: [b, t, n, h] in the queries' dtype; a query that sees no slot gives zeros.
+    Raises: Unsupported where the named implementation refuses.
     """
-    if implementation != "auto":
-        if implementation not in _MODULES:
-            known = ", ".join(["auto", *_MODULES])
-            raise ValueError(f"attention: no implementation {implementation!r}; known: {known}")
-        rows = [Row(implementation, _refusal(implementation, request))]
-    else:
-        rows = explain(request)
-    refused = "; ".join(f"{row.implementation}: {row.reason}" for row in rows if row.reason)
-    name = next((row.implementation for row in rows if row.reason is None), None)
-    if name is None:
-        raise Unsupported(refused)
-    _log.info(
-        "attention of %s layers [t=%d, s=%d, h=%d, %s, %s]: %s%s",
-        *(request.kind, request.query_length, request.key_length, request.head_dim),
-        *(request.dtype, request.backend, name, f" ({refused})" if refused else ""),
+    values, num_slots = jax.eval_shape(lambda: read(0, 1)).values.values, kv_positions.shape[1]
+    request = CachedAttentionRequest.of(queries[0], values, num_slots, window_size)
+    return CACHED_ATTENTION.choose(request, implementation).function(
+        queries,
+        read,
+        q_positions,
+        kv_positions,
+        in_use=in_use,
+        window_size=window_size,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
     )
-    return name
-
-
-def explain(request: Request) -> list[Row]:
-    """Who serves `request` and why the others refuse, in order of preference."""
-    return [Row(name, _refusal(name, request)) for name in IMPLEMENTATIONS[request.kind]]
-
-
-def _refusal(name, request):
-    try:
-        _MODULES[name].check(request)
-    except Unsupported as refusal:
-        return str(refusal)
-    return None
 
 
 def _check_shapes(q, k, v, band):
@@ -132,8 +146,12 @@ def _check_shapes(q, k, v, band):
     need("v", "number of heads", v.shape[2], "k", k.shape[2], k_letters)
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"k: {k.shape[2]} heads do not divide q's {q.shape[2]} {q_letters}")
-    if band.is_self:
-        need("k", "length without positions in the band", k.shape[1], "q", q.shape[1])
+    last = q.shape[1] + band.offset
+    if band.is_regular and k.shape[1] < last:
+        raise ValueError(
+            f"k: length is {k.shape[1]}, q's {q.shape[1]} tokens from key {band.offset} on need "
+            f"{last} {k_letters}"
+        )
     for name in ("q_segments", "q_positions"):
         _check_side(band, name, q.shape[:2], "[b, t]")
     for name in ("kv_segments", "kv_positions"):

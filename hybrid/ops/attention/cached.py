@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from hybrid.axes import Query
-from hybrid.ops.dot import dot
+from hybrid.ops.band import visible
+from hybrid.ops.dense import dot
 
 TILE = 512  # slots of a tile, or more where queries are few
 FEW_ROWS = 64  # up to which the stored side of a product stands left
@@ -69,16 +70,10 @@ def attend(
     sinks: jax.Array | None = None,
     tile_size: int | None = None,
 ) -> Query:
-    """Softmax attention of new queries over the slots of a cache.
+    """As `hybrid.ops.attention.attend_cached`.
 
     Args:
-      queries: parts of the queries, each [b, t, n, h_i]; scores are the sum of their products.
-      read: (first slot, number of slots) -> their keys' parts [b, k, s, h_i] and values.
-      q_positions: int32 [b, t].  kv_positions: int32 [b, s], -1 for an empty slot.
-      in_use: slots from here on are empty; None: all may be in use.
-      window_size, scale, softcap, sinks: as `hybrid.ops.attention.attend`.
       tile_size: slots at a time; None: as many as MOST_SCORES and TILE say.
-    Returns: [b, t, n, h] in the queries' dtype; a query that sees no slot gives zeros.
     """
     (batch, length, num_heads, _), num_slots = queries[0].shape, kv_positions.shape[1]
     first = jax.eval_shape(lambda: read(0, 1)).values.values.shape
@@ -91,14 +86,12 @@ def attend(
         tile_size = max(TILE, MOST_SCORES // (length * num_heads))
     tile_size = min(tile_size, num_slots)
 
-    def visible(start, first_new):
+    def mask(start, first_new):
         """bool [b, 1, rows, slots] of the tile at `start`; slots before `first_new` came before."""
         kv = _cut(kv_positions, start, tile_size, 1)[:, None, None, :]
         q = jnp.repeat(q_positions, group, axis=1)[:, None, :, None]
-        seen = (kv <= q) & (kv >= 0)
-        if window_size is not None:
-            seen &= q - kv < window_size
-        return seen & (start + jnp.arange(tile_size) >= first_new)[None, None, None, :]
+        is_new = (start + jnp.arange(tile_size) >= first_new)[None, None, None, :]
+        return visible(q, kv, window_size) & is_new
 
     def step(state, start, first_new):
         peak, total, out = state
@@ -107,7 +100,7 @@ def attend(
         s = sum(_scores(q, k) for q, k in parts)  # (1)
         s = s if scale == 1 else s * scale
         s = s if softcap is None else softcap * jnp.tanh(s / softcap)
-        s = jnp.where(visible(start, first_new), s, lowest)
+        s = jnp.where(mask(start, first_new), s, lowest)
         new_peak = jnp.maximum(peak, jnp.max(s, axis=-1, keepdims=True))  # (2)
         p = jnp.where(s == lowest, 0, jnp.exp(s - new_peak))
         shrink = jnp.exp(peak - new_peak)

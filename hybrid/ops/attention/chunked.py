@@ -43,13 +43,9 @@ import numpy as np
 from einops import rearrange
 
 from hybrid.axes import Key, Query, Value
-from hybrid.ops.attention.support import Request
-from hybrid.ops.band import Band
-from hybrid.ops.dot import dot
-
-
-def check(request: Request) -> None:
-    """Serves everything."""
+from hybrid.ops import cpu, dispatch
+from hybrid.ops.band import Band, same_segment, visible
+from hybrid.ops.dense import dot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +91,12 @@ def attend(
     blocks: Blocks | None = None,
 ) -> Query:
     """Attention in tiles; arguments and result as `hybrid.ops.attention.attend`."""
-    if band.is_self and band.window_size is not None and band.window_size >= k.shape[1]:
+    window, farthest = band.window_size, q.shape[1] + band.offset
+    if band.is_regular and window is not None and window >= farthest:
         band = dataclasses.replace(band, window_size=None)
     if blocks is None:
-        backend = jax.default_backend()
-        blocks = default_blocks(band.window_size, q.shape[1], k.shape[1], backend)
+        sizes = band.window_size, q.shape[1], k.shape[1]
+        blocks = default_blocks(*sizes, dispatch.backend())
     # Only arrays go in as arguments: differentiation fills their places with what is no Band.
     arrays, structure = jax.tree.flatten(band)
     return _attend(q, k, v, sinks, arrays, structure, scale, softcap, blocks)
@@ -142,13 +139,14 @@ class _Layout:
 
 def _tiles(band, num_blocks, key_length, queries, keys):
     """(query block, first key, whether at an edge) of each tile that the band may show."""
-    if not band.is_self:
+    if not band.is_regular:
         for block in range(num_blocks):
             yield from ((block, start, True) for start in range(0, key_length, keys))
         return
     window = band.window_size
     for block in range(num_blocks):
-        first, last = block * queries, (block + 1) * queries - 1
+        first = band.offset + block * queries  # as keys are counted
+        last = first + queries - 1
         lowest = 0 if window is None else max(0, first - window + 1)
         # With a window, tiles end at the block's last query: the fewest that reach `lowest`.
         leftmost = 0 if window is None else last + 1 - keys * -(-(last + 1 - lowest) // keys)
@@ -168,14 +166,14 @@ def _forward(q, k, v, sinks, arrays, structure, scale, softcap, blocks):
     wide = jnp.promote_types(q.dtype, jnp.float32)
     rows = _query_rows(q, layout, num_kv_heads)
     keys, values_t = _key_rows(k, layout), _columns(v, layout)
-    tell = _teller(band, layout, q.shape[2] // num_kv_heads)
+    mask = _masks(band, layout, q.shape[2] // num_kv_heads)
     lowest = jnp.finfo(wide).min
 
     def step(edge, state, tile):
         block, start = tile[0], tile[1]
         peak, total, out = (_at(array, block) for array in state)
         s = _scores(_cut(keys, start, layout.keys), _at(rows, block), scale, softcap)  # (1)
-        s = _hide(s, tell(block, start, edge), lowest)
+        s = _hide(s, mask(block, start, edge), lowest)
         new_peak = jnp.maximum(peak, jnp.max(s, axis=-2, keepdims=True))  # (2)
         p = jnp.exp(s - new_peak)
         shrink = jnp.exp(peak - new_peak)
@@ -210,7 +208,8 @@ def _backward(structure, scale, softcap, blocks, kept, dout):
     layout = _Layout.of(band, q.shape[1], k.shape[1], *blocks.backward)
     num_kv_heads = k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    delta = _row_sums(dout.astype(wide) * out.astype(wide))
+    delta = jnp.sum(cpu.without_lead(dout.astype(wide) * out.astype(wide)), axis=-1)
+    delta = delta.reshape(*out.shape[:-1], 1)
     dsinks = None
     if sinks is not None:
         share = jnp.exp(sinks.astype(wide)[None, None] - lse)
@@ -219,14 +218,14 @@ def _backward(structure, scale, softcap, blocks, kept, dout):
     lse = jnp.swapaxes(_query_rows(lse[..., None], layout, num_kv_heads), -1, -2)
     delta = jnp.swapaxes(_query_rows(delta, layout, num_kv_heads), -1, -2)
     keys, values, keys_t = _key_rows(k, layout), _key_rows(v, layout), _columns(k, layout)
-    tell = _teller(band, layout, q.shape[2] // num_kv_heads)
+    mask = _masks(band, layout, q.shape[2] // num_kv_heads)
 
     def step(edge, state, tile):
         block, start = tile[0], tile[1]
         dq, dk, dv = state
         q_i, dout_i = _at(rows, block), _at(douts, block)
         s = _scores(_cut(keys, start, layout.keys), q_i, scale, softcap)
-        shown = _hide(s, tell(block, start, edge), jnp.finfo(wide).min)
+        shown = _hide(s, mask(block, start, edge), jnp.finfo(wide).min)
         p = jnp.exp(shown - _at(lse, block))  # (5)
         dp = dot("bkch,bkrh->bkcr", _cut(values, start, layout.keys), dout_i)
         ds = p * (dp - _at(delta, block))  # (6)
@@ -294,16 +293,6 @@ def _columns(array, layout):
     return rearrange(array, "b s k h -> b k h s")
 
 
-def _row_sums(array):
-    """[b, t, n, h] summed to [b, t, n, 1].
-
-    A leading axis of 1 makes XLA's CPU code 15 times slower (2048 tokens of 4 heads: 1.8 against
-    0.12 ms), so it is dropped.
-    """
-    lead = 1 if array.shape[0] == 1 else 0
-    return jnp.sum(array.reshape(array.shape[lead:]), axis=-1).reshape(*array.shape[:-1], 1)
-
-
 def _hide(scores, seen, lowest):
     return scores if seen is None else jnp.where(seen, scores, lowest)
 
@@ -331,7 +320,7 @@ def _add(array, start, more):
     return jax.lax.dynamic_update_slice_in_dim(array, new, start, axis=2)
 
 
-def _teller(band, layout, group):
+def _masks(band, layout, group):
     """A function (block, start, edge) -> one tile's mask, bool [b or 1, 1, keys, rows].
 
     Inside the band (`edge` false) only segments can hide a pair: None where there are none.
@@ -341,30 +330,27 @@ def _teller(band, layout, group):
         blocks = _query_rows(array[:, :, None, None], layout, 1)[:, :, 0, :, 0]
         return jnp.repeat(blocks, group, axis=-1)[:, :, None, None, :]
 
-    def of_keys(array, padding):
+    def of_keys(array):
         pad = ((0, 0), (layout.left, layout.right))
-        return jnp.pad(array, pad, constant_values=padding)[:, None, :, None]
+        return jnp.pad(array, pad, constant_values=-1)[:, None, :, None]
 
-    query = np.repeat(np.arange(layout.queries), group)[None, None, None, :]
+    query = band.offset + np.repeat(np.arange(layout.queries), group)[None, None, None, :]
     key = np.arange(layout.keys)[None, None, :, None] - layout.left
-    if not band.is_self:
-        q_positions, kv_positions = of_queries(band.q_positions), of_keys(band.kv_positions, -1)
+    if not band.is_regular:
+        q_positions, kv_positions = of_queries(band.q_positions), of_keys(band.kv_positions)
     if band.q_segments is not None:
-        q_segments, kv_segments = of_queries(band.q_segments), of_keys(band.kv_segments, -1)
+        q_segments, kv_segments = of_queries(band.q_segments), of_keys(band.kv_segments)
 
-    def within_band(block, start):
-        if band.is_self:
-            q, kv = block * layout.queries + query, start + key
+    def mask(block, start, edge):
+        segments = ()
+        if band.q_segments is not None:
+            segments = _at(q_segments, block), _cut(kv_segments, start, layout.keys)
+        if not edge:
+            return same_segment(*segments) if segments else None
+        if band.is_regular:
+            positions = block * layout.queries + query, start + key
         else:
-            q, kv = _at(q_positions, block), _cut(kv_positions, start, layout.keys)
-        seen = (kv <= q) & (kv >= 0)
-        return seen if band.window_size is None else seen & (q - kv < band.window_size)
+            positions = _at(q_positions, block), _cut(kv_positions, start, layout.keys)
+        return visible(*positions, band.window_size, *segments)
 
-    def tell(block, start, edge):
-        seen = within_band(block, start) if edge else None
-        if band.q_segments is None:
-            return seen
-        same = _at(q_segments, block) == _cut(kv_segments, start, layout.keys)
-        return same if seen is None else seen & same
-
-    return tell
+    return mask

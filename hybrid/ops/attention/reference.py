@@ -8,12 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from hybrid.axes import Key, Query, Value
-from hybrid.ops.attention.support import Request
 from hybrid.ops.band import Band
-
-
-def check(request: Request) -> None:
-    """Serves everything; its cost and memory are O(t·s)."""
 
 
 def attend(

@@ -2,32 +2,42 @@
 
     y = Σ_j w_j · (gelu(x·gate_j) · (x·up_j))·down_j         over the token's chosen experts j
 
-Dropless: no expert has a limit, none of a token's choices is left out. With "auto" the first
-implementation that serves the backend is taken; a named one serves or raises `Unsupported`.
+Dropless: no expert has a limit, none of a token's choices is left out. `hybrid/ops/dispatch.py`
+says how an implementation is chosen.
 
 On a mesh each device computes its own experts for its own rows and the results are summed:
 
-    x, choice, weights    rows over data and fsdp, copies along expert and tensor
-    kernels               experts over expert, width over tensor, gathered along fsdp
+    x, choice, weights    rows of the batch, copies along the axes of experts and width
+    kernels               experts, each split along its width; d_model is gathered
 
 Read next: `reference.py` (the oracle), `blocked.py` (what a CPU runs).
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
+from hybrid import axes
 from hybrid.axes import Hidden
-from hybrid.ops.attention.support import Unsupported
+from hybrid.ops.dispatch import Implementation, Operation, per_device
 from hybrid.ops.experts import blocked, ragged, reference
+from hybrid.ops.experts.request import ExpertsRequest
+from hybrid.sharding import split_axes
 
-__all__ = ["IMPLEMENTATIONS", "Unsupported", "choose", "experts"]
+__all__ = ["EXPERTS", "ExpertsRequest", "experts"]
 
-IMPLEMENTATIONS = {"ragged": ragged, "blocked": blocked, "reference": reference}
-_ROWS, _EXPERT, _TENSOR = ("data", "fsdp"), "expert", "tensor"
+EXPERTS = Operation(
+    "experts",
+    (
+        Implementation("ragged", ragged.experts, ragged.check, needs_shard_map=True),
+        Implementation("blocked", blocked.experts, blocked.check, needs_shard_map=True),
+        Implementation("reference", reference.experts, needs_shard_map=True),
+    ),
+)
+_TOKENS = (axes.BATCH, None, None)
+_INTO = (axes.EXPERTS, None, axes.FFN)
+_OUT = (axes.EXPERTS, axes.FFN, None)
 
 
 def experts(
@@ -46,51 +56,31 @@ def experts(
       x: [b, t, d].
       choice, weights: [b, t, a], int32 and floating; a token's experts differ.
       gate, up: [e, d, f].  down: [e, f, d].
+      implementation: "auto" or a name of `EXPERTS.names`.
     Returns: [b, t, d] in x's dtype, accumulated in at least float32.
     Raises: Unsupported where the named implementation refuses; ValueError for an unknown name.
     """
-    local = IMPLEMENTATIONS[choose(implementation)].experts
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or math.prod(mesh.shape.values()) == 1:
-        return local(x, choice, weights, gate, up, down)
-    tensor = _TENSOR if gate.shape[2] % mesh.shape[_TENSOR] == 0 else None
-    rows, wide = P(_ROWS), P(_EXPERT, None, tensor)
-    return jax.shard_map(
-        functools.partial(_own_experts, local, split_width=tensor is not None),
-        mesh=mesh,
-        in_specs=(rows, rows, rows, wide, wide, P(_EXPERT, tensor, None)),
-        out_specs=rows,
-        check_vma=False,
-    )(x, choice, weights, gate, up, down)
+    request = ExpertsRequest.of(choice, gate, x.dtype.name)
+    chosen = EXPERTS.choose(request, implementation)
+    operands = (x, choice, weights, gate, up, down)
+    if not chosen.needs_shard_map:
+        return chosen.function(*operands)
+    split = split_axes(axes.EXPERTS, gate.shape[0]), split_axes(axes.FFN, gate.shape[2])
+    own = functools.partial(_own_experts, chosen.function, *split)
+    return per_device(own, operands, (_TOKENS, _TOKENS, _TOKENS, _INTO, _INTO, _OUT))
 
 
-def _own_experts(local, x, choice, weights, gate, up, down, *, split_width):
-    """This device's share: choices of other devices' experts become "none", index e."""
-    num_own = gate.shape[0]
-    own = choice - jax.lax.axis_index(_EXPERT) * num_own
-    own = jnp.where((own >= 0) & (own < num_own), own, num_own)
-    y = local(x, own, weights, gate, up, down)
-    wide = jnp.promote_types(y.dtype, jnp.float32)
-    axes = (_EXPERT, _TENSOR) if split_width else (_EXPERT,)
-    return jax.lax.psum(y.astype(wide), axes).astype(y.dtype)
+def _own_experts(function, by_expert, by_width, x, choice, weights, gate, up, down):
+    """This device's share, summed over the mesh axes that split experts and their width.
 
-
-def choose(implementation: str = "auto", backend: str | None = None) -> str:
-    """The name of the implementation that serves `backend` (default: this one).
-
-    Raises: Unsupported where the named one refuses; ValueError for an unknown name.
+    Choices of other devices' experts become "none", index e.
     """
-    backend = backend or jax.default_backend()
-    if implementation != "auto":
-        if implementation not in IMPLEMENTATIONS:
-            known = ", ".join(["auto", *IMPLEMENTATIONS])
-            raise ValueError(f"experts: no implementation {implementation!r}; known: {known}")
-        IMPLEMENTATIONS[implementation].check(backend)
-        return implementation
-    for name, module in IMPLEMENTATIONS.items():
-        try:
-            module.check(backend)
-        except Unsupported:
-            continue
-        return name
-    raise AssertionError("the reference serves everything")
+    if by_expert:
+        num_own = gate.shape[0]
+        own = choice - jax.lax.axis_index(by_expert) * num_own
+        choice = jnp.where((own >= 0) & (own < num_own), own, num_own)
+    y = function(x, choice, weights, gate, up, down)
+    if not by_expert + by_width:
+        return y
+    wide = jnp.promote_types(y.dtype, jnp.float32)
+    return jax.lax.psum(y.astype(wide), by_expert + by_width).astype(y.dtype)

@@ -28,16 +28,17 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from hybrid.axes import Hidden
-from hybrid.ops.attention.support import Unsupported
+from hybrid.ops.dispatch import Unsupported
 from hybrid.ops.experts.groups import Groups
+from hybrid.ops.experts.request import ExpertsRequest
 
 MOST_ROWS = 128  # of a block
 FEWEST_ROWS = 8
 
 
-def check(backend: str) -> None:
+def check(request: ExpertsRequest) -> None:
     """Serves CPUs; elsewhere a loop over small products would leave the device idle."""
-    if backend != "cpu":
+    if request.backend != "cpu":
         raise Unsupported("walks small blocks one by one: for CPUs")
 
 

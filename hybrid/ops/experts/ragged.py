@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from hybrid.axes import Hidden
-from hybrid.ops.attention.support import Unsupported
+from hybrid.ops.dispatch import Unsupported
+from hybrid.ops.experts.request import ExpertsRequest
 
 
-def check(backend: str) -> None:
+def check(request: ExpertsRequest) -> None:
     """Serves accelerators."""
-    if backend == "cpu":
+    if request.backend == "cpu":
         raise Unsupported("ragged_dot computes all experts for all tokens on a CPU")
 
 

@@ -9,11 +9,6 @@ import jax.numpy as jnp
 from hybrid.axes import Hidden
 
 
-def check(backend: str) -> None:
-    """Serves everything."""
-    del backend
-
-
 def experts(
     x: Hidden,
     choice: jax.Array,

@@ -3,7 +3,6 @@
 Read next: `test_golden_parity.py`.
 """
 
-import collections
 import dataclasses
 import functools
 import json
@@ -131,10 +130,8 @@ def with_scalars(config: ModelConfig) -> ModelConfig:
 def by_file_name(name: str, config: ModelConfig, tree: dict) -> dict[str, np.ndarray]:
     """A tree like the parameters as the tensors of the variant's file."""
     prefix = "model." if VARIANTS[name].wrapper is None else "model.language_model."
-    parts = collections.defaultdict(list)
-    for row in names.rows(config):
-        parts[prefix + row.name].append(row)
-    return {tensor: _joined(tree, rows) for tensor, rows in parts.items()}
+    stored = names.stored_tensors(config, prefix)
+    return {tensor: _joined(tree, rows) for tensor, rows in stored.items()}
 
 
 def _joined(tree, rows):

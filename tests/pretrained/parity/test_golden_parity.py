@@ -110,7 +110,7 @@ def test_donors_gradients_are_among_those_compared():
     for name in SHARING:
         config = ours.model_config(name)
         layers = list(model.layer_plan(config).layers())
-        donors = [layer for layer, spec in enumerate(layers) if spec.donates]
+        donors = [layer for layer, spec in enumerate(layers) if spec.mixer.donates]
         assert len(donors) == 2
         for layer in donors:
             tensors = {f"layers.{layer}.self_attn.{t}_proj.weight" for t in _kv(layers[layer])}
@@ -119,7 +119,7 @@ def test_donors_gradients_are_among_those_compared():
 
 
 def _kv(spec):
-    return "k" if spec.unified_kv else "kv"
+    return "k" if spec.mixer.unified_kv else "kv"
 
 
 @pytest.mark.parametrize("name", VARIANTS)

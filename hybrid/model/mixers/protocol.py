@@ -1,0 +1,234 @@
+"""What a token mixer says of itself: the one protocol behind plans, stacks, caches, costs, figures.
+
+A letter of the pattern is a row of a table (`mixers/__init__.py`): a `Letter`, which makes the
+`MixerSpec` of a layer. All that depends on the kind of a layer is a method of its spec:
+
+    build                             the module and its parameters
+    init_state, state_bytes           what a layer keeps of earlier tokens while decoding
+    grow, earliest_rewind             how that changes with the cache
+    shared_key, shared, reads_slots   arrays made once for all layers that read the same
+    flops_per_token, reach            costs, and how far back a layer sees
+    summary, facts, picture, LACKS    for tables, figures and refusals
+
+Read next: `attention.py`, the mixer of L and G.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from hybrid.axes import Positions, Segments
+from hybrid.model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheFormat:
+    """How caches are kept.
+
+    Attributes:
+      capacity: tokens that a row has room for.
+      dtype: of keys and values.
+      slack: tokens that can be rewound.
+      unified: form of unified keys and values, as `inference.unified_cache`.
+    """
+
+    capacity: int
+    dtype: str = "float32"
+    slack: int = 0
+    unified: str = "value"
+
+
+class LayerState(NamedTuple):
+    """The stacked state of a slot of the plan, and the row that belongs to the layer at hand."""
+
+    arrays: dict[str, Any]
+    row: jax.Array | int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CacheStep:
+    """New tokens [b, t] that go behind those in the cache, as every layer reads it.
+
+    Attributes:
+      form: how caches are kept.
+      length: int32 [b], tokens valid before the step.
+      written: int32 [b], tokens ever written before it.
+      num_new: int32 [b], how many of the t tokens are real; the rest is padding.
+      slots: `MixerSpec.shared` of the positions 0 … capacity − 1, where layers read it.
+    """
+
+    form: CacheFormat = dataclasses.field(metadata={"static": True})
+    length: jax.Array
+    written: jax.Array
+    num_new: jax.Array
+    slots: dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the tokens of a batch stand: all that mixers read besides the stream.
+
+    Attributes:
+      positions: int32 [b, t], from 0 within a document.
+      segment_ids: int32 [b, t], or None where every row is one document.
+      shared: `MixerSpec.shared` of all layers.
+      step: the cache that the tokens go behind; None: they are whole rows.
+    """
+
+    positions: Positions
+    segment_ids: Segments | None
+    shared: dict[str, Any]
+    step: CacheStep | None = None
+
+    @classmethod
+    def of(
+        cls,
+        mixers: Iterable["MixerSpec"],
+        positions: Positions,
+        segment_ids: Segments | None,
+        dtype: Any,
+        step: CacheStep | None = None,
+    ) -> "Placement":
+        """The placement of a batch under the mixers of a plan."""
+        return cls(positions, segment_ids, shared_arrays(mixers, positions, dtype), step)
+
+
+class Look(NamedTuple):
+    """How figures draw a kind of layer: its colour, a light tint of it, matplotlib's line style."""
+
+    colour: str
+    tint: str
+    line_style: Any = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerSpec:
+    """All that makes the mixer of a layer; equal specs are equal code and stack into one scan.
+
+    Attributes:
+      donor: index of the layer whose keys and values this one reuses; None: it has its own.
+      donates: whether later layers reuse this layer's keys and values.
+    """
+
+    # What the mixer does not do, and why: "kv_sharing", "rewind", "context" or "export".
+    LACKS: ClassVar[Mapping[str, str]] = {}
+
+    donor: int | None = dataclasses.field(default=None, kw_only=True)
+    donates: bool = dataclasses.field(default=False, kw_only=True)
+
+    def build(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        """The module: (x [b, t, d], placement, donated, state) -> (y, keys and values, state).
+
+        `donated` is what the donor's module gave second. `state` is a `LayerState` behind a cache,
+        else None; the state that comes back holds x's real tokens and no trace of padding.
+        """
+        raise NotImplementedError
+
+    # --- State -------------------------------------------------------------------------------
+
+    def init_state(self, form: CacheFormat, repetitions: int, batch: int) -> dict[str, Any]:
+        """The empty state of `repetitions` layers: arrays [repetitions, batch, ...]."""
+        raise NotImplementedError
+
+    def state_bytes(self, form: CacheFormat) -> int:
+        """Bytes of the state of one row."""
+        raise NotImplementedError
+
+    def state_bytes_all_global(self, form: CacheFormat) -> int:
+        """The same if the layer shared nothing and kept keys and values of the whole context."""
+        return self.state_bytes(form)
+
+    def grow(self, state: dict[str, Any], form: CacheFormat, larger: CacheFormat) -> dict[str, Any]:
+        """The state with the capacity of `larger`."""
+        del form, larger
+        return state
+
+    def earliest_rewind(self, form: CacheFormat, written: jax.Array) -> jax.Array:
+        """int32 [b]: the fewest tokens that rows can be cut back to, of `written` at most.
+
+        Not called where LACKS has "rewind".
+        """
+        del form
+        return jnp.zeros_like(written)
+
+    # --- Arrays made once for all layers -----------------------------------------------------
+
+    @property
+    def shared_key(self) -> str | None:
+        """Names what `shared` gives: equal for layers that read the same; None: nothing."""
+        return None
+
+    def shared(self, positions: Positions, dtype: Any) -> Any:
+        """Arrays that follow from the positions alone, such as rotary angles."""
+        raise NotImplementedError
+
+    def reads_slots(self, form: CacheFormat) -> bool:
+        """Whether a step needs `shared` of the cache's slots besides."""
+        del form
+        return False
+
+    # --- Costs -------------------------------------------------------------------------------
+
+    def flops_per_token(self, config: ModelConfig, context: int) -> tuple[float, float]:
+        """Forward FLOPs of (weight products, mixing), averaged over positions 0 … context − 1."""
+        raise NotImplementedError
+
+    @property
+    def reach(self) -> int | None:
+        """Tokens that one layer sees, the own included; None: all earlier ones."""
+        return None
+
+    def request(self, config: ModelConfig, length: int) -> Any:
+        """What the layer requests of the door to attention for rows of `length`; None: nothing."""
+        del config, length
+
+    # --- For people --------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """A line of `hybrid.plan`."""
+        raise NotImplementedError
+
+    def facts(self) -> Iterator[str]:
+        """Short lines of the pattern's figure."""
+        yield self.summary()
+
+    def picture(self, num_tokens: int, window_size: int) -> np.ndarray:
+        """bool [num_tokens, num_tokens]: which earlier tokens reach which; windows cut short."""
+        del window_size
+        return np.tri(num_tokens, dtype=bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Letter:
+    """A letter of the pattern.
+
+    Attributes:
+      letter: the letter itself.
+      kind: `local`, `global` or `state`, by which cache bytes are summed.
+      title: of the mixer, for tables ("local attention").
+      spec: (config, slot of the period) -> the mixer of a layer.  Raises: ConfigError.
+      look: in figures.
+      citation: paper, with its number.
+      section: name and class of the mixer's section of keys under `model.`, or None.
+    """
+
+    letter: str
+    kind: str
+    title: str
+    spec: Callable[[ModelConfig, int], MixerSpec]
+    look: Look
+    citation: str
+    section: tuple[str, type] | None = None
+
+
+def shared_arrays(specs: Iterable[MixerSpec], positions: Positions, dtype: Any) -> dict[str, Any]:
+    """`MixerSpec.shared` of all `specs` by their keys, each made once."""
+    by_key = {spec.shared_key: spec for spec in specs if spec.shared_key is not None}
+    return {key: spec.shared(positions, dtype) for key, spec in by_key.items()}

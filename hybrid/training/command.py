@@ -1,0 +1,34 @@
+"""The command behind `train.py` and `hybrid-train`: a config page in, a trained workdir out."""
+
+import pathlib
+
+from absl import flags
+
+from hybrid import experiment
+from hybrid.experiment import Experiment
+from hybrid.process import cli
+
+
+def _define(values: flags.FlagValues) -> None:
+    page = "config page, PATH.py or PATH.py:ARG"
+    flags.DEFINE_string("config", None, page, flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run, new or to resume", flag_values=values)
+
+
+def _run(arguments: cli.Arguments) -> None:
+    page, workdir = arguments.require("config"), arguments.require("workdir")
+    loaded = experiment.load(page, arguments.overrides)
+    from hybrid.training import loop  # late: --help and wrong keys do without Orbax and Grain
+
+    loop.run(loaded, pathlib.Path(workdir))
+
+
+COMMAND = cli.Command(
+    name="python train.py",
+    doc="""
+Trains a model and keeps everything in a workdir; the same command resumes a run that was stopped.
+""",
+    define=_define,
+    config_class=Experiment,
+    run=_run,
+)
