@@ -1,6 +1,6 @@
 """What the raw scores of a cell's seeds tell: by position, by repeat, by distance, by document.
 
-Read `hybrid/evaluation/token_records.py` (a row a predicted token) and `statistics.py` first. A cell's
+Read `evaluation/token_records.py` (a row a predicted token) and `statistics.py` first. A cell's
 scores at one context length are `SeedScores`, {seed: Scores}. Tokens are averaged over the seeds
 first and then clustered by document, so an interval here says how the figure would move with
 other documents; how it moves with the seed is `summary.py`'s part.
