@@ -5,7 +5,7 @@ stands ml_collections' ConfigDict, as pages write it; `build` turns it into data
 refuses unknown keys, wrong types and impossible values by their dotted key. Everything a user
 can get wrong ends in one `ConfigError`, which the commands print as one line.
 
-Read next: `model_config.py` for a section, `experiment.py` for all of them together.
+Read next: `model/config.py` for a section, `experiment.py` for all of them together.
 """
 
 import ast

@@ -78,13 +78,9 @@ def count_bytes(documents: EvalDocuments, num_tokens: int) -> int | None:
     """Bytes of text behind the first `num_tokens` predicted tokens; None where unknown."""
     if documents.num_bytes is None:
         return None
-    total, left = 0, num_tokens
     unpredicted = 1 if documents.bos == "never" else 0  # a document's first token is context
-    for counts in documents.num_bytes:
-        predicted = counts[unpredicted : unpredicted + left]
-        total += int(np.sum(predicted))
-        left -= len(predicted)
-    return total
+    counts = np.concatenate([counts[unpredicted:] for counts in documents.num_bytes])
+    return int(np.sum(counts[:num_tokens]))
 
 
 def summarize(

@@ -1,8 +1,9 @@
 """An evaluation as a table for people; `Result.to_dict` is the one for programs."""
 
-from hybrid.evaluation.result import Bucket, Group, Result
+from hybrid.evaluation.result import Group, Result
 
 MOST_ROWS = 12
+Row = tuple[str, str, int]  # label, value, how many tokens or questions
 
 
 def table(result: Result, *, step: int | None, config: str) -> str:
@@ -16,33 +17,34 @@ def table(result: Result, *, step: int | None, config: str) -> str:
     if result.by_context:
         parts.append(_by_context(result))
     if result.accuracy is None:
-        parts.append(_by_place("position", result.by_position))
-        parts.append(_by_place("repeat after", result.repeats))
+        for name, buckets in (("position", result.by_position), ("repeat after", result.repeats)):
+            rows = [(f"[{b.start}, {b.end})", f"{b.loss:.4f}", b.num_tokens) for b in buckets]
+            parts.append(_detail((name, "loss", "tokens"), rows))
     else:
-        parts.append(_by_value("distance", _few(result.by_distance)))
-        parts.append(_by_value("pairs", [(str(one.value), one) for one in result.by_num_pairs]))
+        titles = "accuracy", "questions"
+        parts.append(_detail(("distance", *titles), _few(result.by_distance)))
+        parts.append(_detail(("pairs", *titles), _each(result.by_num_pairs)))
     return "\n\n".join(parts)
 
 
 def _totals(result: Result) -> str:
+    is_text = result.accuracy is None
+    num_bytes = "unknown" if result.num_bytes is None else f"{result.num_bytes:,}"
     rows = [
         ("loss", f"{result.loss:.4f} nats a token"),
         ("perplexity", f"{result.perplexity:.4f}"),
+        ("bits per byte" if is_text else "accuracy", _bits_or_accuracy(result)),
+        ("tokens", f"{result.num_tokens:,}"),
+        *([("bytes", num_bytes)] if is_text else []),
+        ("context length", f"{result.context_length} (stride {result.stride})"),
+        *([("bos", result.bos)] if is_text else []),
     ]
-    if result.accuracy is None:
-        rows.append(("bits per byte", _bits(result)))
-    else:
-        rows.append(("accuracy", f"{result.accuracy:.2%}"))
-    rows.append(("tokens", f"{result.num_tokens:,}"))
-    if result.accuracy is None:
-        rows.append(("bytes", "unknown" if result.num_bytes is None else f"{result.num_bytes:,}"))
-    rows.append(("context length", f"{result.context_length} (stride {result.stride})"))
-    if result.accuracy is None:
-        rows.append(("bos", result.bos))
     return "\n".join(f"{name:<15} {value}" for name, value in rows)
 
 
-def _bits(result: Result) -> str:
+def _bits_or_accuracy(result: Result) -> str:
+    if result.accuracy is not None:
+        return f"{result.accuracy:.2%}"
     return "unknown" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
 
 
@@ -51,40 +53,31 @@ def _by_context(result: Result) -> str:
     lines = [f"{'context':>9} {'loss':>9} {'perplexity':>11} {last:>10}"]
     lines += [
         f"{one.context_length:>9} {one.loss:>9.4f} {one.perplexity:>11.4f} "
-        f"{_bits(one) if one.accuracy is None else f'{one.accuracy:.2%}':>10}"
+        f"{_bits_or_accuracy(one):>10}"
         for one in result.by_context
     ]
     return "\n".join(lines)
 
 
-def _by_place(name: str, buckets: tuple[Bucket, ...]) -> str:
-    lines = [f"{name:>15} {'loss':>9} {'tokens':>12}"]
-    lines += [
-        f"{f'[{bucket.start}, {bucket.end})':>15} {bucket.loss:>9.4f} {bucket.num_tokens:>12,}"
-        for bucket in buckets
-    ]
-    return "\n".join(lines)
+def _detail(titles: tuple[str, str, str], rows: list[Row]) -> str:
+    lines = ["{:>15} {:>9} {:>12}".format(*titles)]
+    return "\n".join(lines + ["{:>15} {:>9} {:>12,}".format(*row) for row in rows])
 
 
-def _by_value(name: str, rows: list[tuple[str, Group]]) -> str:
-    lines = [f"{name:>15} {'accuracy':>9} {'questions':>12}"]
-    lines += [f"{label:>15} {one.accuracy:>9.2%} {one.num:>12,}" for label, one in rows]
-    return "\n".join(lines)
+def _each(groups: tuple[Group, ...]) -> list[Row]:
+    return [(str(one.value), f"{one.accuracy:.2%}", one.num) for one in groups]
 
 
-def _few(groups: tuple[Group, ...]) -> list[tuple[str, Group]]:
-    """Groups by label; many of them are joined from one power of two to the next."""
+def _few(groups: tuple[Group, ...]) -> list[Row]:
+    """A row a group; many groups are joined from one power of two to the next."""
     if len(groups) <= MOST_ROWS:
-        return [(str(one.value), one) for one in groups]
+        return _each(groups)
     joined: dict[int, list[Group]] = {}
     for one in groups:
         joined.setdefault(one.value.bit_length(), []).append(one)
-    return [
-        (f"[{1 << bits >> 1}, {1 << bits})", _together(members)) for bits, members in joined.items()
-    ]
-
-
-def _together(members: list[Group]) -> Group:
-    num = sum(one.num for one in members)
-    right = sum(one.accuracy * one.num for one in members)
-    return Group(members[0].value, right / num, num)
+    rows = []
+    for bits, members in joined.items():
+        num = sum(one.num for one in members)
+        right = sum(one.accuracy * one.num for one in members)
+        rows.append((f"[{1 << bits >> 1}, {1 << bits})", f"{right / num:.2%}", num))
+    return rows

@@ -5,7 +5,7 @@ loop are two readings of the same plan (`model.unroll`), equal to rounding; the 
 program does not grow with depth. Rematerialisation is per layer, not per period: under fsdp, the
 gathered weights of a whole period would otherwise live together.
 
-Read next: `model.py`.
+Read next: `language_model.py`.
 """
 
 import functools

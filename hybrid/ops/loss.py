@@ -88,7 +88,8 @@ def cross_entropy(
         float32 logits within 64 MB.
     Returns: LossSums; logits, softcap and sums in at least float32.
     """
-    chunk = chunk_size or default_chunk_size(targets, embedding)
+    batch, length = targets.shape
+    chunk = chunk_size or default_chunk_size(batch, length, embedding.shape[0])
     nll, z = _sums(hidden, embedding, targets, mask, softcap, chunk)
     return LossSums(nll, z, jnp.sum(mask, dtype=jnp.int32))
 
@@ -107,7 +108,8 @@ def score(
 
     Arguments are those of `cross_entropy`.
     """
-    chunk = chunk_size or default_chunk_size(targets, embedding)
+    batch, length = targets.shape
+    chunk = chunk_size or default_chunk_size(batch, length, embedding.shape[0])
 
     def of_chunk(carry, inputs):
         x, target = inputs
@@ -115,13 +117,12 @@ def score(
         return carry, (nll, jnp.argmax(out, axis=-1) == target if with_top else None)
 
     _, chunks = jax.lax.scan(of_chunk, None, _chunks(chunk, hidden, targets))
-    nll, is_top = jax.tree.map(lambda chunk: _whole(chunk, targets.shape[1]), chunks)
+    nll, is_top = jax.tree.map(lambda chunk: _whole(chunk, length), chunks)
     return TokenScores(jnp.where(mask, nll, 0), is_top & mask if with_top else None)
 
 
-def default_chunk_size(targets: jax.Array, embedding: jax.Array) -> int:
+def default_chunk_size(batch: int, length: int, vocab_size: int) -> int:
     """Tokens of a row in a chunk, in equal chunks of at most LOGIT_BYTES of float32 logits."""
-    (batch, length), vocab_size = targets.shape, embedding.shape[0]
     most = max(1, LOGIT_BYTES // (4 * batch * vocab_size))
     num_chunks = math.ceil(length / most)
     return math.ceil(length / num_chunks)

@@ -65,7 +65,7 @@ def loss_and_gradient(
     fractions = None
     if step_config.load_balance_loss and step_config.num_microbatches > 1:
         counts = _summed(lambda part: _layers(sums_of(params, part).router), parts)
-        fractions = [jax.vmap(router.fractions)(layer) for layer in counts]
+        fractions = _fractions(counts)
 
     def objective(params, part):
         sums = sums_of(params, part)
@@ -116,25 +116,26 @@ def _layers(tree: dict) -> list[RouterSums]:
     return jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, RouterSums))
 
 
+def _fractions(layers: list[RouterSums]) -> list[jax.Array]:
+    return [jax.vmap(router.fractions)(layer) for layer in layers]
+
+
 def _router_terms(tree, fractions, step_config):
     """(3) and (4), times N."""
     layers = _layers(tree)
     balance_weight, z_weight = step_config.load_balance_loss, step_config.router_z_loss
     if not layers or not (balance_weight or z_weight):
         return 0.0
-    z = sum(jnp.sum(layer.z) for layer in layers)
-    return (balance_weight * _balance(layers, fractions) + z_weight * z) / _num(layers)
+    balance, z, num_layers = _router_sums(layers, fractions or _fractions(layers))
+    return (balance_weight * balance + z_weight * z) / num_layers
 
 
-def _balance(layers, fractions=None):
-    """Σ_layers of (4) in `router.py`, times its tokens."""
-    fractions = fractions or [jax.vmap(router.fractions)(layer) for layer in layers]
+def _router_sums(layers, fractions):
+    """Σ_layers of (4) in `router.py`, times its tokens; Σ_layers of z_router; L."""
     each = zip(fractions, layers, strict=True)
-    return sum(jnp.sum(jax.vmap(router.load_balance)(f, layer)) for f, layer in each)
-
-
-def _num(layers):
-    return sum(layer.tokens.shape[0] for layer in layers)
+    balance = sum(jnp.sum(jax.vmap(router.load_balance)(f, layer)) for f, layer in each)
+    z = sum(jnp.sum(layer.z) for layer in layers)
+    return balance, z, sum(layer.tokens.shape[0] for layer in layers)
 
 
 def router_metrics(tree: dict, step_config: StepConfig) -> dict[str, jax.Array]:
@@ -147,10 +148,10 @@ def router_metrics(tree: dict, step_config: StepConfig) -> dict[str, jax.Array]:
     layers = _layers(tree)
     if not layers:
         return {}
-    tokens = jnp.maximum(layers[0].tokens[0], 1)
-    balance = _balance(layers) / _num(layers) / tokens
-    z = sum(jnp.sum(layer.z) for layer in layers) / _num(layers) / tokens
-    shares = jnp.concatenate([jax.vmap(router.fractions)(layer) for layer in layers])
+    fractions, tokens = _fractions(layers), jnp.maximum(layers[0].tokens[0], 1)
+    balance, z, num_layers = _router_sums(layers, fractions)
+    balance, z = balance / num_layers / tokens, z / num_layers / tokens
+    shares = jnp.concatenate(fractions)
     metrics = {
         "router/load_balance": balance,
         "router/largest_share": jnp.max(shares),

@@ -21,7 +21,7 @@ from hybrid.ops.dispatch import Implementation, Operation, Unsupported
 SERVED = {"local": ["chunked", "banded"], "global": ["chunked"]}
 
 
-class TestReference(contract.AttentionContract):
+class TestReference(contract.AttentionBehaviour):
     implementation = "reference"
 
 

@@ -88,16 +88,12 @@ def test_logits_of_bfloat16_streams_are_float32():
     assert [g.dtype for g in pull((jnp.float32(1), jnp.float32(0)))] == [jnp.bfloat16] * 2
 
 
-def chunk_size(batch, time, vocab_size):
-    return default_chunk_size(np.empty((batch, time)), np.empty((vocab_size, 0)))
-
-
 def test_a_chunk_of_logits_stays_small():
     for batch, time, vocab_size in ((1, 4096, 262_144), (4, 512, 1024), (8, 100, 262_144)):
-        chunk = chunk_size(batch, time, vocab_size)
+        chunk = default_chunk_size(batch, time, vocab_size)
         assert 1 <= chunk <= time
         assert chunk == 1 or 4 * batch * chunk * vocab_size <= LOGIT_BYTES
-    assert chunk_size(4, 512, 1024) == 512
+    assert default_chunk_size(4, 512, 1024) == 512
 
 
 def test_gemmas_vocabulary_never_holds_all_logits():

@@ -111,7 +111,7 @@ def test_a_resumed_run_enters_the_stage_it_was_in(trained, tmp_path):
     class Killed(Exception):
         pass
 
-    def flush_metrics(self, newest):
+    def flush_metrics(self, newest=None):
         if self.step == 5:
             raise Killed
         stopped(self, newest)
