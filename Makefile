@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 SWEEP ?= ablate_window
 
-.PHONY: demo ablate test test-slow lint bench docs clean
+.PHONY: demo ablate test test-slow test-weekly lint bench docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/python train.py --config=configs/tiny.py --workdir=$(RUN)
@@ -23,10 +23,13 @@ ablate: $(VENV)/.run
 	$(BIN)/python -m hybrid.ablate --config=configs/$(SWEEP).py --workdir=runs/$(SWEEP)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -m "not slow and not weekly" -n 2 --dist loadfile -q
 
 test-slow: $(VENV)/.slow
-	$(BIN)/python -m pytest -m slow -q
+	$(BIN)/python -m pytest -m "slow and not weekly" -q
+
+test-weekly: $(VENV)/.slow
+	$(BIN)/python -m pytest -m weekly -q
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

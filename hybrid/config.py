@@ -1,4 +1,4 @@
-"""From a config page and overrides to frozen, checked dataclasses; knows no key of its own.
+"""From a config page and overrides to frozen, checked dataclasses; it has no key of its own.
 
 A section is a frozen dataclass whose fields are made by `key(default, doc, ...)`. At the door
 stands ml_collections' ConfigDict, as pages write it; `build` turns it into dataclasses and

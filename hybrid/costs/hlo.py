@@ -106,8 +106,8 @@ def _dot(instruction: Instruction, neighbours: dict[str, Instruction]) -> int:
 
 def _convolution(instruction: Instruction, neighbours: dict[str, Instruction]) -> int:
     kernel = neighbours[instruction.operands[1]].shape
-    found = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest)
-    labels = found.group(1) if found else ""
+    match = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest)
+    labels = match.group(1) if match else ""
     met = math.prod(size for size, label in zip(kernel, labels, strict=True) if label != "o")
     return 2 * math.prod(instruction.shape) * met
 
@@ -132,12 +132,12 @@ def parse(text: str) -> tuple[str, dict[str, dict[str, Instruction]]]:
     computations: dict[str, dict[str, Instruction]] = {}
     current: dict[str, Instruction] = {}
     for line in text.splitlines():
-        header, found = _HEADER.match(line), _INSTRUCTION.match(line)
+        header, match = _HEADER.match(line), _INSTRUCTION.match(line)
         if header:
             current = computations.setdefault(header.group(2), {})
             entry = header.group(2) if header.group(1) else entry
-        elif found:
-            current[found.group(1)] = _instruction(found.group(1), line[found.end() :])
+        elif match:
+            current[match.group(1)] = _instruction(match.group(1), line[match.end() :])
     if not entry:
         raise ValueError("the text holds no ENTRY computation: pass compiled.as_text()")
     return entry, computations
@@ -167,8 +167,8 @@ def _closing(text: str, start: int) -> int:
 
 
 def _called(instruction: Instruction, attribute: str) -> str:
-    found = re.search(rf"\b(?:{attribute})=%?([\w.\-]+)", instruction.rest)
-    return found.group(1) if found else ""
+    match = re.search(rf"\b(?:{attribute})=%?([\w.\-]+)", instruction.rest)
+    return match.group(1) if match else ""
 
 
 def _branches(instruction: Instruction) -> list[str]:

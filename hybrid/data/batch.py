@@ -19,8 +19,8 @@ class Batch:
       targets: the token that follows each input (in a task: that answers it), int32 [b, t].
       segment_ids: which document of the row a token belongs to, int32 [b, t]; 0 is padding.
       positions: place within the segment, from 0, int32 [b, t].
-      loss_mask: whether a target is predicted (not BOS, not padding, not what
-        a task doesn't ask), bool [b, t].
+      loss_mask: whether a target is predicted (not BOS, not padding, nor what
+        is no question of a task), bool [b, t].
     """
 
     tokens: Leaf

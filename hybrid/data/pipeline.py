@@ -121,7 +121,7 @@ def open_rows(
 ) -> Rows:
     """The rows of a split; text is tokenized into the cache where it is not there yet.
 
-    `progress(done, total)` hears of tokenized bytes and may raise to stop.
+    `progress(done, total)` is called with bytes of text; an exception from it stops.
     Raises: ConfigError for wrong files (those of the evaluation too), tokenizers and
       vocabularies; nothing was written then.
     """
@@ -242,7 +242,7 @@ def eval_documents(
 ) -> EvalDocuments:
     """The documents to evaluate on: the held-out split, or `all` of `data.paths`.
 
-    `progress(done, total)` hears of tokenized bytes and may raise to stop.
+    `progress(done, total)` is called with bytes of text; an exception from it stops.
     Raises: ConfigError for wrong files, tokenizers and vocabularies.
     """
     tokenizer = tokenizers.load(config)

@@ -201,10 +201,8 @@ def _listed(source: str, patterns: Sequence[str], text_field: str, config_key: s
     references: list[Reference] = []
     try:
         for path in _expand(patterns, config_key):
-            found = (
-                _file_reference(path) if source == "text" else _line_references(path, text_field)
-            )
-            references += found
+            is_file = source == "text"
+            references += _file_reference(path) if is_file else _line_references(path, text_field)
     except ConfigError as error:
         config_key = config_key if error.key == "data.paths" else error.key
         raise ConfigError(config_key, error.problem, error.got, error.accepted) from None
@@ -219,13 +217,13 @@ def _expand(patterns: Sequence[str], config_key: str) -> list[str]:
     for pattern in patterns:
         full = os.path.expanduser(pattern)
         matches = [full] if os.path.exists(full) else sorted(glob.glob(full, recursive=True))
-        found = [match for match in matches if os.path.isfile(match)]
-        if not found:
+        matched = [match for match in matches if os.path.isfile(match)]
+        if not matched:
             is_folder = any(os.path.isdir(match) for match in matches)
             problem = "is a folder" if is_folder else "no such file"
             remedy = "files or globs" + (f", such as {pattern.rstrip('/')}/**/*" * is_folder)
             raise ConfigError(config_key, problem, pattern, remedy)
-        files.update(dict.fromkeys(found))
+        files.update(dict.fromkeys(matched))
     return list(files)
 
 

@@ -28,7 +28,7 @@ Ids = Sequence[int | np.integer] | np.ndarray
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the pipeline asks of a tokenizer.
+    """What the pipeline needs of a tokenizer.
 
     Attributes:
       bos_id, eos_id: or None where it has none; then documents go without.

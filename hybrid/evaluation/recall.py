@@ -1,7 +1,7 @@
 """Accuracy of a model on a task: how often the right answer has the largest logit.
 
     accuracy       right answers / questions
-    by_distance    the same by tokens from the question back to the value it asks for
+    by_distance    the same by tokens from the question back to its value
     by_num_pairs   the same by how many pairs the row holds
 
 Pure of files. `held_out.evaluate` calls `evaluate`.

@@ -132,7 +132,7 @@ def _gemma4(config: ModelConfig) -> dict[str, Any]:
 
 
 def _global_heads(config: ModelConfig) -> dict[str, Any]:
-    """Heads of global layers: the published keys, which know kv heads of unified layers only."""
+    """Heads of global layers: the published keys, which have kv heads of unified layers only."""
     head_dim = config.global_head_dim or config.head_dim
     kv_heads = config.num_global_kv_heads or config.num_kv_heads
     if config.unified_kv or kv_heads == config.num_kv_heads:

@@ -2,7 +2,7 @@
 
 The stacked leaves are made where they live, then filled one tensor at a time by a donated update,
 so the host never holds more than one tensor; tables too large for that go by blocks of rows.
-Everything is checked against the names and shapes that the model asks for before the first read.
+Everything is checked against the names and shapes of the model before the first read.
 """
 
 import functools

@@ -110,7 +110,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
 def _find_resume(
     experiment: Experiment, workdir: pathlib.Path, progress: Progress
 ) -> Resume | None:
-    saved = checkpoint.steps(workdir)
+    saved = checkpoint.checkpoint_steps(workdir)
     if not saved:
         return None
     for warning in provenance.check_resume(workdir, experiment):

@@ -35,11 +35,11 @@ _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 # --- Which steps are there -------------------------------------------------------------------
 
 
-def steps(workdir: pathlib.Path) -> list[int]:
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     """The steps of all sound checkpoints, in order."""
     folder = workdir / FOLDER
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdecimal() and is_sound(path))
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in entries if path.name.isdecimal() and is_sound(path))
 
 
 def is_sound(path: pathlib.Path) -> bool:
@@ -57,11 +57,11 @@ def is_sound(path: pathlib.Path) -> bool:
 
 def best_step(workdir: pathlib.Path) -> int | None:
     """The step with a checkpoint whose evaluation row in metrics.jsonl has the lowest loss."""
-    there = set(steps(workdir))
+    available = set(checkpoint_steps(workdir))
     losses = {
         row["step"]: row["eval/loss"]
         for row in read_rows(workdir / METRICS, "eval/loss")
-        if row.get("eval/loss") is not None and row["step"] in there
+        if row.get("eval/loss") is not None and row["step"] in available
     }
     return min(losses, key=lambda step: (losses[step], step)) if losses else None
 
@@ -70,19 +70,19 @@ def find_step(workdir: pathlib.Path, which: str = "latest") -> int:
     """The step that `latest`, `best` or a number names.  Raises: ConfigError if it isn't there."""
     if not workdir.is_dir():
         raise ConfigError("--workdir", "no such folder", str(workdir), "the workdir of a run")
-    there = steps(workdir)
-    if not there:
+    available = checkpoint_steps(workdir)
+    if not available:
         raise ConfigError("--workdir", "holds no checkpoint", str(workdir), "the workdir of a run")
     if which == "latest":
-        return there[-1]
+        return available[-1]
     if which == "best":
         best = best_step(workdir)
         if best is None:
             raise ConfigError("--checkpoint", "no checkpoint was evaluated", which, "latest, STEP")
         return best
-    if which.isdecimal() and int(which) in there:
+    if which.isdecimal() and int(which) in available:
         return int(which)
-    accepted = "latest, best or one of " + ", ".join(map(str, there))
+    accepted = "latest, best or one of " + ", ".join(map(str, available))
     raise ConfigError("--checkpoint", "no such checkpoint", which, accepted)
 
 
@@ -173,9 +173,9 @@ class Checkpoints:
         """Returns when the save under way is committed and what is too old is deleted."""
         self._writer.wait_until_finished()
         if jax.process_index() == 0:
-            there = steps(self._workdir)
-            keep = {*there[-self._config.keep :], best_step(self._workdir)}
-            for step in there:
+            available = checkpoint_steps(self._workdir)
+            keep = {*available[-self._config.keep :], best_step(self._workdir)}
+            for step in available:
                 if step not in keep:
                     remove(self._folder / str(step))
 

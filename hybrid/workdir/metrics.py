@@ -90,7 +90,7 @@ def evaluation_row(step: int, result: Any) -> Row:
 
 
 def number(value: Any) -> float | None:
-    """A Python float, or None where it is not finite (JSON knows no NaN)."""
+    """A Python float, or None where it is not finite (JSON has no NaN)."""
     value = float(value)
     return value if math.isfinite(value) else None
 

@@ -63,12 +63,12 @@ def _git_commit() -> str | None:
     return done.stdout.strip()
 
 
-def write(workdir: pathlib.Path, experiment: Experiment, found: dict[str, Any]) -> None:
+def write(workdir: pathlib.Path, experiment: Experiment, record: dict[str, Any]) -> None:
     """Writes both files; earlier starts of the run stay under `earlier`."""
     before = read_json(workdir / PROVENANCE)
     if before is not None:
-        found = found | {"earlier": [*before.pop("earlier", []), before]}
-    _write_json(workdir / PROVENANCE, found)
+        record = record | {"earlier": [*before.pop("earlier", []), before]}
+    _write_json(workdir / PROVENANCE, record)
     _write_json(workdir / CONFIG, experiment_lib.to_dict(experiment))
 
 
@@ -130,14 +130,14 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def changed_machine(workdir: pathlib.Path, found: dict[str, Any]) -> list[str]:
+def changed_machine(workdir: pathlib.Path, record: dict[str, Any]) -> list[str]:
     """A warning if the run goes on where its bits will differ."""
     before = read_json(workdir / PROVENANCE) or {}
     names = ("device_kind", "device_count", "thread_count")
     differs = [
-        f"{name} was {before[name]}, is {found[name]}"
+        f"{name} was {before[name]}, is {record[name]}"
         for name in names
-        if name in before and before[name] != found[name]
+        if name in before and before[name] != record[name]
     ]
     return (
         [f"resuming on another machine ({', '.join(differs)}): bits will differ"] if differs else []

@@ -69,7 +69,7 @@ def test_buffers_may_be_donated_while_a_checkpoint_is_written(tmp_path):
 def test_the_newest_and_the_best_are_kept(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 2.5, 5: 2.2}
     saved(tmp_path, [1, 2, 3, 4, 5], losses, keep=2)
-    assert checkpoint.steps(tmp_path) == [2, 4, 5]
+    assert checkpoint.checkpoint_steps(tmp_path) == [2, 4, 5]
     assert checkpoint.find_step(tmp_path, "best") == 2
     assert checkpoint.find_step(tmp_path, "latest") == 5
     assert checkpoint.find_step(tmp_path, "4") == 4
@@ -85,7 +85,7 @@ def test_a_kill_during_deletion_leaves_no_half_step(tmp_path, monkeypatch):
         patch.setattr(shutil, "rmtree", killed)
         with pytest.raises(InterruptedError):
             checkpoint.remove(tmp_path / "checkpoints" / "1")
-    assert checkpoint.steps(tmp_path) == [2]
+    assert checkpoint.checkpoint_steps(tmp_path) == [2]
     assert (tmp_path / "checkpoints" / "deleting-1").exists()
     saved(tmp_path, [])
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]

@@ -69,7 +69,7 @@ def test_rows_come_in_order_with_their_evaluations(straight):
     assert first.keys() == {*wanted.split(), "skipped_steps"}
     assert found[-2]["loss"] < found[0]["loss"]
     assert found[0]["tokens_seen"] < found[1]["tokens_seen"]
-    assert checkpoint.steps(straight[2]) == [2, 4, 6]
+    assert checkpoint.checkpoint_steps(straight[2]) == [2, 4, 6]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_signal_when_an_evaluation_is_due_saves_and_evaluates_on_resume(
         stop_after(patch, 3, number)
         with pytest.raises(stop, match="step 3 is saved"):
             loop.run(experiment, workdir)
-    assert checkpoint.steps(workdir) == [2, 3]
+    assert checkpoint.checkpoint_steps(workdir) == [2, 3]
     assert [row["step"] for row in tiny_run.rows(workdir)] == [1, 2, 3]
     loop.run(experiment, workdir)
     assert_same_run(experiment, workdir, straight)
@@ -95,7 +95,7 @@ def test_rows_beyond_the_checkpoint_and_a_torn_one_are_cut(straight, tmp_path, m
         patch.setattr(loop.Run, "evaluate", _crash)
         with pytest.raises(ZeroDivisionError):
             loop.run(experiment, workdir)
-    assert checkpoint.steps(workdir) == [2]
+    assert checkpoint.checkpoint_steps(workdir) == [2]
     assert [row["step"] for row in tiny_run.rows(workdir)] == [1, 2]
     with open(workdir / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
@@ -141,7 +141,7 @@ def test_a_run_that_is_older_than_a_key_goes_on(straight, tmp_path):
     del config["lora"], config["optimizer"]["freeze"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     loop.run(tiny_run.with_key(experiment, "training", num_steps=7), tmp_path / "run")
-    assert checkpoint.steps(tmp_path / "run")[-1] == 7
+    assert checkpoint.checkpoint_steps(tmp_path / "run")[-1] == 7
 
 
 def test_another_text_is_refused_and_changes_nothing(straight, tmp_path):
@@ -178,7 +178,7 @@ def test_more_steps_log_every_and_checkpoints_may_change(straight, tmp_path, cap
     assert "num_steps" in said[0]
     assert "thread_count was 77" in said[1]
     assert [row["step"] for row in tiny_run.rows(workdir)] == [1, 2, 3, 4, 6, 8, 8]
-    assert checkpoint.steps(workdir) == [8]
+    assert checkpoint.checkpoint_steps(workdir) == [8]
     assert json.loads((workdir / "config.json").read_text())["training"]["num_steps"] == 8
 
 

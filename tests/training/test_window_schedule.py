@@ -144,7 +144,7 @@ def test_a_workdir_of_the_former_key_resumes_and_is_evaluated(tmp_path, schedule
 
     loop.run(config, workdir)
     loop.run(experiment_of(tmp_path, **{**keys, "training__num_steps": 8}), workdir)
-    assert checkpoint.steps(workdir)[-1] == 8
+    assert checkpoint.checkpoint_steps(workdir)[-1] == 8
     (workdir / "config.json").write_text(json.dumps(values))
     assert origin.find(workdir).model["window_size"] == 8
     target = of_run(str(workdir), "latest", None, {"model.window_size": "4"})

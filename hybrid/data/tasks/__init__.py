@@ -120,7 +120,7 @@ class Examples:
 
 
 def as_row(example: Example) -> dict[str, np.ndarray]:
-    """An example by the fields of `Batch`: one segment, predicted where it asks."""
+    """An example by the fields of `Batch`: one segment, predicted where it is asked."""
     length = len(example.tokens)
     loss_mask = np.zeros(length, bool)
     loss_mask[example.asked] = True

@@ -14,7 +14,7 @@ class Example(NamedTuple):
       tokens: inputs, int32 [t].
       targets: what each asked input is answered by, int32 [t]; 0 elsewhere.
       asked: places of the predicted tokens' inputs, int32 [n].
-      distance: tokens from each asking input back to the value it asks for, int32 [n].
+      distance: tokens from each question's input back to its value, int32 [n].
       num_pairs: keys with values in the row.
     """
 
