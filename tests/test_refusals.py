@@ -11,6 +11,7 @@ from hybrid.evaluation.__main__ import main as evaluate
 from hybrid.plan.__main__ import main as plan
 from hybrid.training.__main__ import main as train
 
+NAMES = {evaluate: "evaluation", plan: "plan", train: "training"}
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # (key in the error, overrides of configs/tiny.py); {data} is a folder of broken files.
@@ -170,9 +171,7 @@ def test_training_refuses_a_wrong_config(key, overrides, data, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("main", "words", "key"),
     FLAG_CASES,
-    ids=[
-        f"{main.__module__.split('.')[1]} {' '.join(words)[:60]}" for main, words, _ in FLAG_CASES
-    ],
+    ids=[f"{NAMES[main]} {' '.join(words)[:60]}" for main, words, _ in FLAG_CASES],
 )
 def test_commands_refuse_wrong_flags(main, words, key, data, tmp_path, capsys):
     words = [word.format(data=data, new=tmp_path / "new") for word in words]
