@@ -12,6 +12,7 @@ from hybrid.data import pipeline
 from hybrid.data.config import DataConfig, MqarConfig, NeedleConfig
 from hybrid.data.tasks import Examples
 from hybrid.data.tasks.example import Draws
+from hybrid.experiment import Experiment
 
 QUICK = settings(derandomize=True, deadline=None, max_examples=60)
 FIELDS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
@@ -286,5 +287,5 @@ def test_what_does_not_fit_is_refused_by_key_and_the_remedy_fits(task, keys, key
 )
 def test_wrong_keys_are_refused_by_their_dotted_name(values, key):
     with pytest.raises(ConfigError) as caught:
-        build(DataConfig, values, "data.")
+        build(Experiment, {"data": values})
     assert caught.value.key == key

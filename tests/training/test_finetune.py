@@ -19,7 +19,8 @@ from hybrid.loading import api
 from hybrid.loading.initial import fingerprint
 from hybrid.model import lora
 from hybrid.model import trained as partition
-from hybrid.model.config import LoraConfig
+from hybrid.model.config import LORA_MODULES, LoraConfig, ModelConfig
+from hybrid.model.params import flat, is_adapter
 from hybrid.sharding import MeshConfig, make_mesh
 from hybrid.training import loop, step
 from hybrid.training.config import OptimizerConfig, StepConfig
@@ -96,7 +97,7 @@ def test_adapters_lower_the_loss_and_leave_the_base_alone(base, adapted):
     assert losses[-1] < start - 0.01
     before, after = params(base[1]), params(adapted[1])
     for name, new in _named(after).items():
-        is_adapted = name.split("/")[-2] in lora.MODULES
+        is_adapted = name.split("/")[-2] in LORA_MODULES
         assert np.array_equal(new, _named(before)[name]) != is_adapted, name
 
 
@@ -110,7 +111,9 @@ def test_a_checkpoint_holds_the_adapters_alone(adapted):
     state = step.build(
         config.model, config.training.step, config.optimizer, make_mesh(MeshConfig()), config.lora
     ).state
-    trained = [leaf for name, leaf in _named(state.params).items() if lora.is_adapter(name)]
+    trained = [
+        leaf for name, leaf in _named(state.params).items() if is_adapter(tuple(name.split("/")))
+    ]
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in trained)
     size = sum(f.stat().st_size for f in (workdir / "checkpoints/4/params").rglob("*"))
@@ -181,13 +184,13 @@ def test_a_fingerprint_tells_values_places_and_names_apart():
 
 
 def test_a_module_that_no_layer_has_is_refused_with_those_there(base):
-    config = model.ModelConfig(pattern="G", num_layers=1, unified_kv=True)
+    config = ModelConfig(pattern="G", num_layers=1, unified_kv=True)
     with pytest.raises(ConfigError, match=r"modules: .* got v_proj; some of q_proj, k_proj, o"):
         with_adapters(config, LoraConfig(rank=1, modules=("q_proj", "v_proj")))
 
 
 def tiny_model(**keys):
-    return model.ModelConfig(
+    return ModelConfig(
         pattern="LG", num_layers=4, window_size=3, d_model=16, num_heads=2, head_dim=8,
         ffn_dim=24, vocab_size=32, **keys,
     )  # fmt: skip
@@ -235,7 +238,7 @@ def test_what_has_no_adapter_is_refused_by_name(name):
 def test_experts_and_embeddings_of_layers_get_no_adapters():
     config = tiny_model(num_experts=3, num_active_experts=1, expert_dim=8, layer_embedding_dim=4)
     _, adapted = with_adapters(config, LoraConfig(rank=2))
-    added = {name for name in _named(adapted) if lora.is_adapter(name)}
+    added = {name for name in _named(adapted) if is_adapter(tuple(name.split("/")))}
     assert added
     assert not any("experts" in name or "layer_embedding" in name for name in added)
 

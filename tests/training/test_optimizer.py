@@ -187,5 +187,5 @@ def test_rates_rise_to_the_peak_and_end_at_the_final_share(schedule, num_steps):
 def test_every_key_of_the_section_changes_something():
     names = {field.name for field in dataclasses.fields(OptimizerConfig)}
     source = __import__("inspect").getsource(optimizer)
-    # `partition.py` reads which parameters are trained.
+    # `trained.py` reads which parameters are trained.
     assert {name for name in names if f"config.{name}" not in source} == {"freeze"}
