@@ -17,6 +17,7 @@ import jax
 from hybrid import model
 from hybrid.model.config import ModelConfig
 from hybrid.model.mixers.protocol import CacheFormat
+from hybrid.model.params import flat
 from hybrid.model.pattern import LayerPlan, LayerSpec
 
 # --- Parameters ------------------------------------------------------------------------------
@@ -39,8 +40,8 @@ def num_active_params(config: ModelConfig) -> int:
 def num_params_by_part(config: ModelConfig) -> dict[str, int]:
     """Parameters of embeddings, attention by kind, feed-forwards, experts, norms and scalars."""
     parts: dict[str, int] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract(config)):
-        part = _part(model.layer_plan(config), tuple(entry.key for entry in path))
+    for path, leaf in flat(model.abstract(config)).items():
+        part = _part(model.layer_plan(config), path)
         parts[part] = parts.get(part, 0) + math.prod(leaf.shape)
     return parts
 

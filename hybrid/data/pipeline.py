@@ -211,7 +211,7 @@ class EvalDocuments:
       tokens: for each document int32 [n], its text's tokens and EOS where the tokenizer has
         one; no BOS.
       num_bytes: for each document int64 [n], bytes of text of each token (EOS: 0); None where
-        the tokenizer can't tell for all of them.
+        it is unknown for one of them.
       names: where each document came from.
       bos: `document`, `window` or `never`: where the evaluation puts `bos_id`.
       bos_id: None where `bos` is never.

@@ -1,7 +1,7 @@
 """Where text comes from: three sources, one sequence of documents, one fingerprint.
 
 A document is a name and its bytes. `documents` lists them with a hash each, which costs one
-read of every file; the texts themselves are read again when they are asked for, so a corpus
+read of every file; the texts themselves are read again when they are needed, so a corpus
 never has to fit in memory. Everything a user can get wrong about files is refused here.
 
 The hash of a document decides its split (below `data.eval_fraction` of the range: held out),

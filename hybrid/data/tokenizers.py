@@ -1,11 +1,11 @@
 """Text to ids and back: bytes as they are, or a Hugging Face `tokenizer.json`.
 
-`encode` gives the ids of the text alone. BOS and EOS are added by whoever lays out documents
+`encode` gives the ids of the text alone. BOS and EOS are added where documents are laid out
 (`cache.py`, the evaluation), exactly once, whatever the tokenizer's own post-processor does.
 A text that spells `<eos>` is text, never a control token.
 
-How many bytes of text a token stands for is needed for bits a byte. `token_num_bytes` tells
-it from the ids, where the vocabulary spells bytes; `encode_with_bytes` is surer: it checks
+How many bytes of text a token stands for is needed for bits a byte. `token_num_bytes` finds
+it from the ids, where the vocabulary spells bytes; `encode_with_bytes` is safer: it checks
 that the counts of a document sum to its length, and else measures with the encoding's offsets.
 Read next: `cache.py`.
 """
@@ -56,7 +56,7 @@ class Tokenizer(Protocol):
         """Text of the ids, special tokens left out, broken UTF-8 replaced."""
 
     def token_num_bytes(self, ids: Ids) -> np.ndarray | None:
-        """Bytes of text each id stands for, int64 [n], special tokens 0; None: it can't tell."""
+        """Bytes of text each id stands for, int64 [n], special tokens 0; None: unknown."""
 
 
 def load(config: DataConfig) -> Tokenizer:
@@ -81,7 +81,7 @@ def load(config: DataConfig) -> Tokenizer:
 def resolve_bos(bos: str, tokenizer: Tokenizer) -> str:
     """`document`, `window` or `never` for the policy `data.bos`.
 
-    Raises: ConfigError when a BOS is asked of a tokenizer that has none.
+    Raises: ConfigError for a BOS where the tokenizer has none.
     """
     if bos == "auto":
         return "document" if tokenizer.bos_id is not None else "never"

@@ -5,7 +5,6 @@ at all. Signals stop it at once: there is nothing to save.
 Read first: `target.py`, which decides what is scored.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -22,7 +21,7 @@ from hybrid.evaluation.result import Result
 from hybrid.evaluation.target import Target, evaluate_target, of_pretrained, of_run
 from hybrid.experiment import Experiment
 from hybrid.process import cli
-from hybrid.process.files import write_whole
+from hybrid.process.files import write_json, write_whole
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -52,7 +51,7 @@ def _run(arguments: cli.Arguments) -> None:
         write_whole(per_token, lambda file: np.save(file, result.per_token))
     if output is not None:
         values = result.to_dict(step=step, config=name) | {"overrides": target.overrides}
-        write_whole(output, json.dumps(values, indent=2, allow_nan=False) + "\n")
+        write_json(output, values, allow_nan=False)
     print(report.table(result, step=step, config=name))
 
 

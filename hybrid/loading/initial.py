@@ -23,6 +23,7 @@ from hybrid.model import lora
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import param_dtype
 from hybrid.model.params import flat
+from hybrid.model.trained import abstract_trained
 from hybrid.origin import Origin, find
 from hybrid.sharding import placed, shardings
 from hybrid.workdir import checkpoint
@@ -106,13 +107,8 @@ def read_params(
 
 def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str) -> model.Params:
     """The base of a run with adapters, these merged into it."""
-    base_axes = model.logical_axes(run.model)
-    adapted = jax.eval_shape(
-        functools.partial(lora.add, run.lora, logical_axes=base_axes),
-        model.abstract(run.model),
-        rng=jax.random.key(0),
-    )
-    logical_axes = lora.add_axes(run.lora, base_axes)
+    adapted, _ = abstract_trained(run.model, run.lora, ())
+    logical_axes = lora.add_axes(run.lora, model.logical_axes(run.model))
     targets = lora.adapters(placed(adapted, shardings(mesh, logical_axes, adapted)))
     adapters, step = checkpoint.restore_params(origin.path, which, targets)
     base = read_initial(run, mesh)
@@ -128,11 +124,8 @@ def check_base(experiment: Experiment, record: Mapping[str, Any], base: str) -> 
     """
     trained_on = record.get("base")
     if trained_on != base:
-        problem, got = (
-            "is not what the adapters were trained on",
-            f"{experiment.init_from} ({base})",
-        )
-        raise ConfigError("init_from", problem, got, str(trained_on))
+        problem = "is not what the adapters were trained on"
+        raise ConfigError("init_from", problem, f"{experiment.init_from} ({base})", str(trained_on))
 
 
 # --- A fingerprint ---------------------------------------------------------------------------
@@ -141,7 +134,7 @@ def check_base(experiment: Experiment, record: Mapping[str, Any], base: str) -> 
 def fingerprint(params: model.Params) -> str:
     """16 hexadecimal digits of the parameters' values, the same however they are split.
 
-    A fine-tuned model has the shapes and sizes of its base, so nothing less would tell them apart.
+    A fine-tuned model has the shapes and sizes of its base, so only values distinguish them.
     """
     sums = jax.device_get(jax.jit(functools.partial(jax.tree.map, _bit_sum))(params))
     # Names as jax writes paths, which the records of checkpoints have kept.

@@ -31,6 +31,7 @@ from hybrid.model.mixers.protocol import (
     Placement,
     shared_arrays,
 )
+from hybrid.model.params import flat, nested
 from hybrid.model.pattern import LayerPlan, plan_layers
 from hybrid.ops import loss
 from hybrid.ops.loss import LossSums, TokenScores
@@ -157,14 +158,10 @@ def _rows_of(segments: dict, tokens: Tokens) -> tuple[dict, Tokens]:
 
     A scan slices its parameters, and a step of decoding must not slice whole tables.
     """
-    flat = tokens.reshape(-1)
-
-    def cut(path, leaf):
-        is_table = path[-2].key == "layer_embedding" and path[-1].key == "embedding"
-        return leaf[:, flat] if is_table else leaf
-
-    ids = jnp.arange(flat.size, dtype=jnp.int32).reshape(tokens.shape)
-    return jax.tree_util.tree_map_with_path(cut, segments), ids
+    leaves, rows = flat(segments), tokens.reshape(-1)
+    tables = [path for path in leaves if path[-2:] == ("layer_embedding", "embedding")]
+    ids = jnp.arange(rows.size, dtype=jnp.int32).reshape(tokens.shape)
+    return nested(leaves | {path: leaves[path][:, rows] for path in tables}), ids
 
 
 def logits(

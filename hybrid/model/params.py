@@ -2,10 +2,11 @@
 
 Parameters are nested dicts with keys of text and of numbers (segments, slots). `flat` makes them a
 dict of paths, `nested` undoes it, and everything that selects or replaces parameters by their
-place stands between the two:
+path stands between the two:
 
     {("segments", 0, 5, "mixer", "q_proj", "kernel"): leaf}      "segments/0/5/mixer/q_proj/kernel"
 
+Read next: `trained.py`, which splits parameters into those that are trained and the rest.
 """
 
 from collections.abc import Callable

@@ -241,7 +241,7 @@ def _kind(rope: Mapping[str, Any]) -> str:
 def _gemma4(fields: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
     shared = fields.get("num_kv_shared_layers", 0)
     double = bool(fields.get("use_double_wide_mlp", False)) and bool(shared)
-    found = {
+    keys = {
         "unified_kv": bool(fields.get("attention_k_eq_v", False)),
         "num_kv_shared_layers": shared,
         "kv_shared_ffn_dim": 2 * values["ffn_dim"] if double else 0,
@@ -249,18 +249,18 @@ def _gemma4(fields: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
         **_global_heads(fields),
     }
     rows = fields.get("vocab_size_per_layer_input", values["vocab_size"])
-    if found["layer_embedding_dim"] and rows != values["vocab_size"]:
+    if keys["layer_embedding_dim"] and rows != values["vocab_size"]:
         problem = f"vocab_size_per_layer_input must be vocab_size ({values['vocab_size']})"
         raise fields.wrong(problem, rows)
     if fields.get("enable_moe_block", False):
         width = "moe_intermediate_size"
         width = width if fields.get(width) is not None else "expert_intermediate_size"
-        found |= {
+        keys |= {
             "num_experts": fields.size("num_experts"),
             "num_active_experts": fields.size("top_k_experts"),
             "expert_dim": fields.size(width),
         }
-    return found
+    return keys
 
 
 def _global_heads(fields: Fields) -> dict[str, int]:

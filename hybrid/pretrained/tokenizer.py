@@ -41,7 +41,7 @@ def write_tokenizer(tokenizer: str, folder: pathlib.Path) -> dict[str, int]:
 
 
 def raw_text_warning(folder: pathlib.Path) -> list[str]:
-    """A line if the folder's model was tuned to chat, for whoever scores plain text with it."""
+    """A line if the folder's model was tuned to chat: a warning where it scores plain text."""
     config = _config(folder) or {}
     chats = "chat_template" in config or (folder / "chat_template.jinja").is_file()
     if not chats and not folder.resolve().name.endswith("-it"):

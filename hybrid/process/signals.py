@@ -1,12 +1,12 @@
 """SIGTERM and SIGINT: stop at a good moment, or at once where there is nothing to save.
 
-Two moods. Outside `deferred()` (reading data, tokenizing, compiling) a signal stops at once: the
-handler raises, and since the main thread may be deep inside a compiler, where Python runs no
-handler, a watcher thread ends the process if it is still there after `GRACE_SECONDS`. Inside
-`deferred()` (the loop, evaluation) the first signal only sets `requested`; the loop sees it, saves
-and raises `stop(...)`. A second SIGINT stops at once in any mood.
+Outside `deferred()` (reading data, tokenizing, compiling) a signal stops at once: the handler
+raises, and since the main thread may be deep inside a compiler, where Python runs no handler, a
+watcher thread ends the process if it still runs after `GRACE_SECONDS`. Inside `deferred()` (the
+loop, evaluation) the first signal only sets `requested`; the loop reads it, saves and raises
+`stop(...)`. A second SIGINT stops at once everywhere.
 
-This module imports nothing heavy, so that commands can listen before jax is loaded.
+This module imports nothing heavy, so that commands catch signals before jax is loaded.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(Exception):
-    """SIGTERM was obeyed; what had to be saved is saved. Commands exit 143."""
+    """The end after SIGTERM, when what had to be saved is saved. Commands exit 143."""
 
 
 class Interrupts:
-    """What has been asked of this process so far.
+    """The signals that this process has received so far.
 
     Attributes:
       requested: the first signal received, or None.
@@ -67,7 +67,7 @@ class Interrupts:
     def _watch(self, stream: socket.socket) -> None:
         """Ends the process when a signal that stops at once has not done so.
 
-        Where something swallowed the exception and the loop has begun since, the loop will stop.
+        Where a library has dropped the exception and the loop has begun since, the loop will stop.
         """
         num_sigints = 0
         while number := stream.recv(1):
@@ -79,15 +79,15 @@ class Interrupts:
                 sys.stderr.flush()
                 os._exit(128 + number[0])
 
-    def _unraisable(self, found: Any) -> None:
-        """Sends the signal again where its exception met a `__del__` or a weakref's callback.
+    def _unraisable(self, unraisable: Any) -> None:
+        """Sends the signal again where its exception was raised in a `__del__` or weakref callback.
 
-        Python ends exceptions there, and would print a traceback.
+        Python drops exceptions there after printing a traceback.
         """
-        if self and isinstance(found.exc_value, (Preempted, KeyboardInterrupt)):
+        if self and isinstance(unraisable.exc_value, (Preempted, KeyboardInterrupt)):
             threading.Timer(0.01, self._again).start()
         else:
-            self._hook_before(found)
+            self._hook_before(unraisable)
 
     def _again(self) -> None:
         if self.requested and not self._deferred and not self._left.is_set():

@@ -8,9 +8,9 @@ named by a step is whole. Two faults remain, and both are met here:
 
 A checkpoint holds `params`, `opt_state` and `counters` (Orbax arrays: any mesh and device count
 can read them back) and `run`, a JSON record: step, data state, what was due, layer plan. Of a model
-with adapters (`hybrid.lora`) `params` are the adapters alone.
+with adapters (`hybrid/model/lora.py`) `params` are the adapters alone.
 
-Read next: `loop.py`, for the order in which rows and checkpoints reach the disk.
+Read next: `training/loop.py`, for the order in which rows and checkpoints reach the disk.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _DELETING = "deleting-"
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 
 
-# --- Which steps are there -------------------------------------------------------------------
+# --- Finding ---------------------------------------------------------------------------------
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
@@ -49,10 +49,9 @@ def is_sound(path: pathlib.Path) -> bool:
         record = json.loads((path / "run" / "metadata").read_text())
     except (OSError, ValueError):
         return False
-    items = all((path / item / "_METADATA").is_file() for item in ("params", "opt_state"))
-    return (
-        items and bool(committed.get("commit_timestamp_nsecs")) and str(record["step"]) == path.name
-    )
+    has_arrays = all((path / item / "_METADATA").is_file() for item in ("params", "opt_state"))
+    is_committed = bool(committed.get("commit_timestamp_nsecs"))
+    return has_arrays and is_committed and str(record["step"]) == path.name
 
 
 def best_step(workdir: pathlib.Path) -> int | None:
@@ -95,11 +94,11 @@ def read_record(workdir: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def restore_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> tuple[Any, int]:
-    """The parameters of a checkpoint, placed as asked, and its step.
+    """The parameters of a checkpoint, placed as `abstract_params`, and its step.
 
     Args:
       which: `latest`, `best` or a step as text.
-      abstract_params: tree of ShapeDtypeStructs; their shardings say where the arrays go.
+      abstract_params: tree of ShapeDtypeStructs with the shardings of the arrays.
     Raises: ConfigError for a workdir or checkpoint that isn't there.
     """
     step = find_step(workdir, which)
@@ -108,9 +107,9 @@ def restore_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> t
 
 
 def restore_state(workdir: pathlib.Path, step: int, abstract_state: Any, base: Any = None) -> Any:
-    """The TrainState of a checkpoint, placed as `abstract_state` says.
+    """The TrainState of a checkpoint, placed as `abstract_state`.
 
-    base: the parameters that adapters stand beside; None for a model without.
+    base: the parameters that adapters belong to; None for a model without adapters.
     """
     restored = _restore(workdir, step, _items(abstract_state))
     params = restored["params"]
@@ -129,7 +128,7 @@ def _items(state: Any) -> dict[str, Any]:
 
 
 def _restore(workdir: pathlib.Path, step: int, items: dict[str, Any]) -> dict[str, Any]:
-    import orbax.checkpoint as ocp  # here and below: --help does without it, sooner
+    import orbax.checkpoint as ocp  # here and below: --help is faster without it
 
     targets = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -158,10 +157,10 @@ class Checkpoints:
         self._remove_leftovers()
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
-        """Begins to save; `state`'s buffers may be donated as soon as this returns."""
+        """Starts a save; `state`'s buffers may be donated as soon as this returns."""
         self.finish()
         path = self._folder / str(step)
-        remove(path)  # a damaged one, from which nobody could resume
+        remove(path)  # a damaged one
         args = self._args
         items = {name: args.StandardSave(tree) for name, tree in _items(state).items()}
         run = args.JsonSave({"step": step, **record})
@@ -194,7 +193,7 @@ class Checkpoints:
 
 
 def remove(path: pathlib.Path) -> None:
-    """Deletes a folder, if it is there: renamed first, so that no step is ever half there."""
+    """Deletes a folder if it exists: renamed first, so that no step is ever there in part."""
     if not path.exists():
         return
     doomed = path

@@ -16,7 +16,7 @@ from hybrid import experiment as experiment_lib
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
 from hybrid.origin import upgraded
-from hybrid.process.files import write_whole
+from hybrid.process.files import write_json
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
 # Keys that a resumed run may set anew; of training.num_steps, only more.
@@ -65,15 +65,11 @@ def _git_commit() -> str | None:
 
 def write(workdir: pathlib.Path, experiment: Experiment, record: dict[str, Any]) -> None:
     """Writes both files; earlier starts of the run stay under `earlier`."""
-    before = read_json(workdir / PROVENANCE)
-    if before is not None:
-        record = record | {"earlier": [*before.pop("earlier", []), before]}
-    _write_json(workdir / PROVENANCE, record)
-    _write_json(workdir / CONFIG, experiment_lib.to_dict(experiment))
-
-
-def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-    write_whole(path, json.dumps(values, indent=2) + "\n")
+    last = read_json(workdir / PROVENANCE)
+    if last is not None:
+        record = record | {"earlier": [*last.pop("earlier", []), last]}
+    write_json(workdir / PROVENANCE, record)
+    write_json(workdir / CONFIG, experiment_lib.to_dict(experiment))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
@@ -105,11 +101,11 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
 def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
     """Warnings about what a resumed run changes.  Raises: ConfigError for what it must not."""
     # A key that is newer than the run had its default there.
-    before = config_lib.flatten(experiment_lib.defaults().to_dict())
-    before |= config_lib.flatten(read_config(workdir))
-    now = config_lib.flatten(experiment_lib.to_dict(experiment))
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
+    recorded = config_lib.flatten(experiment_lib.defaults().to_dict())
+    recorded |= config_lib.flatten(read_config(workdir))
+    current = config_lib.flatten(experiment_lib.to_dict(experiment))
+    for name in sorted(recorded.keys() | current.keys()):
+        old, new = recorded.get(name), current.get(name)
         if _plain(old) == _plain(new) or name.startswith(MAY_CHANGE):
             continue
         if name == "training.num_steps" and (new or 0) > (old or 0):
@@ -118,11 +114,10 @@ def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
             "; it may only grow" if name == "training.num_steps" else "; use another --workdir"
         )
         raise ConfigError(name, "differs from the run in --workdir", new, accepted)
-    steps = before["training.num_steps"], now["training.num_steps"]
-    changed = steps[0] != steps[1] and experiment.optimizer.schedule != "constant"
-    return [
-        f"training.num_steps grew from {steps[0]} to {steps[1]}: the schedule is another one"
-    ] * changed
+    old, new = recorded["training.num_steps"], current["training.num_steps"]
+    if old == new or experiment.optimizer.schedule == "constant":
+        return []
+    return [f"training.num_steps grew from {old} to {new}: the schedule is another one"]
 
 
 def _plain(value: Any) -> Any:
@@ -131,14 +126,13 @@ def _plain(value: Any) -> Any:
 
 
 def changed_machine(workdir: pathlib.Path, record: dict[str, Any]) -> list[str]:
-    """A warning if the run goes on where its bits will differ."""
-    before = read_json(workdir / PROVENANCE) or {}
-    names = ("device_kind", "device_count", "thread_count")
-    differs = [
-        f"{name} was {before[name]}, is {record[name]}"
-        for name in names
-        if name in before and before[name] != record[name]
+    """A warning if the run resumes on a machine where its bits will differ."""
+    last = read_json(workdir / PROVENANCE) or {}
+    changes = [
+        f"{name} was {last[name]}, is {record[name]}"
+        for name in ("device_kind", "device_count", "thread_count")
+        if name in last and last[name] != record[name]
     ]
-    return (
-        [f"resuming on another machine ({', '.join(differs)}): bits will differ"] if differs else []
-    )
+    if not changes:
+        return []
+    return [f"resuming on another machine ({', '.join(changes)}): bits will differ"]

@@ -65,7 +65,8 @@ def test_handlers_are_put_back():
 
 def run_snippet(text: str) -> subprocess.CompletedProcess:
     """Runs Python in a process of its own, with all that a snippet on signals needs."""
-    head = "import hashlib, os, signal, threading, time\nfrom hybrid.training import signals\n"
+    head = "import hashlib, os, signal, sys, threading, time\n"
+    head += "from hybrid.process import cli, signals\n"
     return subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(text)],
         env=os.environ | {"PYTHONPATH": str(small_run.ROOT)},
@@ -103,7 +104,7 @@ def test_a_signal_that_somebody_swallowed_is_left_to_the_loop():
 
 def test_a_signal_within_a_weakrefs_callback_is_not_lost():
     done = run_snippet("""
-        import sys, weakref
+        import weakref
         class Thing: pass
         thing = Thing()
         reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
@@ -115,6 +116,20 @@ def test_a_signal_within_a_weakrefs_callback_is_not_lost():
                 sys.exit(143)
     """)
     assert (done.returncode, done.stderr) == (143, "")
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_while_a_command_is_imported_ends_it_with_its_status(tmp_path, name, status):
+    module = f"import signal\nsignal.raise_signal(signal.{name})\nCOMMAND = None\n"
+    (tmp_path / "slow_command.py").write_text(module)
+    done = run_snippet(f"""
+        assert "jax" not in sys.modules  # which commands import under caught signals
+        sys.path.append({str(tmp_path)!r})
+        sys.exit(cli.main("slow_command", []))
+    """)
+    assert done.returncode == status, done.stderr
+    assert name in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- In a run ------------------------------------------------------------------------------------

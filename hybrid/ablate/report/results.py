@@ -14,7 +14,7 @@ from hybrid.ablate.run.sweep import SCORES, Sweep
 from hybrid.ablate.statistics.cell_summary import ArmSummary
 from hybrid.ablate.statistics.summary import summarize
 from hybrid.evaluation.token_records import TokenRecords, load_records
-from hybrid.process.files import write_whole
+from hybrid.process.files import write_json, write_whole
 from hybrid.workdir import provenance
 
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
@@ -79,8 +79,8 @@ def _machine(sweep: Sweep) -> str:
 
 def write(results: SweepResults, folder: pathlib.Path) -> None:
     """Writes results.json and results.csv into `folder`, each whole or not at all."""
-    text = json.dumps(results.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(folder / RESULTS_JSON, text)
+    values = results.to_dict()
+    write_json(folder / RESULTS_JSON, values, indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / RESULTS_CSV, to_csv(results.runs))
 
 

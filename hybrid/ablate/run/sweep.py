@@ -11,7 +11,6 @@ import dataclasses
 import json
 import pathlib
 import traceback
-from collections.abc import Mapping
 from typing import Any
 
 from hybrid import config as config_lib
@@ -27,7 +26,7 @@ from hybrid.data import pipeline
 from hybrid.evaluation.target import Target, check_fixed, check_shapes, evaluate_target
 from hybrid.evaluation.token_records import save_records
 from hybrid.process import signals
-from hybrid.process.files import write_whole
+from hybrid.process.files import write_json, write_whole
 from hybrid.sharding import make_mesh
 from hybrid.training import loop
 from hybrid.training.prepare import check_writable
@@ -82,7 +81,7 @@ def read(folder: pathlib.Path) -> Sweep:
 def run(sweep: Sweep, progress: SweepProgress) -> None:
     """Does the unfinished runs.  Raises: Preempted or KeyboardInterrupt after a signal."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    _write_json(sweep.folder / SWEEP, sweep.to_dict())
+    write_json(sweep.folder / SWEEP, sweep.to_dict(), indent=1, allow_nan=False)
     unfinished = [run for run in sweep.runs if not sweep.is_finished(run)]
     progress.begin([train_flops(run.experiment) for run in unfinished], len(sweep.runs))
     for sweep_run in unfinished:
@@ -113,12 +112,9 @@ def _train_and_score(sweep: Sweep, run: SweepRun, progress: SweepProgress) -> fl
     split = "eval" if source.is_run else "all"
     result = evaluate_target(Target(run.experiment, source, step, sweep.name, split))
     save_records(folder / SCORES, result.records_by_length)
-    _write_json(folder / EVALUATION, result.to_dict(step=step, config=sweep.name))
+    values = result.to_dict(step=step, config=sweep.name)
+    write_json(folder / EVALUATION, values, indent=1, allow_nan=False)
     return result.at_lengths[0].loss
-
-
-def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    write_whole(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
 # --- Checks before a run ---------------------------------------------------------------------
