@@ -110,14 +110,16 @@ def score(
     """
     batch, length = targets.shape
     chunk = chunk_size or default_chunk_size(batch, length, embedding.shape[0])
+    # Layout and shift change the last bits of nll: each of the two kinds of scores keeps its own.
+    layout = "s b" if with_top else "b s"
 
     def of_chunk(carry, inputs):
         x, target = inputs
         out, _, nll = _token_terms(x, embedding, target, softcap, shift=with_top)
         return carry, (nll, jnp.argmax(out, axis=-1) == target if with_top else None)
 
-    _, chunks = jax.lax.scan(of_chunk, None, _chunks(chunk, hidden, targets))
-    nll, is_top = jax.tree.map(lambda chunk: _whole(chunk, length), chunks)
+    _, chunks = jax.lax.scan(of_chunk, None, _chunks(chunk, hidden, targets, layout=layout))
+    nll, is_top = jax.tree.map(lambda chunk: _whole(chunk, length, layout), chunks)
     return TokenScores(jnp.where(mask, nll, 0), is_top & mask if with_top else None)
 
 
@@ -190,17 +192,20 @@ def _hit(target, vocab_size):
     return jnp.arange(vocab_size)[None, None, :] == target[..., None]
 
 
-def _chunks(chunk, *arrays):
-    """[b, t, ...] arrays, padded in time with zeros, as [chunks, b, chunk, ...]."""
+def _chunks(chunk, *arrays, layout="b s"):
+    """[b, t, ...] arrays, padded in time with zeros, as [chunks, b, chunk, ...].
+
+    With the layout "s b" they are [chunks, chunk, b, ...].
+    """
 
     def cut(array):
         pad = -array.shape[1] % chunk
         padded = jnp.pad(array, [(0, 0), (0, pad)] + [(0, 0)] * (array.ndim - 2))
-        return rearrange(padded, "b (c s) ... -> c b s ...", s=chunk)
+        return rearrange(padded, f"b (c s) ... -> c {layout} ...", s=chunk)
 
     return tuple(cut(array) for array in arrays)
 
 
-def _whole(chunks, length):
+def _whole(chunks, length, layout="b s"):
     """Undoes `_chunks`."""
-    return rearrange(chunks, "c b s ... -> b (c s) ...")[:, :length]
+    return rearrange(chunks, f"c {layout} ... -> b (c s) ...")[:, :length]
