@@ -113,10 +113,16 @@ def score(
     # Layout and shift change the last bits of nll: each of the two kinds of scores keeps its own.
     layout = "s b" if with_top else "b s"
 
+    def in_order(array):
+        # With `is_top` a chunk is [c, b], else [b, c]: the orders differ in the last bit of a sum,
+        # and figures of earlier versions were made so.
+        return array.swapaxes(0, 1) if with_top else array
+
     def of_chunk(carry, inputs):
-        x, target = inputs
+        x, target = map(in_order, inputs)
         out, _, nll = _token_terms(x, embedding, target, softcap, shift=with_top)
-        return carry, (nll, jnp.argmax(out, axis=-1) == target if with_top else None)
+        is_top = in_order(jnp.argmax(out, axis=-1) == target) if with_top else None
+        return carry, (in_order(nll), is_top)
 
     _, chunks = jax.lax.scan(of_chunk, None, _chunks(chunk, hidden, targets, layout=layout))
     nll, is_top = jax.tree.map(lambda chunk: _whole(chunk, length, layout), chunks)

@@ -122,16 +122,16 @@ def draw(results: SweepResults) -> Iterator[Drawn]:
 
 def charts(arm: Arm) -> dict[str, dict[str, Lines]]:
     """{kind: {label of y: lines}}, of the kinds with points at two places or more."""
-    found: dict[str, dict[str, Lines]] = {kind: {} for kind in KINDS}
+    panels: dict[str, dict[str, Lines]] = {kind: {} for kind in KINDS}
     name = arm.label(arm.baseline) if arm.baseline else ""
     difference = f"difference to {name if 0 < len(name) < 15 else 'the baseline'} (nats)"
     for rank, cell in enumerate(arm.cells):
         x = cell.overrides[arm.keys[0]] if arm.scale == view.NUMBER else rank
         for kind, label, place, value in _points(arm, cell, x):
             if value is not None:
-                lines = found[kind].setdefault(label or difference, {})
+                lines = panels[kind].setdefault(label or difference, {})
                 lines.setdefault(cell.name, []).append((place, value))
-    return {kind: panels for kind, panels in found.items() if len(_places(panels)) > 1}
+    return {kind: each for kind, each in panels.items() if len(_places(each)) > 1}
 
 
 def _points(arm: Arm, cell: CellSummary, x: float) -> Iterator[tuple[str, str, float, Any]]:

@@ -1,6 +1,6 @@
-"""What one run cost and found: an entry of results.json, read back from the run's workdir.
+"""The costs and scores of one run: an entry of results.json.
 
-What a run cost is computed from its config; what it found is read from its files, finished or not.
+Costs are computed from the run's config; scores are read from its files, finished or not.
 """
 
 import dataclasses

@@ -65,13 +65,16 @@ def summarize(
 def _arm(
     name: str, cells: Sequence[CellRuns], records_of: RecordsOf, baseline: Mapping[str, Any] | None
 ) -> ArmSummary | None:
-    partners = partner_indices([cell.overrides for cell in cells], baseline)
-
     # Two cells are kept: the one being summarised and its partner, often the same for all.
     @functools.lru_cache(maxsize=2)
     def records_at(index: int) -> Lengths:
-        return _read(cells[index].runs, records_of)
+        lengths: dict[int, dict[int, TokenRecords]] = {}
+        for run in cells[index].runs:
+            for length, records in records_of(run).items():
+                lengths.setdefault(length, {})[run.seed] = records
+        return lengths
 
+    partners = partner_indices([cell.overrides for cell in cells], baseline)
     summaries, lengths = [], []
     for index, partner in enumerate(partners):
         if cells[index].runs:
@@ -88,30 +91,19 @@ def _arm(
         chance=first.chance,
         baseline=names.pop() if len(names) == 1 else None,
         context_lengths=tuple(dict.fromkeys(lengths)),
-        cells=_with_front(summaries),
+        cells=tuple(
+            dataclasses.replace(cell, on_front=_is_on_front(cell, summaries)) for cell in summaries
+        ),
     )
 
 
-def _read(runs: Runs, records_of: RecordsOf) -> Lengths:
-    """Token records of a cell's runs, lengths outermost; seeds without records are left out."""
-    lengths: dict[int, dict[int, TokenRecords]] = {}
-    for run in runs:
-        for length, records in records_of(run).items():
-            lengths.setdefault(length, {})[run.seed] = records
-    return lengths
-
-
-def _with_front(cells: Sequence[CellSummary]) -> tuple[CellSummary, ...]:
-    """The cells with `on_front` set."""
-    costs = [(cell.kv_cache_bytes, cell.loss.mean) for cell in cells]
-
-    def is_on_front(size: int | None, loss: float) -> bool:
-        better = [s for s, other in costs if s is not None and s < (size or 0) and other < loss]
-        return size is not None and not better
-
-    fronts = [is_on_front(*cost) for cost in costs]
-    pairs = zip(cells, fronts, strict=True)
-    return tuple(dataclasses.replace(cell, on_front=front) for cell, front in pairs)
+def _is_on_front(cell: CellSummary, cells: Sequence[CellSummary]) -> bool:
+    """Whether no other cell has both fewer cache bytes and a lower loss."""
+    size, sizes = cell.kv_cache_bytes, [other.kv_cache_bytes for other in cells]
+    return size is not None and not any(
+        smaller is not None and smaller < size and other.loss.mean < cell.loss.mean
+        for smaller, other in zip(sizes, cells, strict=True)
+    )
 
 
 def _cell(
