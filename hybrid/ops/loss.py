@@ -110,8 +110,6 @@ def score(
     """
     batch, length = targets.shape
     chunk = chunk_size or default_chunk_size(batch, length, embedding.shape[0])
-    # Layout and shift change the last bits of nll: each of the two kinds of scores keeps its own.
-    layout = "s b" if with_top else "b s"
 
     def in_order(array):
         # With `is_top` a chunk is [c, b], else [b, c]: the orders differ in the last bit of a sum,
@@ -124,8 +122,8 @@ def score(
         is_top = in_order(jnp.argmax(out, axis=-1) == target) if with_top else None
         return carry, (in_order(nll), is_top)
 
-    _, chunks = jax.lax.scan(of_chunk, None, _chunks(chunk, hidden, targets, layout=layout))
-    nll, is_top = jax.tree.map(lambda chunk: _whole(chunk, length, layout), chunks)
+    _, chunks = jax.lax.scan(of_chunk, None, _chunks(chunk, hidden, targets))
+    nll, is_top = jax.tree.map(lambda chunk: _whole(chunk, length), chunks)
     return TokenScores(jnp.where(mask, nll, 0), is_top & mask if with_top else None)
 
 
@@ -198,20 +196,17 @@ def _hit(target, vocab_size):
     return jnp.arange(vocab_size)[None, None, :] == target[..., None]
 
 
-def _chunks(chunk, *arrays, layout="b s"):
-    """[b, t, ...] arrays, padded in time with zeros, as [chunks, b, chunk, ...].
-
-    With the layout "s b" they are [chunks, chunk, b, ...].
-    """
+def _chunks(chunk, *arrays):
+    """[b, t, ...] arrays, padded in time with zeros, as [chunks, b, chunk, ...]."""
 
     def cut(array):
         pad = -array.shape[1] % chunk
         padded = jnp.pad(array, [(0, 0), (0, pad)] + [(0, 0)] * (array.ndim - 2))
-        return rearrange(padded, f"b (c s) ... -> c {layout} ...", s=chunk)
+        return rearrange(padded, "b (c s) ... -> c b s ...", s=chunk)
 
     return tuple(cut(array) for array in arrays)
 
 
-def _whole(chunks, length, layout="b s"):
+def _whole(chunks, length):
     """Undoes `_chunks`."""
-    return rearrange(chunks, f"c {layout} ... -> b (c s) ...")[:, :length]
+    return rearrange(chunks, "c b s ... -> b (c s) ...")[:, :length]
