@@ -20,7 +20,7 @@ from hybrid.loading.initial import fingerprint
 from hybrid.model import lora
 from hybrid.model import trained as partition
 from hybrid.model.config import LORA_MODULES, LoraConfig, ModelConfig
-from hybrid.model.params import flat, is_adapter
+from hybrid.model.params import is_adapter
 from hybrid.sharding import MeshConfig, make_mesh
 from hybrid.training import loop, step
 from hybrid.training.config import OptimizerConfig, StepConfig
