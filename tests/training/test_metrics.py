@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from hybrid.costs import peaks
 from hybrid.training.progress import Progress, clock
 from hybrid.workdir import metrics
 from hybrid.workdir.metrics import MetricsFile
