@@ -138,8 +138,9 @@ def main():
         )
 
         def run(params, batch):
-            found = objective.loss_and_gradient(config, params, batch, num_microbatches)
-            return found[0].loss.nll / found[0].loss.count, found[1]
+            parts = StepConfig(num_microbatches=num_microbatches)
+            sums, gradients = objective.loss_and_gradient(config, params, batch, parts)
+            return sums.loss.nll / sums.loss.count, gradients
 
         with jax.set_mesh(mesh):
             loss, gradients = jax.jit(run)(params, batch)

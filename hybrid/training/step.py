@@ -74,19 +74,26 @@ class Program:
         return self.step.lower(self.state, self.batch).compile()
 
 
-@functools.lru_cache(maxsize=8)
+NO_ADAPTERS = LoraConfig()
+
+
 def build(
     config: ModelConfig,
     step_config: StepConfig,
     optimizer: OptimizerConfig,
     mesh: Mesh,
-    adapters: LoraConfig = LoraConfig(),  # noqa: B008
+    adapters: LoraConfig = NO_ADAPTERS,
 ) -> Program:
     """The program of a run on `mesh`.  Trace, compile and call it under `jax.set_mesh(mesh)`.
 
     Equal arguments give the same Program, so that many runs in one process compile it once.
     Raises: ConfigError for a `freeze` or adapters that don't fit the model.
     """
+    return _build(config, step_config, optimizer, mesh, adapters)
+
+
+@functools.lru_cache(maxsize=8)
+def _build(config, step_config, optimizer, mesh, adapters) -> Program:
     base_axes = model.logical_axes(config)
     logical_axes = lora.add_axes(adapters, base_axes)
     params, mask = abstract_trained(config, adapters, optimizer.freeze)
