@@ -24,6 +24,7 @@ from hybrid.evaluation.target import Target, of_run
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.scoring import through_cache
 from hybrid.model.mixers.kv_cache import SCALE_DTYPE
+from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.sharding import make_mesh
 
 DTYPES = ("bfloat16", "int8")
@@ -52,7 +53,7 @@ def run(target: Target, max_tokens: int) -> dict[str, Any]:
     layers = model.layer_plan(config.model)
 
     def size(dtype: str) -> int:
-        return cost.cache_bytes(layers, context, 1, dtype)["total"]
+        return cost.cache_bytes(layers, CacheFormat(context, dtype), 1)["total"]
 
     return {
         "machine": machine.describe(),
