@@ -10,6 +10,7 @@ is the same, and the change of perplexity, in buckets of position that double.
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ def run(target: Target, max_tokens: int) -> dict[str, Any]:
 
     return {
         "machine": machine.describe(),
-        "run": target.name,
+        "run": Path(target.name).name,
         "step": target.step,
         "dtype": config.model.dtype,
         "scale_dtype": np.dtype(SCALE_DTYPE).name,

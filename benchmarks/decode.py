@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.model import MODEL, NUM_PARAMS, Shape
-from benchmarks.train_step import BUSY, SETTLE
-from benchmarks.workers import Worker
+from benchmarks.train_step import SETTLE
+from benchmarks.workers import Worker, quiet
 
 LAYOUTS = ("value", "value_and_rotated", "keys_and_values")
 OURS = {f"hybrid, {layout.replace('_', ' ')}": layout for layout in LAYOUTS}
@@ -103,12 +103,12 @@ def check_tokens(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def _summary(row: dict[str, Any], shape: Shape) -> dict[str, Any]:
-    quiet = [seconds for seconds, others in row["readings"] if others < BUSY]
-    seconds = quiet or [seconds for seconds, _ in row["readings"]]
+    undisturbed = quiet(row["readings"])
+    seconds = undisturbed or [seconds for seconds, _ in row["readings"]]
     tokens = STEPS * shape.rows
     del row["tokens"]
     return row | {
-        "quiet": len(quiet),
+        "quiet": len(undisturbed),
         "tokens_per_second": tokens / min(seconds),
         "median_tokens_per_second": tokens / statistics.median(seconds),
     }

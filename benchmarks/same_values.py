@@ -112,12 +112,17 @@ READERS = {
 
 
 def _checkpoint(path: Path) -> Values:
-    """Every array of a checkpoint, and what its record says."""
+    values = flat(json.loads((path / "run" / "metadata").read_text()), "record")
+    return values | arrays(path)
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """Every array of the checkpoint in a folder: parameters, optimizer state and counters."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
     import orbax.checkpoint as ocp
 
-    values = flat(json.loads((path / "run" / "metadata").read_text()), "record")
+    values = {}
     for item in ITEMS:
         with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
             warnings.filterwarnings("ignore", "Sharding info not provided")

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.model import NUM_PARAMS, TRAIN_SHAPES, Shape
-from benchmarks.workers import Worker
+from benchmarks.workers import Worker, quiet
 
 OURS = "hybrid"
 SDPA, COMPILED, FLEX = (
@@ -45,7 +45,6 @@ TASKS = {
 TARGETS = {"16x512": 1.6, "4x2048": 2.2, "1x8192": 3.5, "forward-16384": 1.6}
 SAME_LOSS = 1e-4  # before the first step
 SAME_TRAINING = 1e-3  # after updates, where rounding grows
-BUSY = 0.1
 READINGS = 2  # a turn: after the other sides' turns a side's first step can be slower
 SETTLE = 0.5  # seconds in which a finished side's threads go to sleep
 
@@ -155,10 +154,10 @@ def _alone(task: str, shape: Shape) -> dict[str, Any]:
 
 
 def _summary(row: dict[str, Any], shape: Shape, flops: float) -> dict[str, Any]:
-    quiet = [seconds for seconds, others in row["readings"] if others < BUSY]
-    seconds = quiet or [seconds for seconds, _ in row["readings"]]
+    undisturbed = quiet(row["readings"])
+    seconds = undisturbed or [seconds for seconds, _ in row["readings"]]
     return row | {
-        "quiet": len(quiet),
+        "quiet": len(undisturbed),
         "tokens_per_second": shape.tokens / min(seconds),
         "median_tokens_per_second": shape.tokens / statistics.median(seconds),
         "gflops_per_second": 1e-9 * flops / min(seconds),

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from benchmarks import decode, machine, train_step
 from benchmarks.model import TRAIN_SHAPES, Shape
-from benchmarks.train_step import BUSY, SETTLE
-from benchmarks.workers import Worker
+from benchmarks.train_step import SETTLE
+from benchmarks.workers import Worker, quiet
 
 HERE = Path(__file__).resolve().parents[1]
 OLD, NEW = "old", "new"
@@ -124,12 +124,12 @@ def _time(task: Task, worker: Worker) -> list[tuple[float, float]]:
 
 def summary(tokens: int, readings: list[tuple[float, float]]) -> dict[str, Any]:
     """Tokens a second: the best quiet reading, and the median of all."""
-    quiet = [seconds for seconds, others in readings if others < BUSY]
+    undisturbed = quiet(readings)
     every = [seconds for seconds, _ in readings]
     return {
-        "best": tokens / min(quiet or every),
+        "best": tokens / min(undisturbed or every),
         "median": tokens / statistics.median(every),
-        "quiet": len(quiet),
+        "quiet": len(undisturbed),
         "readings": readings,
     }
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from hybrid.process.host import keep_freed_memory
 
+BUSY = 0.1  # from this share of the machine on, others disturb a reading
+
 
 class WorkerError(RuntimeError):
     """A worker failed; the text is its traceback."""
@@ -109,3 +111,8 @@ def readings(function: Any, count: int) -> list[tuple[float, float]]:
             function()
         out.append((reading.seconds, reading.others))
     return out
+
+
+def quiet(readings: list[tuple[float, float]]) -> list[float]:
+    """The seconds of the readings that no other process disturbed."""
+    return [seconds for seconds, others in readings if others < BUSY]

@@ -1,8 +1,4 @@
-"""The attention cases: one list for the contract tests, the benchmarks and tuning.
-
-So that a benchmarked shape is a tested shape: the small ones are run against the oracle in every
-dtype, the `SPEED` ones are the benchmark model's layers at its three context lengths.
-"""
+"""The attention cases, which the contract tests run against the oracle in every dtype."""
 
 import dataclasses
 
@@ -106,17 +102,3 @@ OFFSETS = (
     Case("global, one query", 2, 1, 2, 1, 8, offset=130),
     Case("global, keys behind", 1, 45, 2, 1, 8, offset=0, extra_keys=29, documents=2),
 )  # fmt: skip
-
-
-def speed(kind: str, batch: int, time: int) -> Case:
-    """The benchmark model's attention layer of one kind, as packed rows of one document."""
-    window, head_dim = {"local": (128, 64), "global": (None, 128)}[kind]
-    name = f"{kind}, {batch} x {time}"
-    return Case(name, batch, time, 4, 1, head_dim, window_size=window, documents=1)
-
-
-SPEED = tuple(
-    speed(kind, batch, time)
-    for kind in ("local", "global")
-    for batch, time in ((4, 512), (1, 2048), (1, 8192))
-)

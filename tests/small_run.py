@@ -10,8 +10,9 @@ import pathlib
 import random
 import subprocess
 import sys
-import warnings
 from typing import Any
+
+from benchmarks.same_values import TIMES, arrays
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = """
@@ -43,7 +44,6 @@ def get_config(folder):
     config.checkpoint.keep = 1
     return config
 """
-TIMES = ("second", "time", "mfu")
 
 
 def write_page(folder: pathlib.Path) -> str:
@@ -119,15 +119,5 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
 
 def state_bytes(workdir: pathlib.Path, step: int) -> dict[str, bytes]:
     """Every array of a checkpoint (parameters, optimizer state, counters) as its bytes."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    found = {}
-    for item in ("params", "opt_state", "counters"):
-        path = (workdir / "checkpoints" / str(step) / item).resolve()
-        with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
-            warnings.filterwarnings("ignore", "Sharding info not provided")
-            tree = jax.device_get(checkpointer.restore(path))
-        for name, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            found[item + jax.tree_util.keystr(name)] = leaf.tobytes()
-    return found
+    found = arrays(workdir / "checkpoints" / str(step))
+    return {name: array.tobytes() for name, array in found.items()}

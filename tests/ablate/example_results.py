@@ -35,8 +35,8 @@ def window(seeds: Sequence[int] = (0, 1, 2)) -> dict[str, Any]:
         _add_needles(cell, seeds)
     baseline = f"window_size={WINDOWS[-1]}"
     arms = [
-        _arm("text", "text", text, baseline, seeds),
-        _arm("needle", "needle", needle, baseline, seeds, chance=1 / 16),
+        _arm("text", "text", text, baseline),
+        _arm("needle", "needle", needle, baseline, chance=1 / 16),
     ]
     return _results("ablate_window", arms, [axis], {axis[0]: WINDOWS[-1]}, seeds)
 
@@ -50,7 +50,7 @@ def ratio() -> dict[str, Any]:
         _add_text(cell, 0.05 if index == 0 else 0.0006 * (5 - index), seeds, far=0.02)
         cell["changed"] = {"training.num_steps": [300, 300 - 10 * index]} if index else {}
         cells.append(cell)
-    arms = [_arm("", "text", cells, "all-global", seeds)]
+    arms = [_arm("", "text", cells, "all-global")]
     about = _results("ablate_ratio", arms, [], {"model.pattern": "G"}, seeds)
     return {**about, "match": "flops"}
 
@@ -64,7 +64,7 @@ def rope() -> dict[str, Any]:
         _add_contexts(cell, {_CONTEXT: 0.0, 2 * _CONTEXT: 0.3 * fraction**2}, seeds)
         cells.append(cell)
     axis = [key, [0, 0.25, 0.5, 0.75, 1]]
-    arms = [_arm("", "text", cells, "global_rope_fraction=1", seeds)]
+    arms = [_arm("", "text", cells, "global_rope_fraction=1")]
     return _results("ablate_rope", arms, [axis], {key: 1}, seeds)
 
 
@@ -85,7 +85,7 @@ def mqar() -> dict[str, Any]:
             {"seed": seed, **_wilson(share, 3000)} for seed, share in alone.items()
         ]
         cells.append(cell)
-    arms = [_arm("", "mqar", cells, "1:1", seeds)]
+    arms = [_arm("", "mqar", cells, "1:1")]
     return _results("ablate_mqar", arms, [], {"model.pattern": "LG"}, seeds)
 
 
@@ -100,7 +100,7 @@ def two_axes() -> dict[str, Any]:
             cell = _cell(name, overrides, "L" * depth, size, seeds)
             _add_needles(cell, seeds)
             cells.append(cell)
-    arms = [_arm("", "needle", cells, None, seeds, chance=1 / 16)]
+    arms = [_arm("", "needle", cells, None, chance=1 / 16)]
     return _results("ablate_reach", arms, axes, None, seeds)
 
 
@@ -268,7 +268,7 @@ def _powers(stop: int, first: int) -> list[tuple[int, int]]:
 # --- Sweeps ----------------------------------------------------------------------------------
 
 
-def _arm(name, task, cells, baseline, seeds, chance=None) -> dict[str, Any]:
+def _arm(name, task, cells, baseline, chance=None) -> dict[str, Any]:
     for cell in cells:
         cell |= {"is_baseline": cell["name"] == baseline, "partner": baseline}
         cell["learning_rates"][0]["loss"] = cell["loss"]["mean"]

@@ -164,7 +164,7 @@ def test_seeds_may_be_added(whole, folder, page):
     assert len(results(grown)["cells"]) == 6
 
 
-def test_report_only_draws_what_is_there(whole, folder, page, monkeypatch):
+def test_report_only_draws_what_is_there(whole, folder, monkeypatch):
     partial = folder / "partial"
     shutil.copytree(whole, partial)
     shutil.rmtree(partial / "runs" / "window_size=32" / "seed=1")

@@ -81,7 +81,7 @@ def test_a_checkpoint_scores_as_it_did_in_training(run, evaluated):
     assert rows[best]["eval/loss"] == min(row["eval/loss"] for row in rows.values())
 
 
-def test_the_page_gives_only_its_eval_keys(run, evaluated, tmp_path):
+def test_the_page_gives_only_its_eval_keys(evaluated, tmp_path):
     page = tmp_path / "page.py"
     page.write_text(
         "from hybrid import experiment\n\n\n"
@@ -102,7 +102,7 @@ def test_the_page_gives_only_its_eval_keys(run, evaluated, tmp_path):
     assert overridden["num_tokens"] == 50
 
 
-def test_text_named_on_the_command_line_is_scored_whole(run, evaluated, tmp_path):
+def test_text_named_on_the_command_line_is_scored_whole(evaluated, tmp_path):
     texts = []
     for name in ("a", "b"):
         texts.append(tmp_path / f"{name}.txt")
@@ -117,7 +117,7 @@ def test_text_named_on_the_command_line_is_scored_whole(run, evaluated, tmp_path
     }
 
 
-def test_another_window_is_applied_and_recorded(run, evaluated):
+def test_another_window_is_applied_and_recorded(evaluated):
     trained = evaluated()
     narrow = evaluated("--config.model.window_size=2")
     assert narrow["overrides"] == {"model.window_size": 2}

@@ -123,7 +123,7 @@ def test_a_checkpoint_holds_the_adapters_alone(adapted):
     assert len(kept) == len(trained) == 2 * 7 * 2
 
 
-def test_a_resumed_run_ends_with_the_same_bits(base, adapted, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_with_the_same_bits(adapted, tmp_path, monkeypatch):
     config, whole = adapted
     stop_after(monkeypatch, 2)
     with pytest.raises(loop.signals.Preempted):
@@ -183,7 +183,7 @@ def test_a_fingerprint_tells_values_places_and_names_apart():
     assert fingerprint(jax.tree.map(jnp.copy, plain)) in prints
 
 
-def test_a_module_that_no_layer_has_is_refused_with_those_there(base):
+def test_a_module_that_no_layer_has_is_refused_with_those_there():
     config = ModelConfig(pattern="G", num_layers=1, unified_kv=True)
     with pytest.raises(ConfigError, match=r"modules: .* got v_proj; some of q_proj, k_proj, o"):
         with_adapters(config, LoraConfig(rank=1, modules=("q_proj", "v_proj")))

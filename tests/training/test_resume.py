@@ -144,7 +144,7 @@ def test_a_run_that_is_older_than_a_key_goes_on(straight, tmp_path):
     assert checkpoint.checkpoint_steps(tmp_path / "run")[-1] == 7
 
 
-def test_another_text_is_refused_and_changes_nothing(straight, tmp_path):
+def test_another_text_is_refused_and_changes_nothing(straight):
     folder, experiment, workdir = straight
     record = checkpoint.read_record(workdir, 6)
     before = tiny_run.snapshot(workdir)
