@@ -27,11 +27,6 @@ def every(num_steps: int, last_step: int) -> Callable[[int], bool]:
     return lambda step: step == last_step or (num_steps > 0 and step % num_steps == 0)
 
 
-def at(*steps: int) -> Callable[[int], bool]:
-    """True at these steps."""
-    return lambda step: step in steps
-
-
 def run_due(events: tuple[Event, ...], step: int) -> bool:
     """Runs the events due after `step`, in order; True if there were any."""
     due = [event for event in events if event.when(step)]

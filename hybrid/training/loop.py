@@ -28,7 +28,7 @@ from hybrid.experiment import Experiment
 from hybrid.loading.initial import check_base, fingerprint, read_initial
 from hybrid.process import signals
 from hybrid.sharding import batch_sharding, num_batch_parts
-from hybrid.training.events import Event, at, every, run_due
+from hybrid.training.events import Event, every, run_due
 from hybrid.training.prepare import Prepared, prepare
 from hybrid.training.progress import Progress
 from hybrid.training.step import build
@@ -111,8 +111,8 @@ class Run:
         first_traced = self.training.profile_start
         last_traced = min(first_traced + self.training.profile_steps - 1, last)
         return (
-            Event(at(first_traced - 1), self.start_trace),
-            Event(at(last_traced), self.stop_trace),
+            Event(lambda step: step == first_traced - 1, self.start_trace),
+            Event(lambda step: step == last_traced, self.stop_trace),
             Event(every(experiment.eval.every_steps, last), self.evaluate),
             Event(every(experiment.checkpoint.every_steps, last), self.save),
             Event(lambda step: bool(self.interrupts), self.stop),
@@ -253,7 +253,6 @@ class Run:
     # --- Beginning and end -------------------------------------------------------------------
 
     def _describe(self) -> None:
-        """Writes what is trained, on which data and devices."""
         prepared, rows, say = self.prepared, self.prepared.rows, self.progress.say
         num_params = sum(leaf.size for leaf in jax.tree.leaves(prepared.program.state.params))
         letters = model.layer_plan(prepared.experiment.model).letters

@@ -80,8 +80,7 @@ def make_optimizer(
       num_steps: length of the run, for the schedule.
       logical_axes: the parameters' tree with a tuple of axis names at each leaf.
     """
-    direction = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}[config.name]
-    moments = direction(config, logical_axes)
+    moments = _direction(config, logical_axes)
     if config.moment_dtype == "bfloat16":
         moments = kept_in(moments, jnp.bfloat16)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -93,24 +92,18 @@ def make_optimizer(
     )
 
 
-def _adam(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
-    del logical_axes
-    return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
-
-
-def _adafactor(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
-    """Adafactor without momentum; the rate is relative to a tensor's rms (1804.04235, sec. 8)."""
-    del config
-    one_tensor = optax.chain(
-        optax.scale_by_factored_rms(),
-        optax.clip_by_block_rms(1.0),
-        optax.scale_by_param_block_rms(),
-    )
-    return per_layer(one_tensor, logical_axes)
-
-
-def _muon(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
-    """Muon's direction: its own rate is 1 and its sign undone, as the chain goes on from here."""
+def _direction(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
+    if config.name == "adamw":
+        return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+    if config.name == "adafactor":
+        # Without momentum; the rate is relative to a tensor's rms (1804.04235, sec. 8).
+        one_tensor = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.scale_by_param_block_rms(),
+        )
+        return per_layer(one_tensor, logical_axes)
+    # Muon's own rate is 1 and its sign undone, as the chain goes on from here.
     muon = optax.contrib.muon(
         learning_rate=1.0,
         beta=config.muon_beta,

@@ -181,15 +181,11 @@ def make_train_step(
 def abstract_batch(batch_size: int, context_length: int, sharding: Any = None) -> Batch:
     """The shapes of a batch."""
 
-    def shape(dtype):
+    def shape(name: str) -> jax.ShapeDtypeStruct:
+        dtype = jnp.bool_ if name == "loss_mask" else jnp.int32
         return jax.ShapeDtypeStruct((batch_size, context_length), dtype, sharding=sharding)
 
-    ints = {
-        field.name: shape(jnp.int32)
-        for field in dataclasses.fields(Batch)
-        if field.name != "loss_mask"
-    }
-    return Batch(**ints, loss_mask=shape(jnp.bool_))
+    return Batch(**{field.name: shape(field.name) for field in dataclasses.fields(Batch)})
 
 
 def _select(condition: jax.Array, new: Any, old: Any) -> Any:
