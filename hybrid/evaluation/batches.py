@@ -19,14 +19,10 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class BatchScorer:
-    """How an evaluation runs batches.
+    """How an evaluation runs batches; its fields are those of `held_out.evaluate`.
 
     Attributes:
       score: batch on the devices -> TokenScores on the devices.
-      place: puts a batch of numpy arrays on the devices.
-      batch_multiple: what the rows of a batch must be a multiple of.
-      should_stop: called before each batch.
-      progress: called with (batches done, batches in all).
     """
 
     score: Callable[[Batch], TokenScores]

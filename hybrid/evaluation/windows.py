@@ -111,7 +111,7 @@ def pack_windows(
     stride = checked_stride(context_length, stride, bos)
     windows = list(_windows(document_lengths, context_length, stride, bos, max_tokens))
     longest = max((window.length for window in windows), default=1)
-    row_length = min(context_length, _power_of_two(longest))
+    row_length = min(context_length, 1 << (longest - 1).bit_length())
     rows = best_fit(windows, row_length) if share_rows else tuple((window,) for window in windows)
     num_tokens = sum(window.num_scored for window in windows)
     size = rows_a_batch(len(rows), row_length, batch_size, batch_multiple)
@@ -172,20 +172,16 @@ def rows_a_batch(num_rows: int, row_length: int, batch_size: int, multiple: int)
     return max(1, -(-batch_size // multiple)) * multiple
 
 
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def batches(packed: PackedWindows, documents, bos_id: int | None, pad_id: int | None):
+def batches(packed: PackedWindows, documents, bos_id: int | None, pad_id: int):
     """Yields (Batch of numpy arrays [batch_size, row_length], its Pieces), in a fixed order.
 
     Args:
       documents: `documents[i]` is the int32 tokens of document i, EOS the last, without BOS.
-      bos_id: read unless the policy is `never`.  pad_id: fills up rows; None: 0.
+      bos_id: read unless the policy is `never`.  pad_id: fills up rows.
     """
     for first in range(0, len(packed.rows), packed.batch_size):
         rows = packed.rows[first : first + packed.batch_size]
-        yield _batch(packed, rows, documents, bos_id, pad_id or 0)
+        yield _batch(packed, rows, documents, bos_id, pad_id)
 
 
 def _batch(packed, rows, documents, bos_id, pad_id) -> tuple[Batch, list[Piece]]:
@@ -209,7 +205,6 @@ def _batch(packed, rows, documents, bos_id, pad_id) -> tuple[Batch, list[Piece]]
 
 
 def _cut(document, window: Window, bos: str, bos_id) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets of one window."""
     start, stop = window.start, window.start + window.length
     if bos == "never":
         return document[start:stop], document[start + 1 : stop + 1]
