@@ -17,15 +17,18 @@ from hybrid.process import cli
 
 
 def _define(values: flags.FlagValues) -> None:
-    def switch(name: str, doc: str) -> None:
+    texts = {
+        "config": "the sweep's page, PATH.py or PATH.py:ARG",
+        "workdir": "folder of the sweep, new or to go on with",
+    }
+    switches = {
+        "dry_run": "print the cells with their costs; run and create nothing",
+        "report_only": "write results and report of what is there; run nothing",
+    }
+    for name, doc in texts.items():
+        flags.DEFINE_string(name, None, doc, flag_values=values)
+    for name, doc in switches.items():
         flags.DEFINE_boolean(name, False, doc, flag_values=values)
-
-    page = "the sweep's page, PATH.py or PATH.py:ARG"
-    flags.DEFINE_string("config", None, page, flag_values=values)
-    folder = "folder of the sweep, new or to go on with"
-    flags.DEFINE_string("workdir", None, folder, flag_values=values)
-    switch("dry_run", "print the cells with their costs; run and create nothing")
-    switch("report_only", "write results and report of what is there; run nothing")
 
 
 def _run(arguments: cli.Arguments) -> int:
@@ -35,7 +38,9 @@ def _run(arguments: cli.Arguments) -> int:
         return cli.OK
     folder = pathlib.Path(arguments.require("workdir"))
     if arguments.flags.report_only:
-        return _report(_sweep_of_folder(arguments, folder))
+        held = sweep_lib.read(folder)
+        given = arguments.flags.config  # where given, it must be the folder's own
+        return _report(sweep_lib.from_config(*load(arguments), folder) if given else held)
     sweep = sweep_lib.from_config(*load(arguments), folder)
     sweep_lib.check_inputs(sweep)
     sweep_lib.run(sweep, SweepProgress())
@@ -52,14 +57,7 @@ def load(arguments: cli.Arguments) -> tuple[SweepConfig, str]:
     return config_lib.build(SweepConfig, config_lib.updated(values, parsed)), name
 
 
-def _sweep_of_folder(arguments: cli.Arguments, folder: pathlib.Path) -> sweep_lib.Sweep:
-    """The sweep that the folder holds; a `--config` beside it must be the same."""
-    held = sweep_lib.read(folder)
-    return sweep_lib.from_config(*load(arguments), folder) if arguments.flags.config else held
-
-
 def _report(sweep: sweep_lib.Sweep) -> int:
-    """Writes results and report; 1 if a cell failed."""
     # scipy.stats and matplotlib take a second, which only a report pays.
     from hybrid.ablate.report import page, results, sentences
 

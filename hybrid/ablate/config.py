@@ -79,15 +79,10 @@ class SweepConfig:
                 raise ConfigError(name, "names one twice", values)
         if not self.seeds:
             raise ConfigError("seeds", "is empty", (), "at least one; three for intervals")
-        if self.trained:
-            self._check_trained()
-
-    def _check_trained(self) -> None:
-        for name, value in {"learning_rates": self.learning_rates, "arms": self.arms}.items():
-            if value:
-                raise ConfigError(name, "has no use where nothing is trained", value)
-        if self.match != "tokens":
-            raise ConfigError("match", "has no use where nothing is trained", self.match)
+        for name in ("learning_rates", "arms", "match") if self.trained else ():
+            if getattr(self, name) not in ((), "tokens"):
+                problem = "has no use where nothing is trained"
+                raise ConfigError(name, problem, getattr(self, name))
 
 
 def defaults(page: str | None = None) -> ml_collections.ConfigDict:

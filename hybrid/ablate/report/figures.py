@@ -6,16 +6,17 @@ dates, no random ids. Loads matplotlib, so import this file late.
 """
 
 import dataclasses
+import functools
 import io
 import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 from xml.sax.saxutils import escape
 
-import matplotlib
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
@@ -86,26 +87,15 @@ class Drawn:
     arm: str
     title: str
     svg: str
-    png: bytes
 
 
 def write(results: SweepResults, folder: pathlib.Path) -> list[Drawn]:
-    """Draws all figures into `folder`/figures/NAME.svg and .png; earlier ones of ours go."""
-    drawn, target = list(draw(results)), folder / "figures"
+    """Draws all figures into `folder`/figures/NAME.svg and .png; earlier ones of ours go.
+
+    Equal results give equal bytes.
+    """
+    drawn, target = [], folder / "figures"
     target.mkdir(parents=True, exist_ok=True)
-    for each in drawn:
-        write_whole(target / f"{each.name}.svg", each.svg)
-        write_whole(target / f"{each.name}.png", each.png)
-    names = {each.name for each in drawn}
-    for path in target.iterdir():
-        is_ours = path.suffix in (".svg", ".png") and path.stem.endswith(tuple(KINDS))
-        if is_ours and path.stem not in names:
-            path.unlink()
-    return drawn
-
-
-def draw(results: SweepResults) -> Iterator[Drawn]:
-    """All figures of all arms, rendered.  Equal results give equal bytes."""
     for arm in view.arms(results):
         prefix = (re.sub(r"[^A-Za-z0-9]+", "_", arm.name).strip("_") or "arm") + "_"
         for kind, panels in charts(arm).items():
@@ -115,9 +105,17 @@ def draw(results: SweepResults) -> Iterator[Drawn]:
             notes = filter(None, [KINDS[kind][1], results.settings.get("machine")])
             with style():
                 figure = figure_of(arm, kind, panels)
-                svg, png = to_svg(figure, name, title, " · ".join(notes)), io.BytesIO()
-                figure.savefig(png, dpi=160, metadata={"Software": None})
-            yield Drawn(name, kind, arm.name, title, svg, png.getvalue())
+                svg = to_svg(figure, name, title, " · ".join(notes))
+                png = functools.partial(figure.savefig, dpi=160, metadata={"Software": None})
+                write_whole(target / f"{name}.png", png)
+            write_whole(target / f"{name}.svg", svg)
+            drawn.append(Drawn(name, kind, arm.name, title, svg))
+    names = {each.name for each in drawn}
+    for path in target.iterdir():
+        is_ours = path.suffix in (".svg", ".png") and path.stem.endswith(tuple(KINDS))
+        if is_ours and path.stem not in names:
+            path.unlink()
+    return drawn
 
 
 def charts(arm: Arm) -> dict[str, dict[str, Lines]]:
@@ -233,13 +231,9 @@ def _set_y_axis(axes: Axes, label: str, chance: float | None) -> None:
         axes.axhline(0, color=_INK, linewidth=1, linestyle=":")
 
 
-@contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """Matplotlib's settings for the figures drawn and saved inside."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
+    return matplotlib.style.context(_STYLE, after_reset=True)
 
 
 def canvas(height: float, rows: int = 1, **options: Any) -> tuple[Figure, Any]:

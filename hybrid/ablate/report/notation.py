@@ -9,14 +9,14 @@ from typing import Any
 DASH = "–"
 
 
-def fixed(value: float | None, digits: int = 4) -> str:
+def fixed(value: float | None) -> str:
     """`1.9205`, with a real minus sign."""
-    return DASH if value is None else f"{value:.{digits}f}".replace("-", "−")
+    return DASH if value is None else f"{value:.4f}".replace("-", "−")
 
 
-def signed(value: float | None, digits: int = 4) -> str:
+def signed(value: float | None) -> str:
     """`+0.0410` or `−0.0002`."""
-    return DASH if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    return DASH if value is None else f"{value:+.4f}".replace("-", "−")
 
 
 def percent(share: float | None) -> str:

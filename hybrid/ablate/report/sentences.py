@@ -26,12 +26,11 @@ Facts = Iterator[tuple[str, CellSummary, str]]  # (what, cell, figures)
 
 
 def by_arm(results: SweepResults) -> dict[str, list[str]]:
-    """{arm's name: its statements}."""
-    return {arm.name: of_arm(arm) for arm in view.arms(results)}
+    """{arm's name: its statements}, the cells that one is true of together."""
+    return {arm.name: _of_arm(arm) for arm in view.arms(results)}
 
 
-def of_arm(arm: Arm) -> list[str]:
-    """The statements about an arm: its facts, the cells of one kind together."""
+def _of_arm(arm: Arm) -> list[str]:
     statements: dict[str, list[str]] = {}
     is_task = all(cell.accuracy for cell in arm.cells)
     for what, cell, text in _of_task(arm) if is_task else _of_text(arm):

@@ -9,6 +9,7 @@ is an ordinary workdir, `runs/ARM/CELL/seed=0`, that train.py could have made.
 import dataclasses
 import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from hybrid import config as config_lib
@@ -112,14 +113,9 @@ def _cells_of_arm(config: SweepConfig, arm: str, arm_overrides: Overrides) -> li
 
 def _named_overrides(config: SweepConfig) -> dict[str, Overrides]:
     """{name: overrides} of each cell.  Raises: ConfigError for two of one name."""
-    entries: Any = config.cells
-    if not entries:
-        keys = [key for key, _ in config.axes]
-        points = itertools.product(*(values for _, values in config.axes))
-        entries = [dict(zip(keys, values, strict=True)) for values in points]
     named: dict[str, Overrides] = {}
     folders = set()
-    for entry in entries:
+    for entry in config.cells or crossed(config.axes):
         overrides = {key: value for key, value in entry.items() if key != NAME}
         name = str(entry.get(NAME) or cell_name(overrides))
         if _folder_name(name) in folders:
@@ -127,6 +123,12 @@ def _named_overrides(config: SweepConfig) -> dict[str, Overrides]:
         folders.add(_folder_name(name))
         named[name] = overrides
     return named
+
+
+def crossed(axes: Sequence[Sequence[Any]]) -> list[Overrides]:
+    """The points of a grid: one value of each axis, the last axis fastest."""
+    keys, points = [key for key, _ in axes], itertools.product(*(values for _, values in axes))
+    return [dict(zip(keys, values, strict=True)) for values in points]
 
 
 def cell_name(overrides: Overrides) -> str:

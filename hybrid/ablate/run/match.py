@@ -20,18 +20,16 @@ def matched(
     experiment: Experiment, baseline: Experiment, match: str
 ) -> tuple[Experiment, dict[str, tuple]]:
     """The experiment fitted to the baseline, and what was changed: {key: (from, to)}."""
+    if match == "tokens":
+        return experiment, {}
     if match == "flops":
         section, name, steps = "training", "num_steps", experiment.training.num_steps
         value = max(1, round(steps * train_flops(baseline) / train_flops(experiment)))
-    elif match == "params":
-        section, name, value = "model", "ffn_dim", _fitting_width(experiment, baseline)
     else:
-        return experiment, {}
+        section, name, value = "model", "ffn_dim", _fitting_width(experiment, baseline)
     before = getattr(experiment, section)
-    fitted = dataclasses.replace(
-        experiment, **{section: dataclasses.replace(before, **{name: value})}
-    )
-    old = getattr(before, name)
+    old, changed = getattr(before, name), dataclasses.replace(before, **{name: value})
+    fitted = dataclasses.replace(experiment, **{section: changed})
     return fitted, {f"{section}.{name}": (old, value)} if old != value else {}
 
 

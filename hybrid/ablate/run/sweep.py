@@ -11,16 +11,16 @@ import dataclasses
 import json
 import pathlib
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
 from hybrid import origin
-from hybrid.ablate.config import SweepConfig
-from hybrid.ablate.run.cells import SweepRun, cells, runs
+from hybrid.ablate.config import NAME, Overrides, SweepConfig
+from hybrid.ablate.run.cells import SweepRun, cell_name, cells, crossed, runs
 from hybrid.ablate.run.match import train_flops
 from hybrid.ablate.run.progress import SweepProgress
-from hybrid.ablate.run.upgrade import upgraded
 from hybrid.config import ConfigError
 from hybrid.data import pipeline
 from hybrid.evaluation.target import Target, check_fixed, check_shapes, evaluate_target
@@ -103,7 +103,6 @@ def run(sweep: Sweep, progress: SweepProgress) -> None:
 
 
 def _train_and_score(sweep: Sweep, run: SweepRun, progress: SweepProgress) -> float:
-    """Trains and scores one run; returns its loss."""
     folder = sweep.folder / run.folder
     if not sweep.config.trained:
         loop.run(run.experiment, folder, progress)
@@ -129,12 +128,12 @@ def with_trained_base(config: SweepConfig) -> SweepConfig:
     if not config.trained:
         return config
     source = origin.find(config.trained, "trained")
-    if source.is_run:
+    if source.run is not None:
         try:
             checkpoint.find_step(source.path)
         except ConfigError as error:
             raise ConfigError("trained", error.problem, error.got, error.accepted) from None
-        values = provenance.read_config(source.path) | {"mesh": {}}
+        values = {**source.run, "mesh": {}}
     else:
         values = origin.inherit(config_lib.to_dict(config.base), source)
     base = experiment_lib.from_config(values)
@@ -175,3 +174,38 @@ def _check_folder(sweep: Sweep) -> None:
             problem = "differs from the sweep in --workdir"
             accepted = f"it has {old!r}; use another --workdir"
             raise ConfigError(name, problem, new, accepted)
+
+
+# --- Sweeps of earlier versions ---------------------------------------------------------------
+
+
+def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config in a `sweep.json` of an earlier version; cells keep their names and folders.
+
+    Overrides may need another key more than they had (see `origin.upgraded`), which values of an
+    axis cannot have: crossed axes become the cells that they stand for.
+    """
+    axes, listed = config["axes"], config["cells"]
+    if any(_is_old({key: values[0]}) for key, values in axes):
+        axes, listed = [], crossed(axes)
+    return {
+        **config,
+        "base": origin.upgraded(config["base"]),
+        "axes": axes,
+        "cells": [_named(cell) for cell in listed],
+        "arms": [[name, _overrides(overrides)] for name, overrides in config["arms"]],
+        "baseline": _overrides(config["baseline"]),
+    }
+
+
+def _overrides(overrides: Overrides) -> Overrides:
+    return config_lib.flatten(origin.upgraded(config_lib.updated({}, overrides)))
+
+
+def _is_old(overrides: Overrides) -> bool:
+    return _overrides(overrides) != overrides
+
+
+def _named(cell: Overrides) -> Overrides:
+    """A cell's overrides, with the name that it had where they change."""
+    return {NAME: cell_name(cell), **_overrides(cell)} if _is_old(cell) else cell
