@@ -15,9 +15,6 @@ The host adds up in float64 and in input order, so packing and batches do not ch
 Pure of files. `held_out.evaluate` calls `evaluate`.
 """
 
-import dataclasses
-import math
-
 import numpy as np
 
 from hybrid.config import ConfigError
@@ -90,8 +87,4 @@ def summarize(
     repeated = records.repeat_distance > 0
     repeats = doubling_buckets(records.nll[repeated], records.repeat_distance[repeated])
     about = {"context_length": context_length, "stride": stride, "bos": bos}
-    result = summarized(records, num_bytes=num_bytes, repeats=repeats, **about)
-    if not num_bytes:
-        return result
-    bits = result.loss * result.num_tokens / math.log(2)
-    return dataclasses.replace(result, bits_per_byte=bits / num_bytes)
+    return summarized(records, num_bytes=num_bytes, repeats=repeats, **about)

@@ -16,7 +16,7 @@ from hybrid.data.tasks import Example, Examples, as_row
 from hybrid.evaluation import windows
 from hybrid.evaluation.batches import BatchScorer
 from hybrid.evaluation.config import EvalConfig
-from hybrid.evaluation.result import Result, groups, summarized
+from hybrid.evaluation.result import Result, shares, summarized
 from hybrid.evaluation.token_records import TokenRecords
 from hybrid.ops.loss import TokenScores
 
@@ -38,8 +38,8 @@ def evaluate(scorer: BatchScorer, examples: Examples, config: EvalConfig, length
         stride=length,
         bos="never",
         accuracy=float(np.mean(records.correct)),
-        by_distance=groups(records.correct, records.distance),
-        by_num_pairs=groups(records.correct, records.num_pairs),
+        by_distance=shares(records.correct, records.distance),
+        by_num_pairs=shares(records.correct, records.num_pairs),
     )
 
 
@@ -65,7 +65,6 @@ def _batches(
 
 
 def _records(scores: TokenScores, first: int, of_batch: list[Example]) -> TokenRecords:
-    """The columns of a batch's questions."""
     counts = [len(example.asked) for example in of_batch]
     row = np.repeat(np.arange(len(of_batch)), counts)
     column = np.concatenate([example.asked for example in of_batch])

@@ -1,6 +1,8 @@
 """An evaluation as a table for people; `Result.to_dict` is the one for programs."""
 
-from hybrid.evaluation.result import Group, Result
+from collections.abc import Mapping
+
+from hybrid.evaluation.result import Result, Share
 
 MOST_ROWS = 12
 Row = tuple[str, str, int]  # label, value, how many tokens or questions
@@ -64,17 +66,17 @@ def _detail(titles: tuple[str, str, str], rows: list[Row]) -> str:
     return "\n".join(lines + ["{:>15} {:>9} {:>12,}".format(*row) for row in rows])
 
 
-def _each(groups: tuple[Group, ...]) -> list[Row]:
-    return [(str(one.value), f"{one.accuracy:.2%}", one.num) for one in groups]
+def _each(shares: Mapping[int, Share]) -> list[Row]:
+    return [(str(value), f"{one.accuracy:.2%}", one.num) for value, one in shares.items()]
 
 
-def _few(groups: tuple[Group, ...]) -> list[Row]:
-    """A row a group; many groups are joined from one power of two to the next."""
-    if len(groups) <= MOST_ROWS:
-        return _each(groups)
-    joined: dict[int, list[Group]] = {}
-    for one in groups:
-        joined.setdefault(one.value.bit_length(), []).append(one)
+def _few(shares: Mapping[int, Share]) -> list[Row]:
+    """A row a share; many shares are joined from one power of two to the next."""
+    if len(shares) <= MOST_ROWS:
+        return _each(shares)
+    joined: dict[int, list[Share]] = {}
+    for value, one in shares.items():
+        joined.setdefault(value.bit_length(), []).append(one)
     rows = []
     for bits, members in joined.items():
         num = sum(one.num for one in members)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,19 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """Share of right answers among `num` questions that have `value` in common."""
+class Share:
+    """Share of right answers among `num` questions."""
 
-    value: int
     accuracy: float
     num: int
 
 
-@dataclasses.dataclass(frozen=True)
+def keyed(name: str) -> Any:
+    """A field {key: dataclass} that JSON holds as a list of entries, with the key as `name`."""
+    return dataclasses.field(default_factory=dict, metadata={"key": name})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
     """The result of an evaluation.
 
@@ -46,19 +51,19 @@ class Result:
 
     loss: float
     perplexity: float
+    bits_per_byte: float | None = None
     num_tokens: int
+    num_bytes: int | None = None
     by_position: tuple[Bucket, ...]
     context_length: int
     stride: int
     bos: str
-    records: TokenRecords = dataclasses.field(repr=False, compare=False)
-    bits_per_byte: float | None = None
-    num_bytes: int | None = None
     repeats: tuple[Bucket, ...] = ()
     accuracy: float | None = None
-    by_distance: tuple[Group, ...] = ()
-    by_num_pairs: tuple[Group, ...] = ()
+    by_distance: Mapping[int, Share] = keyed("distance")
+    by_num_pairs: Mapping[int, Share] = keyed("num_pairs")
     by_context: tuple["Result", ...] = ()
+    records: TokenRecords = dataclasses.field(repr=False, compare=False)
 
     @property
     def at_lengths(self) -> tuple["Result", ...]:
@@ -80,37 +85,34 @@ class Result:
 
         What text or a task doesn't have (`repeats`, `accuracy`, …) is left out.
         """
-        plain = ("loss", "perplexity", "bits_per_byte", "num_tokens", "num_bytes")
-        values = {name: _for_json(getattr(self, name)) for name in plain}
-        values["by_position"] = _buckets_for_json(self.by_position)
-        values |= {name: getattr(self, name) for name in ("context_length", "stride", "bos")}
-        if self.accuracy is None:
-            values["repeats"] = _buckets_for_json(self.repeats)
-        else:
-            values["accuracy"] = self.accuracy
-            values["by_distance"] = _groups_for_json("distance", self.by_distance)
-            values["by_num_pairs"] = _groups_for_json("num_pairs", self.by_num_pairs)
-        if self.by_context:
-            values["by_context"] = [result.to_dict(**about) for result in self.by_context]
-        return values | about
+        of_tasks = {"accuracy", "by_distance", "by_num_pairs"}
+        absent = of_tasks if self.accuracy is None else {"repeats"}
+        values = to_json(dataclasses.replace(self, by_context=()))
+        values["by_context"] = [result.to_dict(**about) for result in self.by_context]
+        absent |= set() if self.by_context else {"by_context"}
+        return {name: values[name] for name in values if name not in absent} | about
 
 
-def _for_json(value: Any) -> Any:
+def to_json(value: Any) -> Any:
+    """Plain Python of dataclasses, but for fields without `repr`: lists for tuples and for fields
+    that are `keyed`, None for numbers that JSON can't write."""
+    if dataclasses.is_dataclass(value):
+        fields = [field for field in dataclasses.fields(value) if field.repr]
+        return {field.name: _field_to_json(field, getattr(value, field.name)) for field in fields}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _buckets_for_json(buckets) -> list[dict[str, Any]]:
-    return [
-        {name: _for_json(value) for name, value in dataclasses.asdict(bucket).items()}
-        for bucket in buckets
-    ]
+def _field_to_json(field: dataclasses.Field, value: Any) -> Any:
+    if name := field.metadata.get("key"):
+        return [{name: key, **to_json(entry)} for key, entry in value.items()]
+    return to_json(value)
 
 
-def _groups_for_json(name: str, groups) -> list[dict[str, Any]]:
-    return [{name: one.value, "accuracy": one.accuracy, "num": one.num} for one in groups]
-
-
-def summarized(records: TokenRecords, **about: Any) -> Result:
+def summarized(records: TokenRecords, num_bytes: int | None = None, **about: Any) -> Result:
     """The Result of records whose nll may be wider than float32, with the fields of `about`.
 
     The mean is summed in float64; the perplexity is infinite where it overflows.
@@ -123,15 +125,22 @@ def summarized(records: TokenRecords, **about: Any) -> Result:
         perplexity=perplexity,
         num_tokens=len(records.nll),
         by_position=doubling_buckets(records.nll, records.position),
+        num_bytes=num_bytes,
+        bits_per_byte=loss * len(records.nll) / math.log(2) / num_bytes if num_bytes else None,
         records=dataclasses.replace(records, nll=records.nll.astype(np.float32)),
         **about,
     )
 
 
+def doubling(places: np.ndarray) -> np.ndarray:
+    """The index of each place's bucket among [0, 1), [1, 2), [2, 4), …, int32 [n]."""
+    # frexp writes p as m·2^e with 1/2 <= m < 1: e is 0 for 0, 1 for 1, 2 for 2 and 3, and so on.
+    return np.frexp(places)[1]
+
+
 def doubling_buckets(nll: np.ndarray, places: np.ndarray) -> tuple[Bucket, ...]:
     """Mean losses at places [0, 1), [1, 2), [2, 4), …; buckets without tokens left out."""
-    # frexp writes p as m·2^e with 1/2 <= m < 1: e is 0 for 0, 1 for 1, 2 for 2 and 3, and so on.
-    index = np.frexp(places)[1]
+    index = doubling(places)
     counts, sums = np.bincount(index), np.bincount(index, weights=nll)
     return tuple(
         Bucket((1 << i) >> 1, 1 << i, float(sums[i] / counts[i]), int(counts[i]))
@@ -139,11 +148,11 @@ def doubling_buckets(nll: np.ndarray, places: np.ndarray) -> tuple[Bucket, ...]:
     )
 
 
-def groups(correct: np.ndarray, values: np.ndarray) -> tuple[Group, ...]:
+def shares(correct: np.ndarray, values: np.ndarray) -> dict[int, Share]:
     """Shares of right answers for each of the values that occur, in ascending order."""
     distinct, index = np.unique(values, return_inverse=True)
     counts, right = np.bincount(index), np.bincount(index, weights=correct)
-    return tuple(
-        Group(int(value), float(right[i] / counts[i]), int(counts[i]))
+    return {
+        value: Share(float(right[i] / counts[i]), int(counts[i]))
         for i, value in enumerate(distinct.tolist())
-    )
+    }

@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 
-from hybrid.ablate.report.results import KEYS, SweepResults
+from hybrid.ablate.report.results import SweepResults
 from hybrid.ablate.run.run_result import RunResult
 from hybrid.ablate.statistics.cell_summary import ArmSummary
 
@@ -23,15 +23,16 @@ def as_type(kind, value):
         return None
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return kind(**{name: field(hints[name], name, entry) for name, entry in value.items()})
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        return kind(**{name: as_field(fields[name], hints[name], value[name]) for name in value})
     if typing.get_origin(kind) is tuple:
         return tuple(as_type(arguments[0], entry) for entry in value)
     return as_type(arguments[0], value) if type(None) in arguments else value
 
 
-def field(kind, name, value):
-    if name not in KEYS:
+def as_field(field, kind, value):
+    if "key" not in field.metadata:
         return as_type(kind, value)
     kind = typing.get_args(kind)[1]
     entries = [dict(entry) for entry in value]
-    return {entry.pop(KEYS[name]): as_type(kind, entry) for entry in entries}
+    return {entry.pop(field.metadata["key"]): as_type(kind, entry) for entry in entries}

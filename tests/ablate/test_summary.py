@@ -11,9 +11,9 @@ import pytest
 import recompute
 import synthetic_sweep
 
-from hybrid.ablate.report import results
 from hybrid.ablate.run.run_result import RunResult
-from hybrid.ablate.statistics import groups, summary
+from hybrid.ablate.statistics import summary
+from hybrid.evaluation.result import to_json
 from hybrid.evaluation.token_records import TokenRecords
 
 
@@ -72,7 +72,7 @@ def run(window, seed=0, loss=1.0, rate=None, **fields) -> RunResult:
 
 
 def summarized(runs, baseline=None, records_of=lambda run: {}):
-    (arm,) = results.to_json(summary.summarize(runs, records_of, baseline))
+    (arm,) = to_json(summary.summarize(runs, records_of, baseline))
     return arm, {cell["name"]: cell for cell in arm["cells"]}
 
 
@@ -181,7 +181,7 @@ def test_the_mean_curve_keeps_the_steps_that_all_seeds_have():
         run(8, 0, curve=[[1, 10, 4.0], [2, 20, None], [3, 30, 1.0]]),
         run(8, 1, curve=[[0, 0, 9.0], [1, 10, 2.0], [2, 20, 1.0], [3, 30, 1.0]]),
     ]
-    assert groups.mean_curve(tuple(runs)) == ([10, 30], [3.0, 1.0])
+    assert summary.mean_curve(tuple(runs)) == ([10, 30], [3.0, 1.0])
 
 
 def test_the_front_holds_cells_that_none_beats_in_both():
@@ -300,7 +300,7 @@ def test_results_json_holds_runs_and_no_nan(sweep):
     told = json.loads(text)
     assert told == sweep[1]
     assert from_json.sweep_results(told).to_dict() == told
-    assert results.to_json({"a": (1, float("nan"))}) == {"a": [1, None]}
+    assert to_json({"a": (1, float("nan"))}) == {"a": [1, None]}
 
 
 def test_results_csv_has_a_line_a_run_and_a_column_an_override(sweep):

@@ -95,11 +95,10 @@ def test_accuracy_is_split_by_distance_and_by_number_of_pairs(examples):
         for place, distance in zip(example.asked, example.distance, strict=True):
             found.append((int(distance), example.num_pairs, example.targets[place] % 2 == 0))
     for column, groups in ((0, result.by_distance), (1, result.by_num_pairs)):
-        values = [group.value for group in groups]
-        assert values == sorted({one[column] for one in found})
-        for group in groups:
-            right = [one[2] for one in found if one[column] == group.value]
-            assert (group.num, group.accuracy) == (len(right), np.mean(right))
+        assert list(groups) == sorted({one[column] for one in found})
+        for value, share in groups.items():
+            right = [one[2] for one in found if one[column] == value]
+            assert (share.num, share.accuracy) == (len(right), np.mean(right))
 
 
 @pytest.mark.parametrize("examples", [MQAR, NEEDLE], ids=lambda examples: examples.name)

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,13 +12,12 @@ from hybrid.ablate.run.run_result import RunResult, read_run
 from hybrid.ablate.run.sweep import SCORES, Sweep
 from hybrid.ablate.statistics.cell_summary import ArmSummary
 from hybrid.ablate.statistics.summary import summarize
+from hybrid.evaluation.result import to_json
 from hybrid.evaluation.token_records import TokenRecords, load_records
 from hybrid.process.files import write_json, write_whole
 from hybrid.workdir import provenance
 
 RESULTS_JSON, RESULTS_CSV = "results.json", "results.csv"
-# Mappings that are lists in the file: the name that their keys have in each entry.
-KEYS = {"accuracy_by_seed": "seed", "by_distance": "distance", "by_num_pairs": "num_pairs"}
 _FIRST = ("name", "arm", "seed", "learning_rate", "status")
 _LAST = (
     *("task", "num_params", "flops_per_token", "num_steps", "tokens", "train_flops"),
@@ -82,20 +80,6 @@ def write(results: SweepResults, folder: pathlib.Path) -> None:
     values = results.to_dict()
     write_json(folder / RESULTS_JSON, values, indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / RESULTS_CSV, to_csv(results.runs))
-
-
-def to_json(value: Any) -> Any:
-    """Plain Python of dataclasses: lists for tuples, None for numbers that JSON can't write."""
-    if dataclasses.is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        for name in KEYS.keys() & value.keys():
-            entries = value[name].items()
-            value[name] = [{KEYS[name]: key, **to_json(entry)} for key, entry in entries]
-    if isinstance(value, Mapping):
-        return {str(key): to_json(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_csv(runs: Sequence[RunResult]) -> str:

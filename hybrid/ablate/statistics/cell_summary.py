@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybrid.ablate.statistics.intervals import CountedMean, DocumentMean, Estimate, SeedMean
+from hybrid.evaluation.result import keyed
 
 TEXT = "text"  # the task of runs that have no right and wrong
 
@@ -68,9 +69,9 @@ class CellSummary:
     by_position: tuple[Bucket, ...] = ()
     repeats: tuple[Bucket, ...] = ()
     accuracy: CountedMean | None = None
-    accuracy_by_seed: Mapping[int, CountedMean] = dataclasses.field(default_factory=dict)
-    by_distance: Mapping[int, CountedMean] = dataclasses.field(default_factory=dict)
-    by_num_pairs: Mapping[int, CountedMean] = dataclasses.field(default_factory=dict)
+    accuracy_by_seed: Mapping[int, CountedMean] = keyed("seed")
+    by_distance: Mapping[int, CountedMean] = keyed("distance")
+    by_num_pairs: Mapping[int, CountedMean] = keyed("num_pairs")
     num_params: int | None
     flops_per_token: float | None
     train_flops: float | None

@@ -9,9 +9,10 @@ The cells of one arm are compared with one another. The rules:
     lengths        loss, differences and accuracies are those of the first evaluated context
                    length (as `eval/loss` is), by position and repeats those of the longest
 
-Cells whose runs are not all finished are summarised over those that are; a cell with none is left
-out, and so is an arm with no cell. A run that ended with a loss that isn't finite counts as not
-finished. Token records are read cell by cell: one cell's seeds and its partner's are in memory.
+Runs that differ only in seed and learning rate are of one cell. Cells whose runs are not all
+finished are summarised over those that are; a cell with none is left out, and so is an arm with no
+cell. A run that ended with a loss that isn't finite counts as not finished. Token records are read
+cell by cell: one cell's seeds and its partner's are in memory.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.ablate.run.pairing import partner_indices
+from hybrid.ablate.run.pairing import hashable, partner_indices
 from hybrid.ablate.run.run_result import RunResult
 from hybrid.ablate.statistics import intervals, token_figures
 from hybrid.ablate.statistics.cell_summary import (
@@ -31,17 +32,39 @@ from hybrid.ablate.statistics.cell_summary import (
     ContextSummary,
     RateSummary,
 )
-from hybrid.ablate.statistics.groups import CellRuns, Runs, group, losses, mean_curve, mean_loss
 from hybrid.ablate.statistics.intervals import CountedMean
 from hybrid.ablate.statistics.token_figures import SeedRecords
 from hybrid.evaluation.token_records import TokenRecords
 
+Runs = tuple[RunResult, ...]
 RecordsOf = Callable[[RunResult], Mapping[int, TokenRecords]]
 Lengths = Mapping[int, SeedRecords]  # {context length: records}, in the order evaluated
 _COSTS = (
     *("num_params", "flops_per_token", "train_flops", "kv_cache_bytes", "cache_context"),
     *("reach", "letters", "changed"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class CellRuns:
+    """All finished runs of one set of overrides: {learning rate: runs by seed}."""
+
+    name: str
+    overrides: Mapping[str, Any]
+    by_rate: Mapping[float | None, Runs]
+
+    @functools.cached_property
+    def learning_rate(self) -> float | None:
+        """Of the rates with the most runs that of the lowest mean loss, or the first."""
+        return min(
+            self.by_rate,
+            key=lambda rate: (-len(self.by_rate[rate]), mean_loss(self.by_rate[rate]) or 0.0),
+        )
+
+    @property
+    def runs(self) -> Runs:
+        """Those at the best learning rate."""
+        return self.by_rate[self.learning_rate]
 
 
 def summarize(
@@ -98,7 +121,6 @@ def _arm(
 
 
 def _is_on_front(cell: CellSummary, cells: Sequence[CellSummary]) -> bool:
-    """Whether no other cell has both fewer cache bytes and a lower loss."""
     size, sizes = cell.kv_cache_bytes, [other.kv_cache_bytes for other in cells]
     return size is not None and not any(
         smaller is not None and smaller < size and other.loss.mean < cell.loss.mean
@@ -140,25 +162,25 @@ def _difference(own: Mapping[int, float], others: Mapping[int, float]) -> Counte
 
 
 def _token_figures(task: str, records: Lengths, partner: Lengths) -> dict[str, Any]:
-    """The fields of a CellSummary that come from token records."""
     if not records:
         return {}
     first, longest = next(iter(records)), max(records)
-    at_first, at_longest = records[first], (records[longest], partner.get(longest, {}))
-    accuracies = functools.partial(token_figures.accuracies, at_first)
+    at_first = records[first]
+    by_seed = {seed: token_figures.accuracy({seed: one}) for seed, one in at_first.items()}
     figures: dict[str, Any] = {
         "difference_documents": token_figures.document_difference(at_first, partner.get(first, {})),
         "by_context": tuple(
             _context(length, records[length], partner.get(length, {})) for length in records
         ),
         "accuracy": token_figures.accuracy(at_first),
-        "accuracy_by_seed": accuracies(lambda seed, one: np.full(len(one.correct), seed)),
-        "by_distance": accuracies(lambda _, one: one.distance),
-        "by_num_pairs": accuracies(lambda _, one: one.num_pairs),
+        "accuracy_by_seed": {seed: share for seed, share in by_seed.items() if share},
+        "by_distance": token_figures.accuracies(at_first, "distance"),
+        "by_num_pairs": token_figures.accuracies(at_first, "num_pairs"),
     }
     if task == TEXT:
-        figures["by_position"] = token_figures.buckets(*at_longest, "position", first=0)
-        figures["repeats"] = token_figures.buckets(*at_longest, "repeat_distance", first=1)
+        figures["by_position"], figures["repeats"] = token_figures.buckets(
+            records[longest], partner.get(longest, {}), {"position": 0, "repeat_distance": 1}
+        )
     return figures
 
 
@@ -183,3 +205,39 @@ def _speedup(runs: Runs, baseline: Runs) -> float | None:
         return None
     needed = intervals.first_crossing(*mean_curve(baseline), loss)
     return None if needed is None else needed / own
+
+
+# --- Runs grouped into cells ------------------------------------------------------------------
+
+
+def losses(runs: Runs) -> dict[int, float]:
+    """{seed: final loss} of finished runs."""
+    return {run.seed: run.loss for run in runs if run.loss is not None}
+
+
+def mean_loss(runs: Runs) -> float | None:
+    """Mean final loss over seeds; None without a run."""
+    return intervals.plain_mean(list(losses(runs).values())) if runs else None
+
+
+def group(runs: Sequence[RunResult]) -> list[CellRuns]:
+    """The cells of an arm's runs, in the order of their first runs."""
+    cells: dict[Any, CellRuns] = {}
+    for run in runs:
+        cell = CellRuns(run.name, run.overrides, {})
+        by_rate: Any = cells.setdefault(hashable(run.overrides), cell).by_rate
+        finished = by_rate.setdefault(run.learning_rate, ())
+        if run.loss is not None:
+            by_rate[run.learning_rate] = tuple(sorted((*finished, run), key=lambda r: r.seed))
+    return list(cells.values())
+
+
+def mean_curve(runs: Runs) -> tuple[list[float], list[float]]:
+    """(train FLOPs, mean loss) at the steps where all runs have a finite loss, in order."""
+    points: dict[int, list[tuple[float, float]]] = {}
+    for step, flops, loss in (point for run in runs for point in run.curve):
+        if flops and loss is not None:
+            points.setdefault(step, []).append((flops, loss))
+    shared = [points[step] for step in sorted(points) if len(points[step]) == len(runs)]
+    means = [tuple(map(intervals.plain_mean, zip(*at, strict=True))) for at in shared]
+    return [flops for flops, _ in means], [loss for _, loss in means]

@@ -4,7 +4,7 @@ Losses a token are averaged over the seeds first and then clustered by document,
 are about other documents; intervals about other seeds are in `summary.py`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from hybrid.ablate.statistics.intervals import (
     mean_over_documents,
     wilson,
 )
+from hybrid.evaluation.result import doubling
 from hybrid.evaluation.token_records import TokenRecords
 
 SeedRecords = Mapping[int, TokenRecords]  # {seed: records}, at one context length
@@ -53,11 +54,12 @@ def document_difference(records: SeedRecords, partner: SeedRecords) -> DocumentM
 
 
 def buckets(
-    records: SeedRecords, partner: SeedRecords, column: str, first: int
-) -> tuple[Bucket, ...]:
-    """Loss and difference where a column is in [0, 1), [1, 2), [2, 4), …, from that of `first`."""
-    # frexp writes p as m·2^e with 1/2 <= m < 1: e is 0 for 0, 1 for 1, 2 for 2 and 3, and so on.
-    exponents = np.frexp(getattr(_any(records), column))[1]
+    records: SeedRecords, partner: SeedRecords, columns: Mapping[str, int]
+) -> list[tuple[Bucket, ...]]:
+    """Loss and difference where a column is in [0, 1), [1, 2), [2, 4), …, for each of `columns`.
+
+    A column's number is that of its first bucket.
+    """
     documents = _any(records).document
     loss, difference = mean_nll(records, sorted(records)), token_differences(records, partner)
 
@@ -65,39 +67,41 @@ def buckets(
         over_documents = mean_over_documents(values[inside], documents[inside])
         return Estimate(over_documents.mean, over_documents.low, over_documents.high)
 
-    return tuple(
-        Bucket(
+    def bucket(exponent: int, inside: np.ndarray) -> Bucket:
+        return Bucket(
             start=(1 << exponent) >> 1,
             end=1 << exponent,
-            loss=mean(loss, exponents == exponent),
-            difference=None if difference is None else mean(difference, exponents == exponent),
-            num_tokens=int(np.count_nonzero(exponents == exponent)),
+            loss=mean(loss, inside),
+            difference=None if difference is None else mean(difference, inside),
+            num_tokens=int(np.count_nonzero(inside)),
         )
-        for exponent in np.unique(exponents).tolist()
-        if exponent >= first
-    )
 
-
-def accuracies(
-    records: SeedRecords, group: Callable[[int, TokenRecords], np.ndarray]
-) -> dict[int, CountedMean]:
-    """Share of right answers of all seeds together by `group(seed, records)`, an int [n] each.
-
-    Returns: {} for text, and where a seed lacks the groups.
-    """
-    columns = [(one.correct, group(seed, one)) for seed, one in records.items()]
-    if not all(len(correct) and len(groups) for correct, groups in columns):
-        return {}
-    correct, groups = map(np.concatenate, zip(*columns, strict=True))
-    return {
-        value: wilson(int(np.count_nonzero(correct[groups == value])), int(sum(groups == value)))
-        for value in np.unique(groups).tolist()
-    }
+    found = []
+    for column, first in columns.items():
+        exponents = doubling(getattr(_any(records), column))
+        kept = [exponent for exponent in np.unique(exponents).tolist() if exponent >= first]
+        found.append(tuple(bucket(exponent, exponents == exponent) for exponent in kept))
+    return found
 
 
 def accuracy(records: SeedRecords) -> CountedMean | None:
-    """That of all answers, each counted alike; None for text."""
-    return accuracies(records, lambda _, one: np.zeros(len(one.correct), int)).get(0)
+    """Share of right answers of all seeds together, each counted alike; None for text."""
+    correct = _joined(records, "correct")
+    return _share(correct) if len(correct) else None
+
+
+def accuracies(records: SeedRecords, column: str) -> dict[int, CountedMean]:
+    """The same for each value of a column; {} for text."""
+    correct, values = _joined(records, "correct"), _joined(records, column)
+    return {value: _share(correct[values == value]) for value in np.unique(values).tolist()}
+
+
+def _share(correct: np.ndarray) -> CountedMean:
+    return wilson(int(np.count_nonzero(correct)), len(correct))
+
+
+def _joined(records: SeedRecords, column: str) -> np.ndarray:
+    return np.concatenate([getattr(one, column) for one in records.values()])
 
 
 def _same_tokens(records: TokenRecords, others: TokenRecords) -> bool:
