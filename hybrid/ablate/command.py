@@ -4,8 +4,6 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-from absl import flags
-
 from hybrid import config as config_lib
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.report import notation
@@ -14,18 +12,6 @@ from hybrid.ablate.run import sweep as sweep_lib
 from hybrid.ablate.run.cells import SweepRun, runs
 from hybrid.ablate.run.progress import SweepProgress
 from hybrid.process import cli
-
-
-def _define(values: flags.FlagValues) -> None:
-    def switch(name: str, doc: str) -> None:
-        flags.DEFINE_boolean(name, False, doc, flag_values=values)
-
-    page = "the sweep's page, PATH.py or PATH.py:ARG"
-    flags.DEFINE_string("config", None, page, flag_values=values)
-    folder = "folder of the sweep, new or to go on with"
-    flags.DEFINE_string("workdir", None, folder, flag_values=values)
-    switch("dry_run", "print the cells with their costs; run and create nothing")
-    switch("report_only", "write results and report of what is there; run nothing")
 
 
 def _run(arguments: cli.Arguments) -> int:
@@ -112,7 +98,12 @@ COMMAND = cli.Command(
     Runs a sweep: one config, a few keys varied, several seeds; then writes results.json,
     results.csv, figures and report.html. The same command goes on with a sweep that was stopped.
     """,
-    define=_define,
+    flags={
+        "config": ("the sweep's page, PATH.py or PATH.py:ARG", str),
+        "workdir": ("folder of the sweep, new or to go on with", str),
+        "dry_run": ("print the cells with their costs; run and create nothing", False),
+        "report_only": ("write results and report of what is there; run nothing", False),
+    },
     config_class=SweepConfig,
     run=_run,
 )
