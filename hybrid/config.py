@@ -12,12 +12,13 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import importlib.util
 import math
+import operator
 import pathlib
+import runpy
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import ml_collections
@@ -44,27 +45,26 @@ def _one_line(value: Any) -> str:
 # --- Declaring a section ---------------------------------------------------------------------
 
 
+# A limit of a number: what is said of one beyond it, and which ones are.
+_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "at_least": ("must be at least", operator.lt),
+    "more_than": ("must be more than", operator.le),
+    "at_most": ("must be at most", operator.gt),
+}
+
+
 def key(
-    default: Any,
-    doc: str,
-    *,
-    at_least: float | None = None,
-    more_than: float | None = None,
-    at_most: float | None = None,
-    choices: tuple[str, ...] = (),
-    formerly: str = "",
+    default: Any, doc: str, *, choices: tuple[str, ...] = (), formerly: str = "", **limits: float
 ) -> Any:
     """A config key: a dataclass field with its meaning, and the values it may take.
 
-    `formerly` is the dotted name that an earlier version had for it.
+    Args:
+      formerly: the dotted name that an earlier version had for it.
+      limits: `at_least`, `more_than` and `at_most`, also of each item of a list.
     """
-    limits = {
-        "at_least": at_least,
-        "more_than": more_than,
-        "at_most": at_most,
-        "choices": choices,
-    }
-    return dataclasses.field(default=default, metadata={"doc": doc, "formerly": formerly, **limits})
+    assert limits.keys() <= _LIMITS.keys()
+    metadata = {"doc": doc, "choices": choices, "formerly": formerly, "limits": limits}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def section(cls: type) -> Any:
@@ -140,7 +140,6 @@ def build(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def _build(cls: type, values: Mapping[str, Any], prefix: str, root: type) -> Any:
-    """The section of `root` at the dotted path `prefix`."""
     entries = _entries(cls)
     arguments: dict[str, Any] = {}
     further: dict[str, Any] = {}
@@ -187,8 +186,17 @@ def unknown_key(name: str, root: type, section: str = "") -> ConfigError:
 
 def _checked(field: Any, kind: Any, value: Any) -> Any:
     value = _as_type(field.name, kind, value)
+    choices, limits = field.metadata["choices"], field.metadata["limits"]
     for item in value if isinstance(value, tuple) else (value,):
-        _check_limits(field, item, value)
+        if choices and item not in choices:
+            close = difflib.get_close_matches(str(item), choices, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            accepted = "one of " + ", ".join(choices) + hint
+            raise ConfigError(field.name, "is not a known value", value, accepted)
+        for name, limit in limits.items():
+            problem, is_beyond = _LIMITS[name]
+            if is_beyond(item, limit):
+                raise ConfigError(field.name, f"{problem} {limit}", value)
     return value
 
 
@@ -226,21 +234,6 @@ def _type_name(kind: Any) -> str:
             return f"a list of {_type_name(items[0]) if nested else items[0].__name__}"
         return "(" + ", ".join(item.__name__ for item in items) + ")"
     return {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
-
-
-def _check_limits(field: dataclasses.Field, item: Any, value: Any) -> None:
-    limits = field.metadata
-    if limits["choices"] and item not in limits["choices"]:
-        close = difflib.get_close_matches(str(item), limits["choices"], 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        accepted = "one of " + ", ".join(limits["choices"]) + hint
-        raise ConfigError(field.name, "is not a known value", value, accepted)
-    if limits["at_least"] is not None and item < limits["at_least"]:
-        raise ConfigError(field.name, f"must be at least {limits['at_least']}", value)
-    if limits["more_than"] is not None and item <= limits["more_than"]:
-        raise ConfigError(field.name, f"must be more than {limits['more_than']}", value)
-    if limits["at_most"] is not None and item > limits["at_most"]:
-        raise ConfigError(field.name, f"must be at most {limits['at_most']}", value)
 
 
 # --- Overrides as text -----------------------------------------------------------------------
@@ -313,49 +306,40 @@ def load_page(spec: str) -> dict[str, Any]:
     Raises: ConfigError under `--config` for a missing, broken or refusing page.
     """
     path, _, argument = spec.partition(":")
-    get_config = getattr(_run_page(find_page(path)), "get_config", None)
+    file = find_page(path)
+    if file.suffix != ".py":
+        raise ConfigError("--config", "must be a Python file", str(file))
+    with _page_errors(str(file)):
+        get_config = runpy.run_path(str(file), run_name=file.stem).get("get_config")
     if not isinstance(get_config, types.FunctionType):
         raise ConfigError("--config", "the page defines no get_config()", path)
-    try:
-        page = get_config(argument) if argument else get_config()
-    except ConfigError:
-        raise
-    except KeyError as error:
-        raise ConfigError("--config", f"has no variant {error}", spec) from error
-    except Exception as error:
-        raise ConfigError("--config", f"the page failed ({error!r})", spec) from error
+    with _page_errors(spec):
+        try:
+            page = get_config(argument) if argument else get_config()
+        except KeyError as error:
+            raise ConfigError("--config", f"has no variant {error}", spec) from error
     if not isinstance(page, ml_collections.ConfigDict | Mapping):
         raise ConfigError("--config", "get_config() must return a ConfigDict", spec)
     return page.to_dict() if isinstance(page, ml_collections.ConfigDict) else dict(page)
 
 
+@contextlib.contextmanager
+def _page_errors(got: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError("--config", f"the page failed ({error!r})", got) from error
+
+
 def find_page(path: str) -> pathlib.Path:
     """The file of a config page.  Raises: ConfigError listing the packaged pages."""
-    packaged = packaged_configs()
+    here = pathlib.Path(__file__).resolve().parent  # installed, or the package of a checkout
+    packaged = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
     name = path.removeprefix("configs/")
     for candidate in (pathlib.Path(path), packaged / name, packaged / f"{name}.py"):
         if candidate.is_file():
             return candidate
     pages = ", ".join(f"configs/{page.name}" for page in sorted(packaged.glob("[!_]*.py")))
     raise ConfigError("--config", "no such file", path or "nothing", f"packaged pages: {pages}")
-
-
-def packaged_configs() -> pathlib.Path:
-    """The folder of the pages that come with the package (installed, or beside a checkout)."""
-    here = pathlib.Path(__file__).resolve().parent
-    installed = here / "configs"
-    return installed if installed.is_dir() else here.parent / "configs"
-
-
-def _run_page(path: pathlib.Path) -> types.ModuleType:
-    loader = importlib.util.spec_from_file_location(f"hybrid_config_page_{path.stem}", path)
-    if loader is None or loader.loader is None:
-        raise ConfigError("--config", "must be a Python file", str(path))
-    module = importlib.util.module_from_spec(loader)
-    try:
-        loader.loader.exec_module(module)
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ConfigError("--config", f"the page failed ({error!r})", str(path)) from error
-    return module

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from hybrid import config as config_lib
 from hybrid import origin as origins
 from hybrid.config import ConfigError, errors_under, key, section
-from hybrid.data import tasks
 from hybrid.data.config import DataConfig
+from hybrid.data.tasks import TASKS
 from hybrid.evaluation.config import EvalConfig
 from hybrid.inference.config import InferenceConfig
 from hybrid.model.config import LoraConfig, ModelConfig
@@ -52,9 +52,7 @@ class Experiment:
         with errors_under("model."):
             plan_layers(self.model)
             self._check_attention()
-        if self.model.dtype == "float64" and not jax.config.jax_enable_x64:
-            problem = "needs jax's x64 mode"
-            raise ConfigError("model.dtype", problem, "float64", "set JAX_ENABLE_X64=1")
+            check_x64(self.model.dtype)
         if self.lora.rank and not self.init_from:
             raise ConfigError("lora.rank", "needs a base to adapt", self.lora.rank, "set init_from")
         if self.lora.rank and self.optimizer.freeze:
@@ -65,15 +63,20 @@ class Experiment:
             if weight and not self.model.num_experts:
                 problem = "is set although model.num_experts is 0"
                 raise ConfigError(f"training.{name}", problem, weight, "0")
-        self._check_batch()
+        rows, parts = self.training.batch_size, self.training.num_microbatches
+        if rows % parts:
+            problem = f"must divide training.batch_size ({rows})"
+            raise ConfigError("training.num_microbatches", problem, parts)
         lengths = self.eval.lengths(self.training.context_length)
         if self.data.is_task and self.eval.stride:
             problem = f"is set although data.source is {self.data.source}"
             raise ConfigError("eval.stride", problem, self.eval.stride, "0")
         if self.data.is_task:
-            trained = (self.training.context_length,)
-            by_key = {"training.context_length": trained, "eval.context_length": lengths}
-            tasks.check(self.data.source, self.data.task, self.model.vocab_size, by_key)
+            check = TASKS[self.data.source].check
+            vocab_size, trained = self.model.vocab_size, self.training.context_length
+            check(self.data.task, trained, vocab_size, "training.context_length")
+            for length in lengths:
+                check(self.data.task, length, vocab_size, "eval.context_length")
 
     def _check_attention(self) -> None:
         """A forced implementation must serve every layer; nothing falls back later."""
@@ -90,42 +93,28 @@ class Experiment:
                 problem = f"does not serve the {spec.kind} layers ({reason})"
                 raise ConfigError("attention", problem, name, "auto chooses a kind at a time")
 
-    def _check_batch(self) -> None:
-        rows, parts = self.training.batch_size, self.training.num_microbatches
-        if rows % parts:
-            problem = f"must divide training.batch_size ({rows})"
-            raise ConfigError("training.num_microbatches", problem, parts)
-
     def check_mesh(self, mesh: Mesh) -> None:
-        """Raises: ConfigError if the mesh does not divide the batch or the model."""
-        check_divisible(self.model, mesh)
+        """Raises: ConfigError by the key of what a mesh axis doesn't divide, batch or model."""
+        if mesh.shape["expert"] > 1 and not self.model.num_experts:
+            problem, got = "splits experts, and the model has none", mesh.shape["expert"]
+            raise ConfigError("mesh.expert", problem, got, "1")
+        by_tensor = dict.fromkeys(("num_heads", "ffn_dim", "vocab_size"), "tensor")
+        for name, axis in {"d_model": "fsdp", **by_tensor, "num_experts": "expert"}.items():
+            if getattr(self.model, name) % mesh.shape[axis]:
+                problem = f"must be a multiple of mesh.{axis} ({mesh.shape[axis]})"
+                raise ConfigError(f"model.{name}", problem, getattr(self.model, name))
         rows = self.training.batch_size // self.training.num_microbatches
         parts = num_batch_parts(mesh)
         if rows % parts:
-            problem = (
-                f"a micro-batch has {rows} rows, which the mesh's data × fsdp ({parts}) must divide"
-            )
+            problem = f"a micro-batch has {rows} rows, which the mesh's data × fsdp ({parts}) "
+            problem += "must divide"
             raise ConfigError("training.batch_size", problem, self.training.batch_size)
 
 
-def check_divisible(model: ModelConfig, mesh: Mesh) -> None:
-    """Raises: ConfigError by the model's key where a mesh axis doesn't divide it."""
-    if mesh.shape["expert"] > 1 and not model.num_experts:
-        problem, got = "splits experts, and the model has none", mesh.shape["expert"]
-        raise ConfigError("mesh.expert", problem, got, "1")
-    split = {
-        "d_model": mesh.shape["fsdp"],
-        "num_heads": mesh.shape["tensor"],
-        "ffn_dim": mesh.shape["tensor"],
-        "vocab_size": mesh.shape["tensor"],
-        "num_experts": mesh.shape["expert"],
-    }
-    axes_of = {"d_model": "fsdp", "num_experts": "expert"}
-    for name, parts in split.items():
-        if getattr(model, name) % parts:
-            axis = axes_of.get(name, "tensor")
-            problem = f"must be a multiple of mesh.{axis} ({parts})"
-            raise ConfigError(f"model.{name}", problem, getattr(model, name))
+def check_x64(dtype: str) -> None:
+    """Raises: ConfigError for float64 outside jax's x64 mode."""
+    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("dtype", "needs jax's x64 mode", dtype, "set JAX_ENABLE_X64=1")
 
 
 def defaults() -> ml_collections.ConfigDict:

@@ -4,21 +4,11 @@ import functools
 import pathlib
 import sys
 
-from absl import flags
-
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
 from hybrid.loading import api
 from hybrid.process import cli
-
-
-def _define(values: flags.FlagValues) -> None:
-    def text(name: str, doc: str, default: str | None = None) -> None:
-        flags.DEFINE_string(name, default, doc, flag_values=values)
-
-    text("workdir", "folder of the run to export")
-    text("checkpoint", "latest, best (by eval/loss) or a step", "latest")
-    text("output", "the folder to write: new, or empty")
+from hybrid.process.files import check_free
 
 
 def _run(arguments: cli.Arguments) -> None:
@@ -27,8 +17,7 @@ def _run(arguments: cli.Arguments) -> None:
         raise ConfigError(next(iter(arguments.overrides)), "a trained model is exported as it is")
     if not output.absolute().parent.is_dir():
         raise ConfigError("--output", "its parent folder doesn't exist", str(output))
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError("--output", "must be new or an empty folder", str(output))
+    check_free(output, "--output")
     model = api.load(workdir, arguments.flags.checkpoint)
     api.save_pretrained(model, output)
     print(f"written: {output}")
@@ -37,7 +26,11 @@ def _run(arguments: cli.Arguments) -> None:
 COMMAND = cli.Command(
     name="python -m hybrid.export",
     doc="Writes a run's model as a Hugging Face folder that transformers loads.",
-    define=_define,
+    flags={
+        "workdir": ("folder of the run to export", str),
+        "checkpoint": ("latest, best (by eval/loss) or a step", "latest"),
+        "output": ("the folder to write: new, or empty", str),
+    },
     config_class=Experiment,
     run=_run,
 )

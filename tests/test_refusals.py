@@ -203,7 +203,7 @@ def test_help_lists_flags_and_keys(words):
         assert needed in done.stdout
 
 
-def test_plan_prints_json_alone_on_standard_output(tmp_path):
+def test_plan_prints_json_alone_on_standard_output():
     done = shell("-m", "hybrid.plan", "--config=configs/tiny.py", "--json", cwd=ROOT)
     assert done.returncode == 0
     assert json.loads(done.stdout)["num_params"] > 1_000_000

@@ -4,8 +4,6 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-from absl import flags
-
 from hybrid import config as config_lib
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.report import notation
@@ -14,21 +12,6 @@ from hybrid.ablate.run import sweep as sweep_lib
 from hybrid.ablate.run.cells import SweepRun, runs
 from hybrid.ablate.run.progress import SweepProgress
 from hybrid.process import cli
-
-
-def _define(values: flags.FlagValues) -> None:
-    texts = {
-        "config": "the sweep's page, PATH.py or PATH.py:ARG",
-        "workdir": "folder of the sweep, new or to go on with",
-    }
-    switches = {
-        "dry_run": "print the cells with their costs; run and create nothing",
-        "report_only": "write results and report of what is there; run nothing",
-    }
-    for name, doc in texts.items():
-        flags.DEFINE_string(name, None, doc, flag_values=values)
-    for name, doc in switches.items():
-        flags.DEFINE_boolean(name, False, doc, flag_values=values)
 
 
 def _run(arguments: cli.Arguments) -> int:
@@ -110,7 +93,12 @@ COMMAND = cli.Command(
     Runs a sweep: one config, a few keys varied, several seeds; then writes results.json,
     results.csv, figures and report.html. The same command goes on with a sweep that was stopped.
     """,
-    define=_define,
+    flags={
+        "config": ("the sweep's page, PATH.py or PATH.py:ARG", str),
+        "workdir": ("folder of the sweep, new or to go on with", str),
+        "dry_run": ("print the cells with their costs; run and create nothing", False),
+        "report_only": ("write results and report of what is there; run nothing", False),
+    },
     config_class=SweepConfig,
     run=_run,
 )

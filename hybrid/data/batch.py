@@ -1,9 +1,11 @@
 """What the model is fed: one small dataclass from the pipeline to the loss."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 # Not only arrays of jax: numpy's on their way to a device, and shapes or shardings in their place.
 Leaf = Any
@@ -28,3 +30,8 @@ class Batch:
     segment_ids: Leaf
     positions: Leaf
     loss_mask: Leaf
+
+
+def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+    """A batch of rows, each given by the fields of `Batch`."""
+    return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})

@@ -15,6 +15,7 @@ Its name is a hash of everything it depends on. Read next: `packing.py`.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -22,13 +23,14 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from hybrid.config import ConfigError
 from hybrid.data.sources import Document, Documents
 from hybrid.data.tokenizers import Tokenizer
+from hybrid.process.files import write_json, write_whole
 
 FORMAT = 1
 _CHUNK_BYTES = 1 << 20  # of text, between two calls of `progress`
@@ -65,19 +67,20 @@ def token_stream(
     Raises: ConfigError for ids beyond `vocab_size`, text the tokenizer can't read, or a
       cache folder that can't be written.
     """
-    check_special_ids(tokenizer, with_bos, vocab_size)
     bos = [tokenizer.bos_id] if with_bos else []
     eos = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
     root = cache_root(cache_dir)
-    folder = root / _cache_name(documents, tokenizer, bos, eos)
+    version = getattr(tokenizer, "version", "")
+    parts = [FORMAT, documents.fingerprint, tokenizer.fingerprint, version, bos, eos]
+    folder = root / hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
     stream = _load(folder, vocab_size)
     if stream is not None:
         return stream
     pieces = _pieces(documents.by_hash, tokenizer, bos, eos, progress)
     try:
         with _temporary_folder(root) as temporary:
-            _write(temporary, pieces, tokenizer.vocab_size, vocab_size)
-            _publish(temporary, folder)
+            _write(temporary / "cache", pieces, tokenizer.vocab_size, vocab_size)
+            _publish(temporary / "cache", folder)
         stream = _load(folder, vocab_size)
     except OSError as error:
         problem = f"can't be written ({error.strerror})"
@@ -95,12 +98,6 @@ def cache_root(cache_dir: str = "") -> pathlib.Path:
     return pathlib.Path(base).expanduser() / "hybrid"
 
 
-def check_special_ids(tokenizer: Tokenizer, with_bos: bool, vocab_size: int) -> None:
-    """Raises: ConfigError when BOS or EOS do not fit the model's vocabulary."""
-    used = [tokenizer.eos_id] + [tokenizer.bos_id] * with_bos
-    check_ids(max((i for i in used if i is not None), default=0), vocab_size)
-
-
 def check_ids(largest: int, vocab_size: int) -> None:
     """Raises: ConfigError when an id does not fit the model's vocabulary."""
     if largest >= vocab_size:
@@ -113,12 +110,6 @@ def undecodable(document: Document, error: UnicodeDecodeError) -> ConfigError:
     problem = f"{document.name} is not UTF-8 (byte {error.start})"
     accepted = "UTF-8 text, or data.tokenizer=byte, which takes any bytes"
     return ConfigError("data.paths", problem, accepted=accepted)
-
-
-def _cache_name(documents: Documents, tokenizer: Tokenizer, bos: list, eos: list) -> str:
-    version = getattr(tokenizer, "version", "")
-    parts = [FORMAT, documents.fingerprint, tokenizer.fingerprint, version, bos, eos]
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 # --- Reading ---------------------------------------------------------------------------------
@@ -134,10 +125,9 @@ def _load(folder: pathlib.Path, vocab_size: int) -> TokenStream | None:
         largest = int(meta["largest_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not whole:
-        return None
-    check_ids(largest, vocab_size)
-    return TokenStream(tokens, starts)
+    if whole:
+        check_ids(largest, vocab_size)
+    return TokenStream(tokens, starts) if whole else None
 
 
 def _checksum(array: np.ndarray) -> int:
@@ -152,28 +142,18 @@ def _checksum(array: np.ndarray) -> int:
 
 def _pieces(documents, tokenizer, bos, eos, progress) -> Iterator[list[np.ndarray]]:
     """Each document's tokens with BOS and EOS, about a megabyte of text at a time."""
-    before, after, done = np.asarray(bos, int), np.asarray(eos, int), 0
-    for chunk in _chunks(documents):
-        done += sum(len(document.text) for document in chunk)
+    before, after = np.asarray(bos, int), np.asarray(eos, int)
+    ends = itertools.accumulate(reference.num_bytes for reference in documents.references)
+    listed = zip(documents, ends, strict=True)
+    for _, group in itertools.groupby(listed, lambda pair: pair[1] // _CHUNK_BYTES):
+        chunk, done = zip(*group, strict=True)
         encoded = _encode(tokenizer, chunk)
         yield [np.concatenate([before, ids, after], dtype=np.int64) for ids in encoded]
         if progress is not None:
-            progress(done, documents.num_bytes)
+            progress(done[-1], documents.num_bytes)
 
 
-def _chunks(documents: Documents) -> Iterator[list[Document]]:
-    chunk, size = [], 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document.text)
-        if size >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _encode(tokenizer: Tokenizer, chunk: list[Document]) -> list[np.ndarray]:
+def _encode(tokenizer: Tokenizer, chunk: Sequence[Document]) -> list[np.ndarray]:
     try:
         return tokenizer.encode_batch([document.text for document in chunk])
     except UnicodeDecodeError:
@@ -186,7 +166,8 @@ def _encode(tokenizer: Tokenizer, chunk: list[Document]) -> list[np.ndarray]:
 
 
 def _write(folder: pathlib.Path, pieces, tokenizer_size: int, vocab_size: int) -> None:
-    """Fills `folder`.  Raises: ConfigError for an id beyond `vocab_size`."""
+    """Makes and fills `folder`.  Raises: ConfigError for an id beyond `vocab_size`."""
+    folder.mkdir()
     dtype = np.dtype("<u2" if tokenizer_size <= 1 << 16 else "<u4")
     largest, checksum, lengths = 0, 0, []
     with open(folder / "tokens.bin", "wb") as file:
@@ -198,21 +179,13 @@ def _write(folder: pathlib.Path, pieces, tokenizer_size: int, vocab_size: int) -
             checksum = zlib.crc32(data, checksum)
             lengths += [len(piece) for piece in chunk]
             file.write(data)
-        _to_disk(file)
+        file.flush()
+        os.fsync(file.fileno())
     starts = np.cumsum([0, *lengths[:-1]]).astype("<i8")
-    with open(folder / "starts.bin", "wb") as file:
-        file.write(starts.tobytes())
-        _to_disk(file)
+    write_whole(folder / "starts.bin", starts.tobytes())
     sums = [checksum, _checksum(starts)]
     meta = {"format": FORMAT, "dtype": dtype.str, "largest_id": largest, "checksums": sums}
-    with open(folder / "meta.json", "w") as file:
-        file.write(json.dumps(meta))
-        _to_disk(file)
-
-
-def _to_disk(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    write_json(folder / "meta.json", meta)
 
 
 @contextlib.contextmanager
@@ -220,33 +193,23 @@ def _temporary_folder(root: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder of one's own under `root`; on failure it and the folders made for it are gone."""
     made = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
-    _remove_stale(root)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix="writing-", dir=root))
+    for path in root.glob("writing-*"):  # what a killed writer left a day ago or more
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+    folder = tempfile.TemporaryDirectory(prefix="writing-", dir=root, ignore_cleanup_errors=True)
     try:
-        yield temporary
+        with folder as temporary:
+            yield pathlib.Path(temporary)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
         for path in made:
             with contextlib.suppress(OSError):  # another writer uses it by now
                 path.rmdir()
         raise
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove_stale(root: pathlib.Path) -> None:
-    """What a killed writer left a day ago or more."""
-    for path in root.glob("writing-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _publish(temporary: pathlib.Path, folder: pathlib.Path) -> None:
+def _publish(ready: pathlib.Path, folder: pathlib.Path) -> None:
     """Renames a finished folder into place, a damaged one out of the way first."""
-    ready = temporary / "cache"
-    ready.mkdir()
-    for path in temporary.glob("*.*"):
-        path.rename(ready / path.name)
     for _ in range(3):
         try:
             ready.rename(folder)
@@ -255,5 +218,5 @@ def _publish(temporary: pathlib.Path, folder: pathlib.Path) -> None:
             if _load(folder, 1 << 32) is not None:
                 return  # another writer was first
             with contextlib.suppress(OSError):
-                folder.rename(temporary / f"damaged-{time.monotonic_ns()}")
+                folder.rename(ready.with_name(f"damaged-{time.monotonic_ns()}"))
     ready.rename(folder)

@@ -90,15 +90,13 @@ class DataConfig:
     needle: NeedleConfig = section(NeedleConfig)
 
     def __post_init__(self) -> None:
+        is_set = f"is set although data.source is {self.source}"
         if self.source in WITHOUT_PATHS and self.paths:
-            problem = f"is set although data.source is {self.source}"
-            raise ConfigError("paths", problem, self.paths, "set data.source to text or jsonl")
+            raise ConfigError("paths", is_set, self.paths, "set data.source to text or jsonl")
         if self.is_task and self.eval_paths:
-            problem = f"is set although data.source is {self.source}"
-            raise ConfigError("eval_paths", problem, self.eval_paths, "leave it empty")
+            raise ConfigError("eval_paths", is_set, self.eval_paths, "leave it empty")
         if self.is_task and self.bos != "auto":
-            problem = f"is set although data.source is {self.source}, which has no BOS"
-            raise ConfigError("bos", problem, self.bos, "auto")
+            raise ConfigError("bos", f"{is_set}, which has no BOS", self.bos, "auto")
         if self.source not in WITHOUT_PATHS and not self.paths:
             problem = f"is empty although data.source is {self.source}"
             raise ConfigError("paths", problem, accepted="files or globs, separated by commas")

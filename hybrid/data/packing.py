@@ -18,6 +18,7 @@ Read next: `pipeline.py`.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from hybrid.data.cache import TokenStream
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """How a stream is cut.
+    """A stream cut into rows.
 
     Attributes:
       stream: the tokens and where documents start in them.
@@ -34,15 +35,25 @@ class Packing:
       pad_id: fills the last row.
       window_bos: BOS to open rows with that begin inside a document, or None.
       cross_document: a row is one segment.
-      row_starts: int64 [num_rows], where each row begins in the stream.
     """
 
     stream: TokenStream
     context_length: int
     pad_id: int
-    window_bos: int | None
-    cross_document: bool
-    row_starts: np.ndarray
+    window_bos: int | None = None
+    cross_document: bool = False
+
+    @functools.cached_property
+    def row_starts(self) -> np.ndarray:
+        """int64 [num_rows], where each row begins in the stream."""
+        last, length = len(self.stream.tokens) - 1, self.context_length
+        if self.window_bos is None:
+            return np.arange(0, last, length, dtype=np.int64)
+        begins, starts, place = set(self.stream.starts.tolist()), [], 0
+        while place < last:
+            starts.append(place)
+            place += length - (place not in begins)
+        return np.asarray(starts, np.int64)
 
     @property
     def num_rows(self) -> int:
@@ -55,11 +66,22 @@ class Packing:
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Row `index` below num_rows, by the fields of `Batch`, each [context_length]."""
-        tokens, is_real, is_start, opened = self._tokens(index)
-        places = np.arange(len(tokens))
+        start, places = int(self.row_starts[index]), np.arange(self.context_length + 1)
+        starts = self.stream.starts
+        first = int(np.searchsorted(starts, start))
+        begins_inside = first == len(starts) or starts[first] != start
+        bos = [self.window_bos] if self.window_bos is not None and begins_inside else []
+        opened = len(bos)
+        text = self.stream.tokens[start : start + len(places) - opened]
+        tokens = np.full(len(places), self.pad_id, np.int32)
+        tokens[:opened] = bos
+        tokens[opened : opened + len(text)] = text
+        is_real = places < opened + len(text)
+        is_start = places == 0
+        last = int(np.searchsorted(starts, start + len(text)))
+        is_start[starts[first:last] - start + opened] = True
         predicted = is_real[1:] & ~is_start[1:]
-        if opened:
-            predicted[0] = False  # the boundary token was predicted by the row before
+        predicted[:opened] = False  # the boundary token was predicted by the row before
         if self.cross_document:
             is_start = places == 0
         segments = np.cumsum(is_start, dtype=np.int32)
@@ -72,47 +94,3 @@ class Packing:
             "positions": np.where(is_real, positions, 0)[:-1],
             "loss_mask": predicted,
         }
-
-    def _tokens(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-        """T + 1 tokens, which are no padding, which begin a segment, and whether BOS was added."""
-        start, size = int(self.row_starts[index]), self.context_length + 1
-        starts = self.stream.starts
-        first = int(np.searchsorted(starts, start))
-        begins_inside = first == len(starts) or starts[first] != start
-        bos = [self.window_bos] if self.window_bos is not None and begins_inside else []
-        opened = len(bos)
-        text = self.stream.tokens[start : start + size - opened]
-        end = opened + len(text)
-        tokens = np.full(size, self.pad_id, np.int32)
-        tokens[:opened] = bos
-        tokens[opened:end] = text
-        is_start = np.zeros(size, bool)
-        last = int(np.searchsorted(starts, start + len(text)))
-        is_start[starts[first:last] - start + opened] = True
-        is_start[0] = True
-        return tokens, np.arange(size) < end, is_start, bool(opened)
-
-
-def pack(
-    stream: TokenStream,
-    context_length: int,
-    *,
-    pad_id: int,
-    window_bos: int | None = None,
-    cross_document: bool = False,
-) -> Packing:
-    """Cuts `stream` into rows.  Costs nothing but the list of where rows begin."""
-    length = len(stream.tokens)
-    if window_bos is None:
-        starts = np.arange(0, length - 1, context_length, dtype=np.int64)
-    else:
-        starts = _window_starts(stream.starts, length, context_length)
-    return Packing(stream, context_length, pad_id, window_bos, cross_document, starts)
-
-
-def _window_starts(document_starts: np.ndarray, length: int, context_length: int) -> np.ndarray:
-    begins, starts, place = set(document_starts.tolist()), [], 0
-    while place < length - 1:
-        starts.append(place)
-        place += context_length - (place not in begins)
-    return np.asarray(starts, np.int64)

@@ -12,23 +12,18 @@ examples.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 
 from hybrid.config import ConfigError
 from hybrid.data import cache, order, packing, sources, tokenizers
-from hybrid.data.batch import Batch
+from hybrid.data.batch import stacked
 from hybrid.data.config import DataConfig
 from hybrid.data.tasks import Examples
 
 _READ_THREADS, _READ_AHEAD = 2, 8  # batches ahead of the consumer
 _ENDLESS = 1 << 40  # batches
-
-
-# The rows of one epoch, unshuffled: num_rows, num_predicted and row(index).
-RowSource = packing.Packing | Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Rows:
       description: one line about the source, for a log.
     """
 
-    source: RowSource
+    source: packing.Packing | Examples
     seed: int
     fingerprint: str
     description: str
@@ -53,23 +48,19 @@ class Rows:
         """Rows an epoch."""
         return self.source.num_rows
 
-    @property
-    def tokens_per_epoch(self) -> int:
-        """Predicted tokens an epoch."""
-        return self.source.num_predicted
-
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Row `index` >= 0 of the run, over epochs; fields of `Batch`, each [context_length]."""
         return self.source.row(order.row_at(index, self.num_rows, self.seed))
 
     def batches(
         self, first_row: int, batch_size: int, process_index: int = 0, process_count: int = 1
-    ) -> "BatchIterator":
+    ) -> grain.DatasetIterator:
         """This process's part of each global batch, endlessly from `first_row`, read ahead.
 
         Global batch i is rows first_row + i * batch_size and on, `batch_size` of them; process
         p of P has the p-th of its P equal slices.
-        Returns: an iterator of `Batch` of numpy arrays [batch_size / process_count, t].
+        Returns: an iterator of `Batch` of numpy arrays [batch_size / process_count, t], whose
+          `close` ends the threads.
         Raises: ValueError when the batch does not divide among the processes.
         """
         share, rest = divmod(batch_size, process_count)
@@ -82,32 +73,9 @@ class Rows:
             return self.row(offset + batch * batch_size + place)
 
         rows = grain.MapDataset.range(share * _ENDLESS).map(read)
-        batches = rows.batch(share, batch_fn=_stack)
+        batches = rows.batch(share, batch_fn=stacked)
         options = grain.ReadOptions(num_threads=_READ_THREADS, prefetch_buffer_size=_READ_AHEAD)
-        return BatchIterator(iter(batches.to_iter_dataset(options)))
-
-
-class BatchIterator(Iterator[Batch]):
-    """Batches read ahead in threads; `close` (or leaving a `with`) ends those."""
-
-    def __init__(self, iterator: grain.DatasetIterator):
-        self._iterator = iterator
-
-    def __next__(self) -> Batch:
-        return next(self._iterator)
-
-    def close(self) -> None:
-        self._iterator.close()
-
-    def __enter__(self) -> "BatchIterator":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-def _stack(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
-    return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        return iter(batches.to_iter_dataset(options))
 
 
 def open_rows(
@@ -128,28 +96,12 @@ def open_rows(
     if config.is_task:
         examples = Examples(config.source, config.task, split, context_length, vocab_size)
         return Rows(examples, seed, examples.fingerprint, examples.description)
-    packed, fingerprint, description = _packed_text(
-        config, context_length, vocab_size, split, progress
-    )
-    return Rows(packed, seed, fingerprint, description)
-
-
-def _packed_text(
-    config: DataConfig,
-    context_length: int,
-    vocab_size: int,
-    split: str,
-    progress: cache.Progress | None,
-) -> tuple[packing.Packing, str, str]:
-    """The packed rows, their fingerprint and a description."""
-    tokenizer = tokenizers.load(config)
-    bos = tokenizers.resolve_bos(config.bos, tokenizer)
+    tokenizer, bos = _tokenizer(config, vocab_size)
     if bos == "window" and context_length < 2:
         problem = "must be at least 2 with data.bos=window"
         raise ConfigError("training.context_length", problem, context_length)
-    cache.check_special_ids(tokenizer, bos != "never", vocab_size)
     documents = sources.documents(config, split)
-    if split == "train":
+    if split == "train" and config.eval_paths:
         sources.documents(config, "eval")  # what is wrong there shows before anything is written
     stream = cache.token_stream(
         documents,
@@ -159,18 +111,22 @@ def _packed_text(
         cache_dir=config.cache_dir,
         progress=progress,
     )
-    packed = packing.pack(
-        stream,
-        context_length,
-        pad_id=_pad_id(tokenizer, vocab_size),
-        window_bos=tokenizer.bos_id if bos == "window" else None,
-        cross_document=config.cross_document,
-    )
+    window_bos = tokenizer.bos_id if bos == "window" else None
+    pad_id = _pad_id(tokenizer, vocab_size)
+    packed = packing.Packing(stream, context_length, pad_id, window_bos, config.cross_document)
     if not packed.num_predicted:
         raise ConfigError("data.paths", "the text has no token to predict", list(config.paths))
     text = (documents.fingerprint, tokenizer.fingerprint, bos, tokenizer.bos_id, tokenizer.eos_id)
     fingerprint = _fingerprint(cache.FORMAT, *text, context_length, config.cross_document)
-    return packed, fingerprint, documents.description
+    return Rows(packed, seed, fingerprint, documents.description)
+
+
+def _tokenizer(config: DataConfig, vocab_size: int) -> tuple[tokenizers.Tokenizer, str]:
+    tokenizer = tokenizers.load(config.tokenizer)
+    bos = tokenizers.resolve_bos(config.bos, tokenizer)
+    used = (tokenizer.eos_id, None if bos == "never" else tokenizer.bos_id)
+    cache.check_ids(max((i for i in used if i is not None), default=0), vocab_size)
+    return tokenizer, bos
 
 
 def _pad_id(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> int:
@@ -183,24 +139,6 @@ def _fingerprint(*parts) -> str:
 
 
 # --- Evaluation ------------------------------------------------------------------------------
-
-
-def open_held_out(
-    config: DataConfig,
-    *,
-    vocab_size: int,
-    context_length: int,
-    split: str = "eval",
-    progress: cache.Progress | None = None,
-) -> "EvalDocuments | Examples":
-    """What an evaluation scores: documents, or a task's examples at `context_length`.
-
-    `split` is `eval` or, of documents, `all`.  Examples can be made again at another length.
-    Raises: ConfigError for wrong files, tokenizers, lengths and vocabularies.
-    """
-    if config.is_task:
-        return Examples(config.source, config.task, "eval", context_length, vocab_size)
-    return eval_documents(config, vocab_size=vocab_size, split=split, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,21 +171,23 @@ class EvalDocuments:
         return len(self.tokens)
 
 
-def eval_documents(
+def open_held_out(
     config: DataConfig,
     *,
     vocab_size: int,
+    context_length: int = 0,
     split: str = "eval",
     progress: cache.Progress | None = None,
-) -> EvalDocuments:
-    """The documents to evaluate on: the held-out split, or `all` of `data.paths`.
+) -> EvalDocuments | Examples:
+    """What an evaluation scores: documents, or a task's examples at `context_length`.
 
-    `progress(done, total)` is called with bytes of text; an exception from it stops.
-    Raises: ConfigError for wrong files, tokenizers and vocabularies.
+    `split` is `eval` or, of documents, `all` of `data.paths`.  `progress(done, total)` is called
+    with bytes of text; an exception from it stops.  Examples can be made at another length later.
+    Raises: ConfigError for wrong files, tokenizers, lengths and vocabularies.
     """
-    tokenizer = tokenizers.load(config)
-    bos = tokenizers.resolve_bos(config.bos, tokenizer)
-    cache.check_special_ids(tokenizer, bos != "never", vocab_size)
+    if config.is_task:
+        return Examples(config.source, config.task, "eval", context_length, vocab_size)
+    tokenizer, bos = _tokenizer(config, vocab_size)
     documents = sources.documents(config, split)
     tokens, num_bytes, done = [], [], 0
     for document in documents:

@@ -13,6 +13,7 @@ Documents without any text are left out. What `stdlib` leaves out is said at `_s
 Read next: `tokenizers.py`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -24,6 +25,7 @@ import platform
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
@@ -50,25 +52,20 @@ class Reference:
 
     def read(self) -> Document:
         """Raises: ConfigError when the file is gone or is no longer what was listed."""
-        text = self._text()
+        if self.offset < 0:
+            text = _read_file(self.path)
+        else:
+            with _opened(self.path) as file:
+                file.seek(self.offset)
+                text = _line_text(self.name, file.readline(), self.text_field)
         if _digest(text) != self.digest:
             raise ConfigError("data.paths", f"{self.name} changed while it was being read")
         return Document(self.name, text)
 
-    def _text(self) -> bytes:
-        if self.offset < 0:
-            return _read_file(self.path)
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                return _line_text(self.name, file.readline(), self.text_field)
-        except OSError as error:
-            raise _unreadable(self.path, error) from None
-
 
 @dataclasses.dataclass(frozen=True)
-class Documents(Sequence[Document]):
-    """The documents of one split, read one by one as they are iterated or indexed.
+class Documents:
+    """The documents of one split, read one by one as they are iterated.
 
     Attributes:
       references: the documents without their text, in the order of the source.
@@ -80,11 +77,6 @@ class Documents(Sequence[Document]):
 
     def __len__(self) -> int:
         return len(self.references)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return Documents(self.references[index], self.origin)
-        return self.references[index].read()
 
     def __iter__(self) -> Iterator[Document]:
         return (reference.read() for reference in self.references)
@@ -123,7 +115,10 @@ def documents(config: DataConfig, split: str = "train") -> Documents:
     if split == "eval" and config.eval_paths:
         source = "jsonl" if config.source == "jsonl" else "text"
         return _listed(source, config.eval_paths, config.text_field, "data.eval_paths")
-    everything = _everything(config)
+    if config.source == "stdlib":
+        everything = _stdlib()
+    else:
+        everything = _listed(config.source, config.paths, config.text_field, "data.paths")
     if split == "all" or (split == "train" and config.eval_paths):
         return everything
     if split not in ("train", "eval"):
@@ -142,12 +137,6 @@ def _held_out(references: Sequence[Reference], fraction: float) -> set[bytes]:
         raise ConfigError("data.eval_paths", problem, f"{len(ordered)} document", remedy)
     below = sum(int.from_bytes(d[:8], "big") < fraction * 2.0**64 for d in ordered)
     return set(ordered[: min(max(below, 1), len(ordered) - 1)])
-
-
-def _everything(config: DataConfig) -> Documents:
-    if config.source == "stdlib":
-        return _stdlib()
-    return _listed(config.source, config.paths, config.text_field, "data.paths")
 
 
 # --- stdlib ----------------------------------------------------------------------------------
@@ -169,10 +158,10 @@ def _stdlib() -> Documents:
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
     references: dict[bytes, Reference] = {}
     for path in _stdlib_files(root):
+        name = path.relative_to(root).as_posix()
         text = _read_file(str(path))
         if text and not _GENERATED.search(text[:_SIGNATURE_BYTES]):
-            name = path.relative_to(root).as_posix()
-            reference = Reference(name, str(path), _digest(text), len(text))
+            reference = _reference(name, str(path), text)
             references.setdefault(reference.digest, reference)
     if len(references) < 2:
         problem = f"this Python has no library sources in {root}"
@@ -201,14 +190,17 @@ def _listed(source: str, patterns: Sequence[str], text_field: str, config_key: s
     references: list[Reference] = []
     try:
         for path in _expand(patterns, config_key):
-            is_file = source == "text"
-            references += _file_reference(path) if is_file else _line_references(path, text_field)
+            if source == "text":
+                references.append(_reference(path, path, _read_file(path)))
+            else:
+                references += _line_references(path, text_field)
     except ConfigError as error:
         config_key = config_key if error.key == "data.paths" else error.key
         raise ConfigError(config_key, error.problem, error.got, error.accepted) from None
-    if not references:
+    with_text = tuple(reference for reference in references if reference.num_bytes)
+    if not with_text:
         raise ConfigError(config_key, "no text in these files", list(patterns))
-    return Documents(tuple(references), source)
+    return Documents(with_text, source)
 
 
 def _expand(patterns: Sequence[str], config_key: str) -> list[str]:
@@ -227,29 +219,21 @@ def _expand(patterns: Sequence[str], config_key: str) -> list[str]:
     return list(files)
 
 
-def _file_reference(path: str) -> list[Reference]:
-    text = _read_file(path)
-    return [Reference(path, path, _digest(text), len(text))] if text else []
+def _reference(name: str, path: str, text: bytes, *line: Any) -> Reference:
+    return Reference(name, path, _digest(text), len(text), *line)
 
 
-def _line_references(path: str, text_field: str) -> list[Reference]:
-    """A reference for each line with text; blank lines are no documents."""
-    references, offset = [], 0
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                name = f"{path}:{number}"
-                text = _line_text(name, line, text_field) if line.strip() else b""
-                if text:
-                    size = len(text)
-                    reference = Reference(name, path, _digest(text), size, offset, text_field)
-                    references.append(reference)
-                offset += len(line)
-    except OSError as error:
-        raise _unreadable(path, error) from None
+def _line_references(path: str, text_field: str) -> Iterator[Reference]:
+    """A reference for each line; blank ones have no text."""
+    offset = 0
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            name = f"{path}:{number}"
+            text = _line_text(name, line, text_field) if line.strip() else b""
+            yield _reference(name, path, text, offset, text_field)
+            offset += len(line)
     if not offset:
         raise ConfigError("data.paths", f"{path} line 1: the file is empty", accepted="JSON lines")
-    return references
 
 
 def _line_text(name: str, line: bytes, text_field: str) -> bytes:
@@ -277,14 +261,18 @@ def _line_text(name: str, line: bytes, text_field: str) -> bytes:
 
 
 def _read_file(path: str) -> bytes:
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """The file, open to read bytes.  Raises: ConfigError where that fails."""
     try:
-        return pathlib.Path(path).read_bytes()
+        with open(path, "rb") as file:
+            yield file
     except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: str, error: OSError) -> ConfigError:
-    return ConfigError("data.paths", f"can't be read ({error.strerror})", path)
+        raise ConfigError("data.paths", f"can't be read ({error.strerror})", path) from None
 
 
 def _digest(data: bytes) -> bytes:

@@ -20,13 +20,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hybrid.config import ConfigError
-from hybrid.data.config import DataConfig
 
 BYTE_PAD, BYTE_BOS, BYTE_EOS = 256, 257, 258
 Ids = Sequence[int | np.integer] | np.ndarray
 
 
-@runtime_checkable
+@runtime_checkable  # for the tests, which check types
 class Tokenizer(Protocol):
     """What the pipeline needs of a tokenizer.
 
@@ -59,20 +58,20 @@ class Tokenizer(Protocol):
         """Bytes of text each id stands for, int64 [n], special tokens 0; None: unknown."""
 
 
-def load(config: DataConfig) -> Tokenizer:
+def load(name: str) -> Tokenizer:
     """The tokenizer of `data.tokenizer`: `byte`, a tokenizer.json or a folder that holds one.
 
     Raises: ConfigError under data.tokenizer for a missing or broken file.
     """
-    if config.tokenizer == "byte":
+    if name == "byte":
         return ByteTokenizer()
-    path = pathlib.Path(config.tokenizer).expanduser()
+    path = pathlib.Path(name).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     accepted = "byte or the path of a tokenizer.json"
     if not path.is_file():
-        raise ConfigError("data.tokenizer", "no such file", config.tokenizer, accepted)
+        raise ConfigError("data.tokenizer", "no such file", name, accepted)
     try:
-        return JsonTokenizer(path.read_bytes(), _neighbour_config(path))
+        return JsonTokenizer(path.read_bytes(), neighbour_config(path))
     except Exception as error:  # the library raises bare Exception for a broken file
         problem = f"can't be loaded ({' '.join(str(error).split())[:100]})"
         raise ConfigError("data.tokenizer", problem, str(path), accepted) from error
@@ -146,7 +145,7 @@ class JsonTokenizer:
         self.eos_id = self._special("eos_token", config)
         pad_id = self._special("pad_token", config)
         self.pad_id = pad_id if pad_id is not None else self.eos_id or 0
-        self._unknown_id = self._ids.get(_unknown_token(self._spec) or "", -1)
+        self._unknown_id = self._ids.get(_unknown_token(self._spec["model"]) or "", -1)
         named = f"{self.bos_id} {self.eos_id}".encode()
         self.fingerprint = hashlib.blake2b(content + named, digest_size=16).hexdigest()
         # Ids may change with the library, so its version is part of a cache's key.
@@ -192,13 +191,10 @@ class JsonTokenizer:
         if spelling is None:
             return None
         table = np.zeros(self.vocab_size, np.int64)
-        added = {token["id"]: token for token in self._spec.get("added_tokens", [])}
         for token, index in self._ids.items():
-            if index in added:
-                special = added[index]["special"]
-                table[index] = 0 if special else len(token.replace("▁", " ").encode())
-            else:
-                table[index] = spelling(token)
+            table[index] = spelling(token)
+        for added in self._spec.get("added_tokens", []):
+            table[added["id"]] = 0 if added["special"] else _spaced_bytes(added["content"])
         return table
 
 
@@ -206,13 +202,13 @@ def _ids(encoding: Any) -> np.ndarray:
     return np.asarray(encoding.ids, np.int32)
 
 
-def _neighbour_config(path: pathlib.Path) -> dict[str, Any] | None:
+def neighbour_config(path: pathlib.Path) -> dict[str, Any] | None:
+    """The tokenizer_config.json beside a tokenizer.json; None without one."""
     beside = path.with_name("tokenizer_config.json")
     return json.loads(beside.read_bytes()) if beside.is_file() else None
 
 
-def _unknown_token(spec: dict[str, Any]) -> str | None:
-    model = spec["model"]
+def _unknown_token(model: dict[str, Any]) -> str | None:
     if model.get("type") == "Unigram" and model.get("unk_id") is not None:
         return model["vocab"][model["unk_id"]][0]
     return model.get("unk_token")
@@ -224,18 +220,20 @@ def _spelling(spec: dict[str, Any]) -> Callable[[str], int] | None:
     Byte-level vocabularies write each byte as one character. SentencePiece ones write text
     with ▁ for a space, and a byte outside the vocabulary as <0xNN>.
     """
-    kinds = {kind for part in ("normalizer", "pre_tokenizer") for kind in _kinds(spec.get(part))}
+    kinds = {*_kinds(spec.get("normalizer")), *_kinds(spec.get("pre_tokenizer"))}
     if "ByteLevel" in kinds:
         return len
-    decoder = set(_kinds(spec.get("decoder")))
-    if {"Metaspace", "ByteFallback"} & (decoder | kinds):
-        return _sentencepiece_bytes
-    return None
+    is_sentencepiece = {"Metaspace", "ByteFallback"} & {*kinds, *_kinds(spec.get("decoder"))}
+    return _sentencepiece_bytes if is_sentencepiece else None
 
 
 def _sentencepiece_bytes(token: str) -> int:
     is_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-    return 1 if is_byte else len(token.replace("▁", " ").encode())
+    return 1 if is_byte else _spaced_bytes(token)
+
+
+def _spaced_bytes(token: str) -> int:
+    return len(token.replace("▁", " ").encode())
 
 
 def _kinds(node: Any) -> Iterator[str]:

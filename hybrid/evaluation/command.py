@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from absl import flags
 
 from hybrid.config import ConfigError
 from hybrid.evaluation import report
@@ -24,18 +23,6 @@ from hybrid.process import cli
 from hybrid.process.files import write_json, write_whole
 
 SECONDS_BETWEEN_LINES = 5.0
-
-
-def _define(values: flags.FlagValues) -> None:
-    def text(name: str, doc: str, default: str | None = None) -> None:
-        flags.DEFINE_string(name, default, doc, flag_values=values)
-
-    text("config", "config page whose eval.* keys are used; default: the run's own")
-    text("workdir", "folder of the run to evaluate")
-    text("checkpoint", "latest, best (by eval/loss) or a step", "latest")
-    text("pretrained", "a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir")
-    text("output", "write the result to this JSON file")
-    text("per_token", "write the nats of every predicted token to this .npy file")
 
 
 def _run(arguments: cli.Arguments) -> None:
@@ -116,7 +103,14 @@ COMMAND = cli.Command(
     Evaluates a trained run or a Hugging Face folder: loss, perplexity, bits a byte or accuracy, in
     detail.
     """,
-    define=_define,
+    flags={
+        "config": ("config page whose eval.* keys are used; default: the run's own", str),
+        "workdir": ("folder of the run to evaluate", str),
+        "checkpoint": ("latest, best (by eval/loss) or a step", "latest"),
+        "pretrained": ("a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir", str),
+        "output": ("write the result to this JSON file", str),
+        "per_token": ("write the nats of every predicted token to this .npy file", str),
+    },
     config_class=Experiment,
     run=_run,
 )

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hybrid.data.batch import Batch
-from hybrid.data.tasks import Example, Examples, as_row
+from hybrid.data.batch import Batch, stacked
+from hybrid.data.tasks import Example, Examples
 from hybrid.evaluation import windows
 from hybrid.evaluation.batches import BatchScorer
 from hybrid.evaluation.config import EvalConfig
@@ -57,11 +57,10 @@ def _batches(
     """Batches of `size` rows, the last one filled up with padding, and what they hold."""
     for first in range(0, number, size):
         of_batch = [examples.example(i) for i in range(first, min(first + size, number))]
-        rows = [as_row(example) for example in of_batch]
+        rows = [example.row() for example in of_batch]
         empty = {name: np.zeros_like(column) for name, column in rows[0].items()}
         rows += [empty] * (size - len(rows))
-        batch = Batch(**{name: np.stack([row[name] for row in rows]) for name in empty})
-        yield batch, (first, of_batch)
+        yield stacked(rows), (first, of_batch)
 
 
 def _records(scores: TokenScores, first: int, of_batch: list[Example]) -> TokenRecords:

@@ -23,6 +23,7 @@ from hybrid.evaluation import held_out
 from hybrid.evaluation.result import Result
 from hybrid.experiment import Experiment
 from hybrid.loading import initial
+from hybrid.loading.conversion import shapes
 from hybrid.origin import Origin
 from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts
 from hybrid.workdir import checkpoint, provenance
@@ -156,17 +157,13 @@ def check_fixed(trained: Experiment, overrides: Values) -> None:
 
 def check_shapes(trained: Experiment, config: Experiment, overrides: Values) -> None:
     """Raises: ConfigError naming the override under which the parameters would not fit."""
-    if _shapes(trained) == _shapes(config):
+    if shapes(trained.model) == shapes(config.model):
         return
     problem = "changes the shapes of the trained parameters"
     names = [name for name in overrides if name.startswith("model.")]
     for name in names:
         alone = config_lib.updated(config_lib.to_dict(trained), {name: overrides[name]})
-        if _shapes(experiment.from_config(alone)) != _shapes(trained):
+        if shapes(experiment.from_config(alone).model) != shapes(trained.model):
             has = getattr(trained.model, name.removeprefix("model."))
             raise ConfigError(name, problem, overrides[name], f"the model has {has}")
     raise ConfigError(names[0], problem, overrides[names[0]])
-
-
-def _shapes(config: Experiment) -> Any:
-    return jax.tree.map(lambda leaf: leaf.shape, model.abstract(config.model))

@@ -15,8 +15,6 @@ import numpy as np
 
 from hybrid import config as config_lib
 from hybrid.config import ConfigError
-from hybrid.data import tokenizers
-from hybrid.data.config import DataConfig
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling, row_keys
 from hybrid.inference.session import MOST_STOP_TOKENS, Session, checked_lengths
@@ -61,9 +59,7 @@ def generate(
     Returns: int32 [batch, time + max_new_tokens].
     Raises: ConfigError naming an argument out of range; ValueError for shapes that disagree.
     """
-    prompt = np.atleast_2d(np.asarray(tokens))
-    _check_ids(prompt, model.config.vocab_size, "tokens")
-    prompt = prompt.astype(np.int32)
+    prompt = _checked_ids(np.atleast_2d(np.asarray(tokens)), model.config.vocab_size)
     lengths = checked_lengths(prompt, lengths)
     sampling = Sampling(temperature, top_k, top_p, min_p)
     if max_new_tokens < 0:
@@ -71,8 +67,8 @@ def generate(
     if len(stop_tokens) > MOST_STOP_TOKENS:
         raise ConfigError("stop_tokens", f"must be at most {MOST_STOP_TOKENS}", list(stop_tokens))
     batch, time = prompt.shape
-    keys, session = row_keys(_seeds(seed, batch), batch), session_of(model, inference)
-    pad_id = pad_of(model) if pad_id is None else pad_id
+    keys, session = row_keys(checked_seeds(seed, batch), batch), session_of(model, inference)
+    pad_id = model.pad_id if pad_id is None else pad_id
     out = np.full((batch, time + max_new_tokens), pad_id, np.int32)
     is_prompt = np.arange(time)[None, :] < lengths[:, None]
     out[:, :time] = np.where(is_prompt, prompt, pad_id)
@@ -103,15 +99,8 @@ def session_of(model: Model, inference: InferenceConfig | None = None) -> Sessio
     return session
 
 
-def pad_of(model: Model) -> int:
-    """The pad id of the model's tokenizer; 0 where its folder has none."""
-    try:
-        return tokenizers.load(DataConfig(tokenizer=model.origin.tokenizer)).pad_id
-    except ConfigError:
-        return 0
-
-
-def _seeds(seed: Any, batch: int) -> np.ndarray:
+def checked_seeds(seed: Any, batch: int) -> np.ndarray:
+    """uint32 [] or [batch] of a seed or of one a row.  Raises: ConfigError."""
     seeds = np.asarray(seed)
     if seeds.shape not in ((), (batch,)):
         raise ConfigError("seed", f"must be a number or {batch} of them, one a row", seed)
@@ -120,12 +109,13 @@ def _seeds(seed: Any, batch: int) -> np.ndarray:
     return seeds.astype(np.uint32)
 
 
-def _check_ids(tokens: np.ndarray, vocab_size: int, name: str) -> None:
+def _checked_ids(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     if not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"{name}: must be integers, got {tokens.dtype}")
-    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
-        worst = tokens.min() if tokens.min() < 0 else tokens.max()
-        raise ConfigError(name, f"must be ids below vocab_size ({vocab_size})", int(worst))
+        raise ValueError(f"tokens: must be integers, got {tokens.dtype}")
+    for worst in (tokens.min(initial=0), tokens.max(initial=0)):
+        if not 0 <= worst < vocab_size:
+            raise ConfigError("tokens", f"must be ids below vocab_size ({vocab_size})", int(worst))
+    return tokens.astype(np.int32)
 
 
 class _CallableModule(types.ModuleType):

@@ -14,14 +14,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from hybrid import config as config_lib
-from hybrid.config import ConfigError, key, section
+from hybrid.config import ConfigError, errors_under, key, section
 from hybrid.data import tokenizers
-from hybrid.data.config import DataConfig
+from hybrid.data.config import BOS_POLICIES
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.generate import MOST_SEED, session_of
+from hybrid.generate import checked_seeds, session_of
 from hybrid.generate.text import TextStream
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling, row_keys
@@ -35,7 +34,6 @@ TOKENS_A_CALL = 8  # decoded between two writes of text
 FLAG_OF = {
     "path": "--pretrained",
     "workdir": "--workdir",
-    "checkpoint": "--checkpoint",
     "dtype": "--dtype",
     "model.dtype": "--dtype",
 }
@@ -51,7 +49,7 @@ class TextConfig:
     bos: str = key(
         "auto",
         "whether BOS comes first: auto as the model was trained, document and window yes, never no",
-        choices=("auto", "document", "window", "never"),
+        choices=BOS_POLICIES,
     )
 
 
@@ -63,42 +61,11 @@ class GenerateConfig:
     inference: InferenceConfig = section(InferenceConfig)
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to continue: the prompt and its ids int32 [t], tokens to add, how they are drawn."""
-
-    prompt: str
-    ids: np.ndarray
-    max_new_tokens: int
-    sampling: Sampling
-    seed: int
-
-
-def _define(values: flags.FlagValues) -> None:
-    def text(name: str, doc: str, default: str | None = None) -> None:
-        flags.DEFINE_string(name, default, doc, flag_values=values)
-
-    text("workdir", "folder of a run")
-    text("checkpoint", "of the run: latest, best (by eval/loss) or a step", "latest")
-    text("pretrained", "a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir")
-    text("dtype", "compute dtype of a Hugging Face folder", "float32")
-    text("prompt", "the text to continue; empty: from the tokenizer's BOS")
-    text("prompt_file", "a file that holds it; -: standard input")
-    flags.DEFINE_integer(
-        "max_new_tokens", 128, "tokens to add, fewer if EOS comes first", flag_values=values
-    )
-    flags.DEFINE_float("temperature", 0.0, "0: the likeliest token; else drawn", flag_values=values)
-    flags.DEFINE_integer("top_k", 0, "draw from the k likeliest; 0: all", flag_values=values)
-    flags.DEFINE_float("top_p", 1.0, "from the likeliest that reach p together", flag_values=values)
-    flags.DEFINE_float("min_p", 0.0, "from those p times as likely as the best", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "of the draws", flag_values=values)
-
-
 def _run(arguments: cli.Arguments) -> None:
     values = arguments.flags
-    sampling = _sampling(values)
-    if not 0 <= values.seed <= MOST_SEED:
-        raise ConfigError("--seed", f"must be 0 to {MOST_SEED}", values.seed)
+    with errors_under("--"):
+        sampling = Sampling(values.temperature, values.top_k, values.top_p, values.min_p)
+        seed = checked_seeds(values.seed, 1)
     if values.max_new_tokens < 0:
         raise ConfigError("--max_new_tokens", "must be at least 0", values.max_new_tokens)
     prompt = _prompt(values)
@@ -107,28 +74,23 @@ def _run(arguments: cli.Arguments) -> None:
     model = _model(values)
     of_run = {"inference": (model.origin.run or {}).get("inference", {})}
     settings = config_lib.build(GenerateConfig, config_lib.updated(of_run, parsed))
-    tokenizer = _tokenizer(model, settings.data)
-    ids = _prompt_ids(prompt, tokenizer, model, settings.data)
+    tokenizer = tokenizers.load(settings.data.tokenizer or model.origin.tokenizer)
+    ids = _prompt_ids(prompt, tokenizer, model, settings.data.bos)
     if values.pretrained:
         from hybrid import pretrained
 
         for warning in pretrained.raw_text_warning(model.origin.path):
             print(f"warning: {warning}", file=sys.stderr)
-    request = Request(prompt, ids, values.max_new_tokens, sampling, values.seed)
+    session = session_of(model, settings.inference)
     try:
-        write(request, session_of(model, settings.inference), tokenizer)
+        _write(prompt)
+        drawing = {"sampling": sampling, "keys": row_keys(seed, 1)}
+        _continue(ids, values.max_new_tokens, session, tokenizer, **drawing)
     except BrokenPipeError:  # the reader has closed the pipe: `... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for what is flushed at exit)
 
 
-def _sampling(values: flags.FlagValues) -> Sampling:
-    try:
-        return Sampling(values.temperature, values.top_k, values.top_p, values.min_p)
-    except ConfigError as error:
-        raise ConfigError(f"--{error.key}", error.problem, error.got, error.accepted) from None
-
-
-def _prompt(values: flags.FlagValues) -> str:
+def _prompt(values: Any) -> str:
     """The text of the flags.  Raises: ConfigError for none, two, or a file that can't be read."""
     given = [name for name in ("prompt", "prompt_file") if values[name].value is not None]
     if len(given) != 1:
@@ -144,7 +106,7 @@ def _prompt(values: flags.FlagValues) -> str:
         raise ConfigError("--prompt_file", f"can't be read ({error})", path) from None
 
 
-def _model(values: flags.FlagValues) -> Model:
+def _model(values: Any) -> Model:
     folders = [name for name in ("workdir", "pretrained") if values[name].value]
     if len(folders) != 1:
         got = "both" if folders else "neither"
@@ -159,43 +121,35 @@ def _model(values: flags.FlagValues) -> Model:
         raise ConfigError(FLAG_OF[error.key], error.problem, error.got, error.accepted) from None
 
 
-def _tokenizer(model: Model, text: TextConfig) -> Tokenizer:
-    return tokenizers.load(DataConfig(tokenizer=text.tokenizer or model.origin.tokenizer))
-
-
-def _prompt_ids(prompt: str, tokenizer: Tokenizer, model: Model, text: TextConfig) -> np.ndarray:
+def _prompt_ids(prompt: str, tokenizer: Tokenizer, model: Model, policy: str) -> np.ndarray:
     """BOS, unless the policy is never, and the text's own ids."""
     ids = tokenizer.encode(prompt)
-    policy = model.origin.bos if text.bos == "auto" else text.bos
-    bos = tokenizers.resolve_bos(policy, tokenizer)
+    bos = tokenizers.resolve_bos(model.origin.bos if policy == "auto" else policy, tokenizer)
     ids = ids if bos == "never" else np.concatenate([[tokenizer.bos_id], ids])
     if not len(ids):
         raise ConfigError("--prompt", "is empty, and the model has no BOS to begin with", "''")
     if ids.max() >= model.config.vocab_size:
-        problem = (
-            f"the tokenizer gives ids beyond the model's vocabulary ({model.config.vocab_size})"
-        )
+        size = model.config.vocab_size
+        problem = f"the tokenizer gives ids beyond the model's vocabulary ({size})"
         raise ConfigError("--prompt", problem, int(ids.max()))
     return ids.astype(np.int32)
 
 
-def write(request: Request, session: Session, tokenizer: Tokenizer) -> None:
-    """Writes prompt and continuation to standard output as it comes, speeds to standard error."""
-    ids, limit = request.ids, request.max_new_tokens
-    _write(request.prompt)
+def _continue(
+    ids: np.ndarray, limit: int, session: Session, tokenizer: Tokenizer, **settings: Any
+) -> None:
+    """Writes what follows `ids` int32 [t] to standard output as it comes, speeds to stderr."""
     start = time.perf_counter()
     progress = _show_progress if len(ids) >= LONG_PROMPT else None
     cache = session.empty(1, len(ids) + limit)
     cache, logits = session.prefill(cache, ids[None], progress=progress)
     jax.block_until_ready(logits)
     prefill_seconds = time.perf_counter() - start
-    stop_tokens = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    settings: dict[str, Any] = {"keys": row_keys(request.seed, 1), "stop_tokens": stop_tokens}
-    step = session.decode(cache, logits, 0, request.sampling, **settings)  # compiles
+    settings["stop_tokens"] = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    step = last = session.decode(cache, logits, 0, **settings)  # compiles
     text, num_new, start = TextStream(tokenizer, ids), 0, time.perf_counter()
     settings["tokens_a_call"] = TOKENS_A_CALL
-    last = step
-    for last in session.stream(step.cache, step.logits, limit, request.sampling, **settings):
+    for last in session.stream(step.cache, step.logits, limit, **settings):
         new = last.tokens[0, : int(last.num_tokens[0])]
         _write(text.feed(new))
         num_new += len(new)
@@ -218,7 +172,20 @@ def _show_progress(done: int, total: int) -> None:
 COMMAND = cli.Command(
     name="python -m hybrid.generate",
     doc="Continues a prompt with a trained run or a Hugging Face folder, printing as it goes.",
-    define=_define,
+    flags={
+        "workdir": ("folder of a run", str),
+        "checkpoint": ("of the run: latest, best (by eval/loss) or a step", "latest"),
+        "pretrained": ("a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir", str),
+        "dtype": ("compute dtype of a Hugging Face folder", "float32"),
+        "prompt": ("the text to continue; empty: from the tokenizer's BOS", str),
+        "prompt_file": ("a file that holds it; -: standard input", str),
+        "max_new_tokens": ("tokens to add, fewer if EOS comes first", 128),
+        "temperature": ("0: the likeliest token; else drawn", 0.0),
+        "top_k": ("draw from the k likeliest; 0: all", 0),
+        "top_p": ("from the likeliest that reach p together", 1.0),
+        "min_p": ("from those p times as likely as the best", 0.0),
+        "seed": ("of the draws", 0),
+    },
     config_class=GenerateConfig,
     run=_run,
 )

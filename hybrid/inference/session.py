@@ -65,8 +65,7 @@ def bucket(tokens: int) -> int:
     >>> [bucket(n) for n in (1, 128, 129, 1000, 2049)]
     [128, 128, 144, 1024, 2304]
     """
-    step = max(FEWEST_SLOTS, 1 << (max(tokens, 1) - 1).bit_length()) // 16
-    step = max(step, FEWEST_SLOTS // 8)
+    step = max(2 * FEWEST_SLOTS, 1 << (max(tokens, 1) - 1).bit_length()) // 16
     return max(FEWEST_SLOTS, -(-tokens // step) * step)
 
 
@@ -74,10 +73,7 @@ class Session:
     """Prefill and decode with one model."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        params: model.Params,
-        inference: InferenceConfig = DEFAULTS,
+        self, config: ModelConfig, params: model.Params, inference: InferenceConfig = DEFAULTS
     ):
         plan = model.layer_plan(config)
         layers = inference.layers
@@ -89,7 +85,8 @@ class Session:
         prepared = _prepared(self.config, plan, layers, params)
         # Flattened once: a call then passes a list, not a tree of dicts.
         leaves, self._structure = jax.tree.flatten(prepared)
-        self._device = _only_device(leaves)
+        devices = {device for leaf in leaves for device in leaf.devices()}
+        self._device = devices.pop() if len(devices) == 1 else None
         self._leaves = [self._committed(leaf) for leaf in leaves]
         self._slot_arrays: dict[CacheFormat, Any] = {}
 
@@ -160,7 +157,8 @@ class Session:
         total, size = int(lengths.max()), chunk or self.inference.prefill_chunk
         cache = self._with_room(cache, total)
         angles = self.slot_arrays(cache.form)
-        logits = self._committed(_no_logits(self.config, len(tokens)))
+        dtype = jnp.promote_types(self.config.dtype, jnp.float32)
+        logits = self._committed(jnp.zeros((len(tokens), self.config.vocab_size), dtype))
         for start in range(0, total, size):
             part = tokens[:, start : min(start + size, total)]
             width = part.shape[1]
@@ -288,19 +286,7 @@ def _prepared(config: ModelConfig, plan: LayerPlan, layers: str, params):
     return params
 
 
-def _only_device(leaves: Sequence[jax.Array]) -> jax.Device | None:
-    """The device that all arrays are on; None where there are several."""
-    devices = {device for leaf in leaves for device in leaf.devices()}
-    return devices.pop() if len(devices) == 1 else None
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _allocate(plan: LayerPlan, form: CacheFormat, batch: int) -> Cache:
-    return state.allocate(plan, form, batch)
-
-
-def _no_logits(config: ModelConfig, batch: int) -> jax.Array:
-    return jnp.zeros((batch, config.vocab_size), jnp.promote_types(config.dtype, jnp.float32))
+_allocate = jax.jit(state.allocate, static_argnums=(0, 1, 2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(5, 6))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from hybrid import model as model_lib
 from hybrid.axes import Logits
 from hybrid.config import ConfigError
+from hybrid.data import tokenizers
 from hybrid.loading import initial
 from hybrid.model.config import ModelConfig
 from hybrid.origin import Origin, find
@@ -35,6 +36,14 @@ class Model:
     config: ModelConfig
     params: model_lib.Params
     origin: Origin
+
+    @functools.cached_property
+    def pad_id(self) -> int:
+        """The pad id of the model's tokenizer; 0 where its folder has none."""
+        try:
+            return tokenizers.load(self.origin.tokenizer).pad_id
+        except ConfigError:
+            return 0
 
     def __call__(self, tokens: jax.typing.ArrayLike) -> Logits:
         """Next-token logits of int32 [batch, time]: [batch, time, vocab], float32 or wider."""

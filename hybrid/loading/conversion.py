@@ -26,6 +26,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import reduce, repeat
 from flax import nnx
 
@@ -34,7 +35,6 @@ from hybrid.config import ConfigError
 from hybrid.model import stack
 from hybrid.model.config import ModelConfig
 from hybrid.model.params import Leaves, flat, layer_params, nested, param_name
-from hybrid.model.pattern import LayerSpec
 
 K_PROJ, V_PROJ = "mixer/k_proj/kernel", "mixer/v_proj/kernel"
 FRESH, MEAN = "fresh", "the mean of both projections"
@@ -58,11 +58,8 @@ class Report:
 
     def lines(self) -> list[str]:
         """One line a kind of tensor."""
-        return [
-            f"{self.num_mapped} tensors mapped",
-            *_grouped("made", self.made),
-            *_grouped("dropped", self.dropped),
-        ]
+        made, dropped = _grouped("made", self.made), _grouped("dropped", self.dropped)
+        return [f"{self.num_mapped} tensors mapped", *made, *dropped]
 
 
 def convert(
@@ -78,8 +75,10 @@ def convert(
         if getattr(old, field) != getattr(new, field):
             accepted = f"init_from has {getattr(old, field)}"
             raise ConfigError(f"model.{field}", "can't be another", getattr(new, field), accepted)
-    if _shapes(old) == _shapes(new):  # and so the same cuts: nothing moves, nothing is copied
-        return dict(params), Report(_num_tensors(params))
+    if shapes(old) == shapes(new):  # and so the same cuts: nothing moves, nothing is copied
+        leaves = flat(params).items()
+        mapped = (leaf.shape[0] if path[0] == "segments" else 1 for path, leaf in leaves)
+        return dict(params), Report(sum(mapped))
     layers_key = jax.random.split(key)[1]
     old_plan, new_plan = model.layer_plan(old), model.layer_plan(new)
     outside, made = _outside(params, new)
@@ -87,8 +86,10 @@ def convert(
     dropped: list[Note] = []
     for depth, spec in enumerate(new_plan.layers()):
         available = layer_params(old_plan, params, depth)
-        fresh = functools.partial(_fresh, new, spec, jax.random.fold_in(layers_key, depth))
-        layer, rules = _layer(available, _layer_shapes(new, spec), functools.cache(fresh))
+        layer_key = jax.random.fold_in(layers_key, depth)
+        fresh = functools.cache(functools.partial(stack.init_layer, spec, new, layer_key))
+        wanted = _by_name(nnx.to_pure_dict(stack.abstract_layer(spec, new)[1]))
+        layer, rules = _layer(available, wanted, fresh)
         layers.append(layer)
         made += [(tensor, rule, depth) for tensor, rule in rules.items()]
         merged = {V_PROJ} if rules.get(K_PROJ) == MEAN else set()
@@ -100,21 +101,16 @@ def convert(
     return result, Report(num_mapped, tuple(made), tuple(sorted(dropped)))
 
 
-def _shapes(config):
+def shapes(config: ModelConfig) -> Any:
+    """The shapes of a model's parameters, a tree like them."""
     return jax.tree.map(lambda leaf: leaf.shape, model.abstract(config))
-
-
-def _num_tensors(params):
-    """Tensors of all layers one by one, and those outside."""
-    leaves = flat(params).items()
-    return sum(leaf.shape[0] if path[0] == "segments" else 1 for path, leaf in leaves)
 
 
 # --- One layer -------------------------------------------------------------------------------
 
 
 def _layer(
-    available: Layer, shapes: Mapping[str, Any], fresh: Callable[[], Layer]
+    available: Layer, shapes: Mapping[str, Any], fresh: Callable[[], Any]
 ) -> tuple[Layer, dict[str, str]]:
     """A layer's tensors for `shapes`, and by which rule those were made that are not mapped."""
     layer, rules = {}, {}
@@ -123,7 +119,7 @@ def _layer(
         if value is not None and value.shape != shape.shape and tensor in (K_PROJ, V_PROJ):
             value, rule = _with_heads(value, shape.shape)
         if value is None or value.shape != shape.shape:
-            value, rule = fresh()[tensor], FRESH
+            value, rule = _by_name(fresh())[tensor], FRESH
         layer[tensor] = value
         if rule:
             rules[tensor] = rule
@@ -149,14 +145,6 @@ def _with_heads(kernel, shape):
     return kernel, ""
 
 
-def _fresh(config: ModelConfig, spec: LayerSpec, key: jax.Array) -> Layer:
-    return _by_name(stack.init_layer(spec, config, key))
-
-
-def _layer_shapes(config: ModelConfig, spec: LayerSpec) -> dict[str, jax.ShapeDtypeStruct]:
-    return _by_name(nnx.to_pure_dict(stack.abstract_layer(spec, config)[1]))
-
-
 def _by_name(tree: Any) -> dict[str, Any]:
     return {param_name(path): leaf for path, leaf in flat(tree).items()}
 
@@ -167,18 +155,19 @@ def _by_name(tree: Any) -> dict[str, Any]:
 def _outside(params: Mapping[str, Any], new: ModelConfig) -> tuple[Leaves, list[Note]]:
     """What stands outside the layers; the norm of per-layer embeddings may have to be made."""
     shapes = {p: s for p, s in flat(model.abstract(new)).items() if p[0] != "segments"}
+    outside: Leaves = {}
+    made: list[Note] = []
     leaves = flat(params)
-    fresh = {
-        path: jnp.full(shape.shape, 1 - new.norm_offset, shape.dtype)
-        for path, shape in shapes.items()
-        if path not in leaves
-    }
-    outside = {path: leaves[path] for path in shapes.keys() - fresh.keys()}
-    return outside | fresh, [(param_name(path), FRESH, None) for path in fresh]
+    for path, shape in shapes.items():
+        if path in leaves:
+            outside[path] = leaves[path]
+        else:
+            outside[path] = jnp.full(shape.shape, 1 - new.norm_offset, shape.dtype)
+            made.append((param_name(path), FRESH, None))
+    return outside, made
 
 
 def _stacked(config: ModelConfig, layers: Sequence[Layer]) -> Leaves:
-    """The stacked leaves of the layers' tensors, given in order of depth."""
     rows: dict[tuple, list[jax.Array]] = collections.defaultdict(list)
     for depth, layer in enumerate(layers):
         place = model.layer_plan(config).locate(depth)
@@ -201,11 +190,6 @@ def _grouped(verb: str, notes: Iterable[Note]) -> Iterator[str]:
 
 def _runs(depths: Sequence[int]) -> str:
     """`layers 0 to 4, 6`: runs of depths."""
-    runs: list[list[int]] = []
-    for depth in depths:
-        if runs and depth == runs[-1][-1] + 1:
-            runs[-1].append(depth)
-        else:
-            runs.append([depth])
+    runs = np.split(depths, np.flatnonzero(np.diff(depths) != 1) + 1)
     texts = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
     return ("layers " if len(depths) > 1 else "layer ") + ", ".join(texts)

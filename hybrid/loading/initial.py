@@ -18,7 +18,7 @@ from hybrid import experiment as experiment_lib
 from hybrid import model
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
-from hybrid.loading.conversion import Report, convert
+from hybrid.loading.conversion import convert
 from hybrid.model import lora
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import param_dtype
@@ -29,18 +29,16 @@ from hybrid.sharding import placed, shardings
 from hybrid.workdir import checkpoint
 
 
-def check_initial(experiment: Experiment) -> Report:
-    """What `read_initial` will take over.  Raises: ConfigError for a folder that can't be used."""
+def check_initial(experiment: Experiment) -> None:
+    """Raises: ConfigError for a folder that `read_initial` can't use."""
     origin = find(experiment.init_from)
     if origin.is_run:
         checkpoint.find_step(origin.path)
-    old, reports = model_of(origin, experiment.model.dtype), []
-
-    def traced(params, key):
-        reports.append(convert(old, params, experiment.model, key)[1])
-
-    jax.eval_shape(traced, model.abstract(old), jax.random.key(0))
-    return reports[0]
+    old, new = model_of(origin, experiment.model.dtype), experiment.model
+    abstract = model.abstract(old)
+    jax.eval_shape(
+        lambda params, key: convert(old, params, new, key)[0], abstract, jax.random.key(0)
+    )
 
 
 def read_initial(
@@ -64,15 +62,12 @@ def read_initial(
 
 def model_of(origin: Origin, dtype: str) -> ModelConfig:
     """The folder's own model, computing in `dtype`.  Raises: ConfigError for one it can't be."""
-    if dtype == "float64" and not jax.config.read("jax_enable_x64"):
-        raise ConfigError("dtype", "needs jax's x64 mode", dtype, "set JAX_ENABLE_X64=1")
-    values = {**origin.model, "dtype": dtype}
+    experiment_lib.check_x64(dtype)
     try:
-        return config_lib.build(ModelConfig, values)
+        return config_lib.build(ModelConfig, {**origin.model, "dtype": dtype})
     except ConfigError as error:
-        raise ConfigError(
-            f"model.{error.key}", f"of {origin.path}: {error.problem}", error.got
-        ) from None
+        problem = f"of {origin.path}: {error.problem}"
+        raise ConfigError(f"model.{error.key}", problem, error.got) from None
 
 
 def read_params(
@@ -106,7 +101,6 @@ def read_params(
 
 
 def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str) -> model.Params:
-    """The base of a run with adapters, these merged into it."""
     adapted, _ = abstract_trained(run.model, run.lora, ())
     logical_axes = lora.add_axes(run.lora, model.logical_axes(run.model))
     targets = lora.adapters(placed(adapted, shardings(mesh, logical_axes, adapted)))

@@ -3,31 +3,12 @@
 import json
 import sys
 
-from absl import flags
-
 from hybrid import experiment
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
 from hybrid.plan import report
 from hybrid.plan.table import render
 from hybrid.process import cli
-
-
-def _define(values: flags.FlagValues) -> None:
-    def text(name: str, doc: str) -> None:
-        flags.DEFINE_string(name, None, doc, flag_values=values)
-
-    def switch(name: str, doc: str) -> None:
-        flags.DEFINE_boolean(name, False, doc, flag_values=values)
-
-    text("config", "config page, PATH.py or PATH.py:ARG")
-    flags.DEFINE_integer(
-        "context", None, "tokens a row; default: training.context_length", flag_values=values
-    )
-    flags.DEFINE_integer("batch", 1, "rows, which multiply the cache bytes", flag_values=values)
-    text("topology", "compile for devices such as v5p:4x4x4 (not built yet)")
-    switch("search", "search for the best mesh (not built yet)")
-    switch("json", "print the figures as JSON instead of a table")
 
 
 def _run(arguments: cli.Arguments) -> None:
@@ -46,7 +27,14 @@ def _run(arguments: cli.Arguments) -> None:
 COMMAND = cli.Command(
     name="python -m hybrid.plan",
     doc="Prints what a config costs: parameters, FLOPs a token, KV-cache bytes, attention paths.",
-    define=_define,
+    flags={
+        "config": ("config page, PATH.py or PATH.py:ARG", str),
+        "context": ("tokens a row; default: training.context_length", int),
+        "batch": ("rows, which multiply the cache bytes", 1),
+        "topology": ("compile for devices such as v5p:4x4x4 (not built yet)", str),
+        "search": ("search for the best mesh (not built yet)", False),
+        "json": ("print the figures as JSON instead of a table", False),
+    },
     config_class=Experiment,
     run=_run,
 )

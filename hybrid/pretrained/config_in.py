@@ -28,18 +28,25 @@ FAMILIES = {
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma2": {
         "sliding_window": 4096,
+        "sliding_window_pattern": 2,
         "query_pre_attn_scalar": 256,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    "gemma3": {"sliding_window": 4096, "query_pre_attn_scalar": 256},
-    "gemma4": {"sliding_window": 512, "hidden_size_per_layer_input": 256},
+    "gemma3": {"sliding_window": 4096, "sliding_window_pattern": 6, "query_pre_attn_scalar": 256},
+    "gemma4": {
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "hidden_size_per_layer_input": 256,
+    },
 }
-_NULL_IS_OFF = (
-    "final_logit_softcapping",
-    "attn_logit_softcapping",
-    "hidden_size_per_layer_input",
-)
+_NULL_IS_OFF = ("final_logit_softcapping", "attn_logit_softcapping", "hidden_size_per_layer_input")
+# Keys that can have one value here, which is also transformers' default.
+_PLAIN = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+}
 _SIZES = {
     "d_model": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -97,11 +104,10 @@ def model_values(folder: pathlib.Path, key: str = "init_from") -> dict[str, Any]
         "attention_softcap": fields.number("attn_logit_softcapping", 0.0),
     }
     if family != "gemma4":
-        scale = fields.number("query_pre_attn_scalar", 256)
+        scale = fields.number("query_pre_attn_scalar", 256) ** -0.5
         values |= {"norm_offset": 1.0, "layer_scalar": "none", "v_norm": False}
-        values |= {"qk_norm": family == "gemma3", "attention_scale": scale**-0.5}
-    values |= _pattern(fields, family, values["num_layers"])
-    values |= {"gemma2": _rope_2, "gemma3": _rope_3, "gemma4": _rope_4}[family](fields)
+        values |= {"qk_norm": family == "gemma3", "attention_scale": scale}
+    values |= _pattern(fields, family, values["num_layers"]) | _rope(fields, family)
     return values | (_gemma4(fields, values) if family == "gemma4" else {})
 
 
@@ -134,14 +140,12 @@ def read_fields(folder: pathlib.Path, key: str) -> tuple[Fields, str]:
 
 def _check_plain(fields: Fields) -> None:
     """Raises: ConfigError for what no model here has."""
-    if fields.get("hidden_activation", "gelu_pytorch_tanh") != "gelu_pytorch_tanh":
-        problem, accepted = "hidden_activation is not served", "gelu_pytorch_tanh"
-        raise fields.wrong(problem, fields.get("hidden_activation"), accepted)
-    for name, plain in (("attention_bias", False), ("tie_word_embeddings", True)):
-        if bool(fields.get(name, plain)) != plain:
-            raise fields.wrong(f"{name} is not served", fields.get(name), str(plain).lower())
-    if fields.get("use_bidirectional_attention") in ("all", True):
-        got = fields.get("use_bidirectional_attention")
+    for name, plain in _PLAIN.items():
+        got = fields.get(name, plain)
+        if (got if isinstance(plain, str) else bool(got)) != plain:
+            raise fields.wrong(f"{name} is not served", got, str(plain).lower())
+    got = fields.get("use_bidirectional_attention")
+    if got in ("all", True):
         raise fields.wrong("use_bidirectional_attention: only causal text is served", got)
 
 
@@ -152,11 +156,7 @@ def _pattern(fields: Fields, family: str, num_layers: int) -> dict[str, Any]:
     """`pattern` and `last_layer`: the shortest period that gives the file's layers."""
     types = fields.get("layer_types")
     if types is None:
-        period = fields.get("sliding_window_pattern", 2 if family == "gemma2" else 6)
-        if type(period) is not int or period < 1:
-            raise fields.wrong(
-                "sliding_window_pattern must be a whole number of at least 1", period
-            )
+        period = fields.size("sliding_window_pattern")
         types = [FULL if (i + 1) % period == 0 else SLIDING for i in range(num_layers)]
     unknown = [kind for kind in types if kind not in (SLIDING, FULL)]
     if unknown:
@@ -182,57 +182,48 @@ def _period(letters: str, repeated: str) -> str:
 
 # --- Rotary encodings ------------------------------------------------------------------------
 
+_GLOBAL_ROPE = {
+    "gemma2": ("default",),
+    "gemma3": ("default", "linear"),
+    "gemma4": ("default", "proportional"),
+}
 
-def _rope_2(fields: Fields) -> dict[str, Any]:
+
+def _rope(fields: Fields, family: str) -> dict[str, Any]:
     rope = fields.get("rope_parameters", {})
-    _check_rope(fields, rope, ("default",))
-    theta = float(rope.get("rope_theta", fields.number("rope_theta", 10_000.0)))
-    return {"rope_theta": theta, "global_rope_theta": theta, "global_rope_fraction": 1.0}
-
-
-def _rope_3(fields: Fields) -> dict[str, Any]:
-    rope = fields.get("rope_parameters", {})
-    local: dict[str, Any] = dict(rope.get(SLIDING) or {})
-    wide: dict[str, Any] = {**(rope.get(FULL) or {}), **fields.get("rope_scaling", {})}
-    _check_rope(fields, local, ("default",))
-    _check_rope(fields, wide, ("default", "linear"))
-    return {
-        "rope_theta": float(
-            local.get("rope_theta", fields.number("rope_local_base_freq", 10_000.0))
-        ),
-        "global_rope_theta": float(
-            wide.get("rope_theta", fields.number("rope_theta", 1_000_000.0))
-        ),
-        "global_rope_fraction": 1.0,
-        "global_rope_factor": float(wide.get("factor", 1.0)),
-    }
-
-
-def _rope_4(fields: Fields) -> dict[str, Any]:
-    rope = fields.get("rope_parameters", {})
-    default = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
-    local: dict[str, Any] = rope.get(SLIDING) or {}
-    wide: dict[str, Any] = rope.get(FULL) or default
-    _check_rope(fields, local, ("default",))
-    _check_rope(fields, wide, ("default", "proportional"))
-    is_full = _kind(wide) == "default"
-    return {
-        "rope_theta": float(local.get("rope_theta", 10_000.0)),
-        "global_rope_theta": float(wide.get("rope_theta", 1_000_000.0)),
-        "global_rope_fraction": 1.0 if is_full else float(wide.get("partial_rotary_factor", 1.0)),
-        "global_rope_factor": float(wide.get("factor", 1.0)),
-    }
-
-
-def _check_rope(fields: Fields, rope: Any, kinds: tuple[str, ...]) -> None:
     if not isinstance(rope, dict):
         raise fields.wrong("rope_parameters must be an object", rope)
-    if _kind(rope) not in kinds:
-        raise fields.wrong("rope_type is not served", _kind(rope), " or ".join(kinds))
+    local: dict[str, Any] = rope.get(SLIDING) or {}
+    wide: dict[str, Any] = rope.get(FULL) or {}
+    theta, wide_theta = 10_000.0, 1_000_000.0
+    if family == "gemma2":
+        local, wide = rope, rope | {"factor": 1.0}
+        theta = wide_theta = fields.number("rope_theta", theta)
+    elif family == "gemma3":
+        wide = wide | fields.get("rope_scaling", {})
+        theta = fields.number("rope_local_base_freq", theta)
+        wide_theta = fields.number("rope_theta", wide_theta)
+    else:
+        wide = wide or {"rope_type": "proportional", "partial_rotary_factor": 0.25}
+    _check_rope(fields, local, ("default",))
+    kind = _check_rope(fields, wide, _GLOBAL_ROPE[family])
+    fraction = wide.get("partial_rotary_factor", 1.0) if kind == "proportional" else 1.0
+    return {
+        "rope_theta": float(local.get("rope_theta", theta)),
+        "global_rope_theta": float(wide.get("rope_theta", wide_theta)),
+        "global_rope_fraction": float(fraction),
+        "global_rope_factor": float(wide.get("factor", 1.0)),
+    }
 
 
-def _kind(rope: Mapping[str, Any]) -> str:
-    return str(rope.get("rope_type", rope.get("type", "default")))
+def _check_rope(fields: Fields, rope: Any, kinds: tuple[str, ...]) -> str:
+    """The kind of a rotary encoding.  Raises: ConfigError for one that is none of `kinds`."""
+    if not isinstance(rope, dict):
+        raise fields.wrong("rope_parameters must be an object", rope)
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    if kind not in kinds:
+        raise fields.wrong("rope_type is not served", kind, " or ".join(kinds))
+    return kind
 
 
 # --- What only Gemma 4 has -------------------------------------------------------------------
@@ -269,10 +260,8 @@ def _global_heads(fields: Fields) -> dict[str, int]:
     if per_layer is None:
         own = fields.get("attention_k_eq_v", False)
         heads = fields.get("num_global_key_value_heads", 0) if own else 0
-        return {
-            "global_head_dim": fields.get("global_head_dim", 512),
-            "num_global_kv_heads": heads,
-        }
+        width = fields.get("global_head_dim", 512)
+        return {"global_head_dim": width, "num_global_kv_heads": heads}
     if not isinstance(per_layer, dict):
         raise fields.wrong("per_layer_config must be an object", per_layer)
     types = fields.get("layer_types", [])

@@ -11,7 +11,6 @@ parts of one tensor: gate and up of experts, and the per-layer embeddings of all
 Source: transformers 5.23, models gemma2, gemma3, gemma4.
 """
 
-import collections
 import dataclasses
 from collections.abc import Callable, Iterator
 
@@ -22,13 +21,8 @@ from hybrid.model.config import ModelConfig
 from hybrid.model.params import Path, flat, param_name
 
 PREFIXES = ("model.", "model.language_model.", "language_model.model.")
-IGNORED = (
-    "vision_tower.",
-    "audio_tower.",
-    "embed_vision.",
-    "embed_audio.",
-    "multi_modal_projector.",
-)
+TOWERS = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.")
+IGNORED = (*TOWERS, "multi_modal_projector.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +38,15 @@ class Layout:
     to_ours: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
-AS_IS = Layout(lambda ours: ours, lambda file, shape: file.reshape(shape))
-SCALAR = Layout(lambda ours: ours.reshape(1), lambda file, shape: file.reshape(shape))
-# One input axis: [d, ...out] <-> [out, d].
-INPUT_FIRST = Layout(
-    lambda ours: ours.reshape(ours.shape[0], -1).T,
-    lambda file, shape: file.T.reshape(shape),
-)
-# One output axis: [...in, d] <-> [d, in].
-OUTPUT_LAST = Layout(
-    lambda ours: ours.reshape(-1, ours.shape[-1]).T,
-    lambda file, shape: file.T.reshape(shape),
-)
+def _transposed(file: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return file.T.reshape(shape)
+
+
+AS_IS = Layout(lambda ours: ours, np.reshape)
+SCALAR = Layout(lambda ours: ours.reshape(1), np.reshape)
+# One input axis, [d, ...out] <-> [out, d], and one output axis, [...in, d] <-> [d, in].
+INPUT_FIRST = Layout(lambda ours: ours.reshape(ours.shape[0], -1).T, _transposed)
+OUTPUT_LAST = Layout(lambda ours: ours.reshape(-1, ours.shape[-1]).T, _transposed)
 # Matrices of experts: [e, in, out] <-> [e, out, in].
 EXPERTS = Layout(lambda ours: ours.swapaxes(1, 2), lambda file, shape: file.swapaxes(1, 2))
 
@@ -151,10 +142,10 @@ def stored_tensors(config: ModelConfig, prefix: str = "") -> dict[str, list[Stor
 
     Raises: KeyError for a parameter that no file has a name for.
     """
-    groups = collections.defaultdict(list)
+    groups: dict[str, list[StoredTensor]] = {}
     for tensor in _tensors(config):
-        groups[prefix + tensor.name].append(tensor)
-    return dict(groups)
+        groups.setdefault(prefix + tensor.name, []).append(tensor)
+    return groups
 
 
 def _tensors(config: ModelConfig) -> Iterator[StoredTensor]:
@@ -167,16 +158,14 @@ def _tensors(config: ModelConfig) -> Iterator[StoredTensor]:
     for layer in range(plan.num_layers):
         place = plan.locate(layer)
         for inside, leaf in flat(params["segments"][place.segment][place.slot]).items():
-            name, layout, part = _of_layer(param_name(inside), layer, plan.num_layers)
+            ours = param_name(inside)
+            name, layout = _LAYER[ours]
+            if ours in _OF_ALL_LAYERS:
+                part: Part | None = Part(_OF_ALL_LAYERS[ours], layer, plan.num_layers)
+            else:
+                name, part = f"layers.{layer}.{name}", _HALVES.get(ours)
             full: Path = ("segments", place.segment, place.slot, *inside)
             yield StoredTensor(full, place.repetition, leaf.shape[1:], name, layout, part)
-
-
-def _of_layer(ours: str, layer: int, num_layers: int) -> tuple[str, Layout, Part | None]:
-    name, layout = _LAYER[ours]
-    if ours in _OF_ALL_LAYERS:
-        return name, layout, Part(_OF_ALL_LAYERS[ours], layer, num_layers)
-    return f"layers.{layer}.{name}", layout, _HALVES.get(ours)
 
 
 def redundant(config: ModelConfig) -> set[str]:

@@ -45,24 +45,18 @@ def read_params(
       that are missing, unknown or of another shape; nothing was read then.
     """
     tensors = Tensors(folder, key)
-    prefix = _prefix(tensors.shapes)
+    given = (p for p in names.PREFIXES if f"{p}embed_tokens.weight" in tensors.shapes)
+    prefix = next(given, "model.")
     wanted = names.stored_tensors(config, prefix)
     _check(tensors, wanted, {prefix + name for name in names.redundant(config)})
-    leaves = flat(
-        jax.tree.map(
-            lambda leaf, sharding: _zeros(leaf.shape, jnp.dtype(dtype), sharding),
-            model.abstract(config),
-            shardings,
-        )
-    )
+
+    def zeros(leaf, sharding):
+        return jax.jit(lambda: jnp.zeros(leaf.shape, dtype), out_shardings=sharding)()
+
+    leaves = flat(jax.tree.map(zeros, model.abstract(config), shardings))
     for name, stored in wanted.items():
         _fill(leaves, tensors, name, stored)
     return nested(leaves)
-
-
-def _prefix(shapes: Mapping[str, Any]) -> str:
-    """What stands before the names of the decoder's tensors in this folder."""
-    return next((p for p in names.PREFIXES if f"{p}embed_tokens.weight" in shapes), "model.")
 
 
 def _check(tensors: Tensors, wanted: Mapping[str, list[StoredTensor]], redundant: set[str]) -> None:
@@ -89,10 +83,6 @@ def _ignored(name: str) -> bool:
 
 
 # --- Filling ---------------------------------------------------------------------------------
-
-
-def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: NamedSharding) -> jax.Array:
-    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
 
 
 def _fill(leaves: Leaves, tensors: Tensors, name: str, stored: list[StoredTensor]) -> None:

@@ -6,7 +6,7 @@ every header is read and checked before the first tensor is. Quantised tensors a
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,11 @@ class Tensors:
         if (self.folder / SINGLE).is_file():
             return {}
         if not path.is_file():
-            raise self._without_tensors()
+            pickles = [file.name for kind in _PICKLES for file in sorted(self.folder.glob(kind))]
+            if pickles:
+                problem = "holds pickled weights alone, which are never read; only safetensors"
+                raise self._wrong(problem, pickles[0])
+            raise self._wrong(f"holds neither {SINGLE} nor {INDEX}")
         try:
             entries = json.loads(path.read_bytes())["weight_map"].items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -60,13 +64,6 @@ class Tensors:
                 raise self._wrong(f"{INDEX} names a file outside the folder for {name}", file)
         return {name: self.folder / file for name, file in entries}
 
-    def _without_tensors(self) -> ConfigError:
-        pickles = [path.name for kind in _PICKLES for path in sorted(self.folder.glob(kind))]
-        if pickles:
-            problem = "holds pickled weights alone, which are never read; only safetensors"
-            return self._wrong(problem, pickles[0])
-        return self._wrong(f"holds neither {SINGLE} nor {INDEX}")
-
     def _add(self, path: pathlib.Path) -> None:
         if not path.is_file():
             raise self._wrong(f"{INDEX} names a file that isn't there", path.name)
@@ -75,7 +72,8 @@ class Tensors:
                 headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
                 stored = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in headers.items()}
         except (self._error, OSError, ValueError) as error:
-            raise self._wrong(f"{path.name} can't be read ({_line(error)})") from None
+            reason = " ".join(str(error).split())[:120]
+            raise self._wrong(f"{path.name} can't be read ({reason})") from None
         for name, (shape, dtype) in stored.items():
             if dtype not in _FLOATS:
                 raise self._wrong(f"{name} is quantised, or of no floating dtype", dtype)
@@ -97,41 +95,34 @@ class Tensors:
 
 def write(
     folder: pathlib.Path,
-    shards: list[list[tuple[str, int]]],
+    sizes: Mapping[str, int],
+    most_bytes: int,
     make: Callable[[str], np.ndarray],
 ) -> None:
     """Writes files of tensors into `folder`, with an index where there are several.
 
     Args:
-      shards: (name, bytes) of the tensors of each file.
+      sizes: bytes of each tensor by name.
+      most_bytes: of a file, larger single tensors aside.
       make: gives a tensor by its name; only those of one file exist at once.
     """
     from safetensors.numpy import save_file
 
+    shards: list[list[str]] = []
+    filled = 0
+    for name, size in sizes.items():
+        if not shards or filled + size > most_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else SINGLE
-        tensors = {name: np.ascontiguousarray(make(name)) for name, _ in shard}
+        tensors = {name: np.ascontiguousarray(make(name)) for name in shard}
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        files |= dict.fromkeys(tensors, file)
+        files |= dict.fromkeys(shard, file)
     if len(shards) > 1:
-        size = sum(size for shard in shards for _, size in shard)
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
+        total = {"total_size": sum(sizes.values())}
+        index = {"metadata": total, "weight_map": dict(sorted(files.items()))}
         write_json(folder / INDEX, index)
-
-
-def shards_of(sizes: Iterable[tuple[str, int]], most: int) -> list[list[tuple[str, int]]]:
-    """(name, bytes) of tensors in files of at most `most` bytes each, larger tensors alone."""
-    shards: list[list[tuple[str, int]]] = []
-    filled = 0
-    for name, size in sizes:
-        if not shards or filled + size > most:
-            shards.append([])
-            filled = 0
-        shards[-1].append((name, size))
-        filled += size
-    return shards
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]

@@ -1,6 +1,5 @@
 """The tokenizer of a Hugging Face folder: files to carry over, the byte tokenizer as one, hints."""
 
-import json
 import pathlib
 import shutil
 
@@ -35,30 +34,30 @@ def write_tokenizer(tokenizer: str, folder: pathlib.Path) -> dict[str, int]:
         file = source if name == "tokenizer.json" and source.is_file() else beside / name
         if file.is_file():
             shutil.copyfile(file, folder / name)
-    loaded = ours.JsonTokenizer((folder / FILES[0]).read_bytes(), _config(folder))
+    path = folder / FILES[0]
+    loaded = ours.JsonTokenizer(path.read_bytes(), ours.neighbour_config(path))
     ids = {"bos": loaded.bos_id, "eos": loaded.eos_id, "pad": loaded.pad_id}
     return {f"{role}_token_id": token for role, token in ids.items() if token is not None}
 
 
 def raw_text_warning(folder: pathlib.Path) -> list[str]:
     """A line if the folder's model was tuned to chat: a warning where it scores plain text."""
-    config = _config(folder) or {}
+    config = ours.neighbour_config(folder / FILES[0]) or {}
     chats = "chat_template" in config or (folder / "chat_template.jinja").is_file()
     if not chats and not folder.resolve().name.endswith("-it"):
         return []
     return [f"{folder} is tuned to chat: on plain text its loss is no measure of the base model"]
 
 
-def _config(folder: pathlib.Path) -> dict | None:
-    path = folder / "tokenizer_config.json"
-    return json.loads(path.read_bytes()) if path.is_file() else None
-
-
 def _write_byte_tokenizer(folder: pathlib.Path) -> None:
     """A tokenizer.json in which byte b is id b: byte-level BPE without merges."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    vocabulary = {character: byte for byte, character in _byte_alphabet().items()}
+    # Printable bytes are written as they are, the others as the characters from 256 on.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: ord(character) for character in alphabet if ord(character) < 256}
+    others = [byte for byte in range(256) if byte not in vocabulary.values()]
+    vocabulary |= zip(alphabet[len(vocabulary) :], others, strict=True)
     special = {text: token for token, (_, text) in _SPECIAL.items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary | special, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -67,14 +66,3 @@ def _write_byte_tokenizer(folder: pathlib.Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     values = {"tokenizer_class": "PreTrainedTokenizerFast", **dict(_SPECIAL.values())}
     write_json(folder / "tokenizer_config.json", values)
-
-
-def _byte_alphabet() -> dict[int, str]:
-    """The character that byte-level tokenizers write for each byte: printable ones as they are.
-
-    Source: GPT-2's byte-level BPE, as the tokenizers library has it.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    shifted = {byte: chr(256 + place) for place, byte in enumerate(others)}
-    return {byte: chr(byte) for byte in printable} | shifted

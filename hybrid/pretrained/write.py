@@ -15,7 +15,7 @@ from hybrid.pretrained.config_in import CONFIG
 from hybrid.pretrained.config_out import hugging_face_config
 from hybrid.pretrained.names import StoredTensor
 from hybrid.pretrained.tokenizer import write_tokenizer
-from hybrid.process.files import whole_folder, write_json
+from hybrid.process.files import check_free, whole_folder, write_json
 
 PREFIX = "model."
 MOST_BYTES = 5 * 10**9  # of a file
@@ -36,13 +36,12 @@ def write_folder(
       most_bytes: of a file of tensors, larger single tensors aside.
     Raises: ConfigError for a folder that isn't empty, or a model that transformers cannot be.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError("output", "must be new or an empty folder", str(folder))
+    check_free(folder, "output")
     leaves = flat(params)
     dtype = leaves["embedder", "embedding"].dtype
     values = hugging_face_config(config, dtype.name)
     stored = names.stored_tensors(config, PREFIX)
-    sizes = [(n, math.prod(group[0].file_shape) * dtype.itemsize) for n, group in stored.items()]
+    sizes = {n: math.prod(group[0].file_shape) * dtype.itemsize for n, group in stored.items()}
     with whole_folder(folder) as temporary:
         ids = write_tokenizer(tokenizer, temporary)
         largest = max(ids.values(), default=0)
@@ -50,12 +49,12 @@ def write_folder(
             problem = f"is too small for the tokenizer's special id {largest}"
             raise ConfigError("model.vocab_size", problem, config.vocab_size)
         write_json(temporary / CONFIG, values | ids)
-        shards = tensors.shards_of(sizes, most_bytes)
-        tensors.write(temporary, shards, lambda name: _assembled(leaves, stored[name], dtype))
+        tensors.write(
+            temporary, sizes, most_bytes, lambda name: _assembled(leaves, stored[name], dtype)
+        )
 
 
 def _assembled(leaves: Leaves, stored: list[StoredTensor], dtype: np.dtype) -> np.ndarray:
-    """A tensor of the file from the tensors of ours that it stores."""
     whole = np.empty(stored[0].file_shape, dtype)
     for tensor in stored:
         leaf = leaves[tensor.path]

@@ -10,7 +10,8 @@ import logging
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -19,6 +20,12 @@ from hybrid.config import ConfigError
 from hybrid.process import signals
 from hybrid.process.host import keep_freed_memory
 
+_DEFINE: dict[type, Callable] = {
+    str: flags.DEFINE_string,
+    bool: flags.DEFINE_boolean,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+}
 OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143  # tracebacks: 1, by Python
 
 
@@ -29,25 +36,25 @@ class Command:
     Attributes:
       name: as typed, `python train.py`.
       doc: what it does, for `--help`.
-      define: adds the command's flags to a FlagValues.
+      flags: meaning and default of each flag by name; the default's type is the flag's, and a
+        flag without a default has its type in that place.
       config_class: the dataclass behind `--config.KEY`.
       run: does the work, given the parsed `Arguments`; may return an exit status.
     """
 
     name: str
     doc: str
-    define: Callable[[flags.FlagValues], None]
+    flags: Mapping[str, tuple[str, Any]]
     config_class: type
     run: Callable[["Arguments"], int | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """A parsed command line: `flags.NAME`, the config overrides as text, the words themselves."""
+    """A parsed command line: `flags.NAME`, and the config overrides as text."""
 
     flags: flags.FlagValues
     overrides: dict[str, str]
-    argv: tuple[str, ...]
 
     def require(self, name: str) -> str:
         """The value of a flag that must be given.  Raises: ConfigError."""
@@ -64,7 +71,7 @@ def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
       command: or the module that holds it as COMMAND, which is imported after signals are caught:
         that loads jax, which takes seconds.
     """
-    argv = tuple(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
     with signals.caught():
         try:
             if isinstance(command, str):
@@ -81,29 +88,23 @@ def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
 
 
-def _run(command: Command, argv: tuple[str, ...]) -> int:
+def _run(command: Command, argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(help_text(command))
         return OK
     arguments = parse(command, argv)
-    _log_to_stderr()
-    keep_freed_memory()
-    return command.run(arguments) or OK
-
-
-def _log_to_stderr() -> None:
-    """Sends this package's log to standard error as plain lines, whatever others have set up."""
-    log = logging.getLogger("hybrid")
+    log = logging.getLogger("hybrid")  # plain lines, whatever others have set up
     log.handlers = [logging.StreamHandler(sys.stderr)]
     log.propagate = False
     log.setLevel(logging.INFO)
+    keep_freed_memory()
+    return command.run(arguments) or OK
 
 
 def parse(command: Command, argv: Sequence[str]) -> Arguments:
     """Splits config overrides from flags and parses both.  Raises: ConfigError."""
     words, overrides = _split(argv)
-    values = flags.FlagValues()
-    command.define(values)
+    values = _flag_values(command)
     try:
         rest = values([command.name, *words])[1:]
     except flags.UnrecognizedFlagError as error:
@@ -113,7 +114,15 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
         raise _flag_error(str(error)) from None
     if rest:
         raise ConfigError("arguments", "takes only --flags", " ".join(rest))
-    return Arguments(values, overrides, tuple(argv))
+    return Arguments(values, overrides)
+
+
+def _flag_values(command: Command) -> flags.FlagValues:
+    values = flags.FlagValues()
+    for name, (doc, default) in command.flags.items():
+        kind, default = (default, None) if isinstance(default, type) else (type(default), default)
+        _DEFINE[kind](name, default, doc, flag_values=values)
+    return values
 
 
 def _flag_error(message: str) -> ConfigError:
@@ -144,8 +153,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def help_text(command: Command) -> str:
     """Usage, flags and every config key with its default and meaning."""
-    values = flags.FlagValues()
-    command.define(values)
+    values = _flag_values(command)
     lines = [f"usage: {command.name} --FLAG=VALUE ... [--config.KEY=VALUE ...]", ""]
     lines += [textwrap.dedent(command.doc).strip(), "", "flags:"]
     lines += [f"  --{name:<22} {values[name].help}" for name in values]

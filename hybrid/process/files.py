@@ -5,10 +5,11 @@ import io
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from hybrid.config import ConfigError
 
 Content = str | bytes | Callable[[io.BufferedIOBase], Any]
 
@@ -19,16 +20,18 @@ def write_whole(path: pathlib.Path, content: Content) -> None:
     The file appears under its name when all of it is on the disk. A link stays one, and what is
     no regular file (a pipe, `/dev/stdout`) is written to as it is.
     """
+    data = content.encode() if isinstance(content, str) else content
+    fill = data if callable(data) else lambda file: file.write(data)
     if path.exists() and not path.is_file():
         whole = io.BytesIO()  # np.save needs a file's position, which a pipe does not have
-        _fill(whole, content)
+        fill(whole)
         path.write_bytes(whole.getvalue())
         return
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            _fill(file, content)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -41,6 +44,12 @@ def write_json(path: pathlib.Path, values: Any, *, indent: int = 2, **options: A
     write_whole(path, json.dumps(values, indent=indent, **options) + "\n")
 
 
+def check_free(folder: pathlib.Path, key: str) -> None:
+    """Raises: ConfigError under `key` for a folder that is neither new nor empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(key, "must be new or an empty folder", str(folder))
+
+
 @contextlib.contextmanager
 def whole_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder to fill, which becomes `folder` (new or empty) at the end of the `with`.
@@ -48,8 +57,9 @@ def whole_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     After an exception nothing of it is left.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as root:
+        temporary = pathlib.Path(root, folder.name)
+        temporary.mkdir()
         yield temporary
         if folder.exists():
             folder.rmdir()
@@ -57,13 +67,3 @@ def whole_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             file.chmod(0o644)  # safetensors makes them private
         temporary.chmod(0o755)
         temporary.rename(folder)
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
-
-
-def _fill(file: io.BufferedIOBase, content: Content) -> None:
-    if callable(content):
-        content(file)
-    else:
-        file.write(content.encode() if isinstance(content, str) else content)

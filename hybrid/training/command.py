@@ -2,17 +2,9 @@
 
 import pathlib
 
-from absl import flags
-
 from hybrid import experiment
 from hybrid.experiment import Experiment
 from hybrid.process import cli
-
-
-def _define(values: flags.FlagValues) -> None:
-    page = "config page, PATH.py or PATH.py:ARG"
-    flags.DEFINE_string("config", None, page, flag_values=values)
-    flags.DEFINE_string("workdir", None, "folder of the run, new or to resume", flag_values=values)
 
 
 def _run(arguments: cli.Arguments) -> None:
@@ -28,7 +20,10 @@ COMMAND = cli.Command(
     doc="""
 Trains a model and keeps everything in a workdir; the same command resumes a run that was stopped.
 """,
-    define=_define,
+    flags={
+        "config": ("config page, PATH.py or PATH.py:ARG", str),
+        "workdir": ("folder of the run, new or to resume", str),
+    },
     config_class=Experiment,
     run=_run,
 )

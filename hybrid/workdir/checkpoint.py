@@ -17,6 +17,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -54,9 +55,8 @@ def is_sound(path: pathlib.Path) -> bool:
     return has_arrays and is_committed and str(record["step"]) == path.name
 
 
-def best_step(workdir: pathlib.Path) -> int | None:
-    """The step with a checkpoint whose evaluation row in metrics.jsonl has the lowest loss."""
-    available = set(checkpoint_steps(workdir))
+def best_step(workdir: pathlib.Path, available: Sequence[int]) -> int | None:
+    """The step of `available` with the lowest eval/loss in metrics.jsonl; None without one."""
     losses = {
         row["step"]: row["eval/loss"]
         for row in read_rows(workdir / METRICS, "eval/loss")
@@ -75,7 +75,7 @@ def find_step(workdir: pathlib.Path, which: str = "latest") -> int:
     if which == "latest":
         return available[-1]
     if which == "best":
-        best = best_step(workdir)
+        best = best_step(workdir, available)
         if best is None:
             raise ConfigError("--checkpoint", "no checkpoint was evaluated", which, "latest, STEP")
         return best
@@ -102,8 +102,7 @@ def restore_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> t
     Raises: ConfigError for a workdir or checkpoint that isn't there.
     """
     step = find_step(workdir, which)
-    restored = _restore(workdir, step, {"params": abstract_params})
-    return restored["params"], step
+    return _restore(workdir, step, {"params": abstract_params})["params"], step
 
 
 def restore_state(workdir: pathlib.Path, step: int, abstract_state: Any, base: Any = None) -> Any:
@@ -149,12 +148,12 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
         import orbax.checkpoint as ocp
 
-        self._args = ocp.args
+        self._args, self._writer = ocp.args, ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._workdir, self._config = workdir, config
         self._folder = (workdir / FOLDER).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        self._remove_leftovers()
+        if jax.process_index() == 0:
+            self._remove_leftovers()
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Starts a save; `state`'s buffers may be donated as soon as this returns."""
@@ -173,7 +172,7 @@ class Checkpoints:
         self._writer.wait_until_finished()
         if jax.process_index() == 0:
             available = checkpoint_steps(self._workdir)
-            keep = {*available[-self._config.keep :], best_step(self._workdir)}
+            keep = {*available[-self._config.keep :], best_step(self._workdir, available)}
             for step in available:
                 if step not in keep:
                     remove(self._folder / str(step))
@@ -184,8 +183,6 @@ class Checkpoints:
 
     def _remove_leftovers(self) -> None:
         """Removes what a killed run was writing or deleting, and emptied steps."""
-        if jax.process_index() != 0:
-            return
         for path in self._folder.iterdir():
             leftover = path.name.startswith(_DELETING) or _ORBAX_TEMPORARY in path.name
             if leftover or (path.name.isdecimal() and not is_sound(path)):
@@ -196,10 +193,8 @@ def remove(path: pathlib.Path) -> None:
     """Deletes a folder if it exists: renamed first, so that no step is ever there in part."""
     if not path.exists():
         return
-    doomed = path
     if not path.name.startswith(_DELETING):
         doomed = path.with_name(_DELETING + path.name)
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        path.rename(doomed)
-    shutil.rmtree(doomed)
+        remove(doomed)
+        path = path.rename(doomed)
+    shutil.rmtree(path)

@@ -40,19 +40,18 @@ class MetricsFile:
         with open(self.path, "a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 
-    def rows(self) -> list[Row]:
-        """All whole rows; a line torn by a kill is left out."""
-        return read_rows(self.path)
-
     def cut(self, last_step: int) -> None:
         """Drops rows beyond `last_step` and a torn line, by writing a new file in its place."""
-        kept = [row for row in self.rows() if row["step"] <= last_step]
+        kept = [row for row in read_rows(self.path) if row["step"] <= last_step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_whole(self.path, text)
 
 
 def read_rows(path: pathlib.Path, holding: str = "") -> list[Row]:
-    """The rows of a metrics file whose text holds `holding`; none if there is no file."""
+    """The rows of a metrics file whose text holds `holding`; none if there is no file.
+
+    A line torn by a kill is left out.
+    """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
@@ -63,12 +62,11 @@ def training_row(
     step: int, metrics: Mapping[str, Any], tokens_seen: int, seconds: float, mfu: Any
 ) -> Row:
     """The row of one training step; numbers that are not finite become null."""
-    row = {"step": step, "loss": number(metrics["loss"])}
     extra = [name for name in metrics if name in EXTRA_LOSSES or name.startswith("router/")]
-    row |= {name: number(metrics[name]) for name in extra}
-    return row | {
-        "grad_norm": number(metrics["grad_norm"]),
-        "learning_rate": number(metrics["learning_rate"]),
+    names = ("loss", *extra, "grad_norm", "learning_rate")
+    return {
+        "step": step,
+        **{name: number(metrics[name]) for name in names},
         "tokens_per_second": int(metrics["num_tokens"]) / seconds,
         "mfu": mfu,
         "tokens_seen": tokens_seen,
@@ -78,21 +76,14 @@ def training_row(
 
 def evaluation_row(step: int, result: Any) -> Row:
     """The row of one evaluation; `eval/accuracy` only where a task was evaluated."""
-    accuracy = {} if result.accuracy is None else {"eval/accuracy": number(result.accuracy)}
-    return {
-        "step": step,
-        "eval/loss": number(result.loss),
-        "eval/perplexity": number(result.perplexity),
-        "eval/bits_per_byte": None
-        if result.bits_per_byte is None
-        else number(result.bits_per_byte),
-    } | accuracy
+    names = ["loss", "perplexity", "bits_per_byte"]
+    names += [] if result.accuracy is None else ["accuracy"]
+    return {"step": step} | {f"eval/{name}": number(getattr(result, name)) for name in names}
 
 
 def number(value: Any) -> float | None:
-    """A Python float, or None where it is not finite (JSON has no NaN)."""
-    value = float(value)
-    return value if math.isfinite(value) else None
+    """A Python float; None for None, and where it is not finite (JSON has no NaN)."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 # --- TensorBoard -----------------------------------------------------------------------------

@@ -27,6 +27,8 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 def describe(data_fingerprint: str, command_line: Sequence[str]) -> dict[str, Any]:
     """Everything outside the config that decides a run's numbers or tells where they come from."""
     devices = jax.devices()
+    has_affinity = hasattr(os, "sched_getaffinity")
+    num_threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     return {
         "versions": {
             "python": platform.python_version(),
@@ -37,9 +39,7 @@ def describe(data_fingerprint: str, command_line: Sequence[str]) -> dict[str, An
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
         "process_count": jax.process_count(),
-        "thread_count": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "thread_count": num_threads,
         "data_fingerprint": data_fingerprint,
         "command_line": list(command_line),
     }
@@ -54,13 +54,13 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """The commit of the checkout this package runs from; None if it is no checkout."""
-    here = pathlib.Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(pathlib.Path(__file__).resolve().parent), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def write(workdir: pathlib.Path, experiment: Experiment, record: dict[str, Any]) -> None:
@@ -110,9 +110,8 @@ def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
             continue
         if name == "training.num_steps" and (new or 0) > (old or 0):
             continue
-        accepted = f"this run has {old!r}" + (
-            "; it may only grow" if name == "training.num_steps" else "; use another --workdir"
-        )
+        remedy = "it may only grow" if name == "training.num_steps" else "use another --workdir"
+        accepted = f"this run has {old!r}; {remedy}"
         raise ConfigError(name, "differs from the run in --workdir", new, accepted)
     old, new = recorded["training.num_steps"], current["training.num_steps"]
     if old == new or experiment.optimizer.schedule == "constant":

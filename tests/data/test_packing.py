@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.data.cache import TokenStream
-from hybrid.data.packing import pack
+from hybrid.data.packing import Packing
 
 PAD, BOS, EOS = 256, 257, 258
 DOCUMENTS = st.lists(st.lists(st.integers(0, 9), max_size=9), min_size=1, max_size=8)
@@ -23,7 +23,7 @@ def lay_out(documents, policy):
 def packed(documents, policy, context_length, cross_document=False):
     pieces, stream = lay_out(documents, policy)
     bos = BOS if policy == "window" else None
-    return pieces, pack(
+    return pieces, Packing(
         stream, context_length, pad_id=PAD, window_bos=bos, cross_document=cross_document
     )
 

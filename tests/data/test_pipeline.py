@@ -1,5 +1,6 @@
 """From config to batches: the same rows for any number of processes, from any row on."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -30,7 +31,7 @@ def open_rows(config, **keys):
 
 
 def take(rows, count, *arguments):
-    with rows.batches(*arguments) as batches:
+    with contextlib.closing(rows.batches(*arguments)) as batches:
         return list(itertools.islice(batches, count))
 
 
@@ -68,13 +69,13 @@ def test_an_epoch_predicts_every_token_once_and_the_next_is_shuffled_anew(config
         [rows.row(r) for r in range(first, first + rows.num_rows)] for first in (0, rows.num_rows)
     ]
     for epoch in epochs:
-        assert sum(int(row["loss_mask"].sum()) for row in epoch) == rows.tokens_per_epoch
+        assert sum(int(row["loss_mask"].sum()) for row in epoch) == rows.source.num_predicted
     first, second = ([row["tokens"].tolist() for row in epoch] for epoch in epochs)
     assert first != second
     assert sorted(first) == sorted(second)
 
 
-def test_a_fingerprint_and_a_seed_decide_the_rows(config, tmp_path):
+def test_a_fingerprint_and_a_seed_decide_the_rows(config):
     rows = open_rows(config)
     again = open_rows(config, seed=1)
     assert again.fingerprint == rows.fingerprint
@@ -91,17 +92,17 @@ def test_a_fingerprint_and_a_seed_decide_the_rows(config, tmp_path):
 
 def test_train_and_eval_hold_all_text(config):
     rows = open_rows(config)
-    held_out = pipeline.eval_documents(config, vocab_size=259)
-    everything = pipeline.eval_documents(config, vocab_size=259, split="all")
+    held_out = pipeline.open_held_out(config, vocab_size=259)
+    everything = pipeline.open_held_out(config, vocab_size=259, split="all")
     assert len(everything) == 30
-    assert rows.tokens_per_epoch == sum(map(len, everything.tokens)) - sum(
+    assert rows.source.num_predicted == sum(map(len, everything.tokens)) - sum(
         map(len, held_out.tokens)
     )
     assert (held_out.bos, held_out.bos_id, held_out.pad_id) == ("document", 257, 256)
 
 
-def test_eval_documents_end_with_eos_that_has_no_bytes(config, tmp_path):
-    found = pipeline.eval_documents(config, vocab_size=259, split="all")
+def test_eval_documents_end_with_eos_that_has_no_bytes(config):
+    found = pipeline.open_held_out(config, vocab_size=259, split="all")
     for name, tokens, num_bytes in zip(found.names, found.tokens, found.num_bytes, strict=True):
         with open(name, "rb") as file:
             text = file.read()
@@ -113,8 +114,8 @@ def test_bos_never_leaves_the_first_token_as_context(config):
     never = DataConfig(**{**vars(config), "bos": "never"})
     rows = open_rows(never)
     assert all(257 not in rows.row(r)["tokens"] for r in range(rows.num_rows))
-    assert rows.tokens_per_epoch < open_rows(config).tokens_per_epoch
-    assert pipeline.eval_documents(never, vocab_size=259).bos_id is None
+    assert rows.source.num_predicted < open_rows(config).source.num_predicted
+    assert pipeline.open_held_out(never, vocab_size=259).bos_id is None
 
 
 def save_words(folder, names):
@@ -138,10 +139,10 @@ def test_a_tokenizer_without_special_tokens_packs_bare_documents(tmp_path):
     config = words(tmp_path, [])
     rows = open_rows(config, vocab_size=3, split="all", context_length=8)
     row = rows.row(0)
-    assert rows.tokens_per_epoch == 6 - 3
+    assert rows.source.num_predicted == 6 - 3
     assert row["segment_ids"].tolist().count(0) == 2
     assert sorted(row["tokens"][:6].tolist()) == [1, 1, 1, 2, 2, 2]
-    found = pipeline.eval_documents(config, vocab_size=3, split="all")
+    found = pipeline.open_held_out(config, vocab_size=3, split="all")
     assert [tokens.tolist() for tokens in found.tokens] == [[1, 2, 1], [2, 2], [1]]
     assert [counts.tolist() for counts in found.num_bytes] == [[1, 2, 2], [1, 2], [1]]
     assert found.bos == "never"
@@ -157,7 +158,7 @@ def test_pad_outside_the_models_vocabulary_is_replaced(tmp_path):
 def test_an_unknown_word_anywhere_makes_bytes_unknown(tmp_path):
     config = words(tmp_path, [])
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": "c"}\n')
-    assert pipeline.eval_documents(config, vocab_size=3, split="all").num_bytes is None
+    assert pipeline.open_held_out(config, vocab_size=3, split="all").num_bytes is None
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_text_that_is_no_utf8_is_named_where_the_tokenizer_needs_it(config, tmp_
     (tmp_path / "t").mkdir()
     keys = {"tokenizer": save_words(tmp_path / "t", [])}
     broken = DataConfig(**{**vars(config), **keys})
-    for call in (open_rows, pipeline.eval_documents):
+    for call in (open_rows, pipeline.open_held_out):
         with pytest.raises(ConfigError, match=r"data\.paths: .*\.txt is not UTF-8 \(byte \d+\)"):
             call(broken, vocab_size=259)
     assert not os.path.exists(config.cache_dir)

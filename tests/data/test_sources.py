@@ -98,7 +98,7 @@ def test_a_jsonl_line_is_a_document(tmp_path):
     found = sources.documents(config, "all")
     assert [document.text.decode() for document in found] == ["erster\nText", "日本語"]
     assert [document.name for document in found] == [f"{path}:1", f"{path}:3"]
-    assert found[1].text.decode() == "日本語"
+    assert list(found)[1].text.decode() == "日本語"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Examples of tasks are exactly as described, the same wherever they are made, and cheap."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -202,7 +203,7 @@ def open_rows(source, **keys):
 
 
 def take(rows, count, *arguments):
-    with rows.batches(*arguments) as batches:
+    with contextlib.closing(rows.batches(*arguments)) as batches:
         return list(itertools.islice(batches, count))
 
 
@@ -231,7 +232,7 @@ def test_the_seed_orders_the_same_examples_and_the_keys_decide_them(source):
     assert len({one.fingerprint for one in (rows, longer, larger)}) == 3
     assert any((rows.row(r)["tokens"] != other_seed.row(r)["tokens"]).any() for r in range(5))
     assert rows.description.startswith(f"{source} (train): 100,000 examples")
-    assert rows.tokens_per_epoch == (250_000 if source == "mqar" else 100_000)
+    assert rows.source.num_predicted == (250_000 if source == "mqar" else 100_000)
 
 
 @pytest.mark.parametrize("source", ["mqar", "needle"])

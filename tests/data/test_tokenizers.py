@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from hybrid.config import ConfigError
 from hybrid.data import tokenizers
-from hybrid.data.config import DataConfig
 
 TEXT = "Über den Wolken: naïve café, 日本語 and \U0001f600 \n\n  def f(x):\n    return x ▁ <eos>!"
 SPECIALS = ["<pad>", "<bos>", "<eos>"]
@@ -61,11 +60,11 @@ def load(folder, backend, config=None):
     backend.save(str(folder / "tokenizer.json"))
     if config is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return tokenizers.load(DataConfig(tokenizer=str(folder / "tokenizer.json")))
+    return tokenizers.load(str(folder / "tokenizer.json"))
 
 
 def test_byte_b_is_id_b_and_specials_follow():
-    tokenizer = tokenizers.load(DataConfig())
+    tokenizer = tokenizers.load("byte")
     assert tokenizer.encode(bytes(range(256))).tolist() == list(range(256))
     assert tokenizer.encode("é").tolist() == [0xC3, 0xA9]
     specials = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size)
@@ -153,4 +152,4 @@ def test_a_missing_or_broken_file_is_refused_by_key(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"data\.tokenizer: (no such file|can't be loaded)"):
-        tokenizers.load(DataConfig(tokenizer=str(path)))
+        tokenizers.load(str(path))

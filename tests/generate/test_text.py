@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pretrained import tiny_folder
 
-from hybrid.data.config import DataConfig
 from hybrid.data.tokenizers import ByteTokenizer, load
 from hybrid.generate.text import BROKEN, TextStream
 
@@ -72,7 +71,7 @@ def tokenizers(tmp_path_factory):
     )
     path = tmp_path_factory.mktemp("pieces") / "tokenizer.json"
     pieced.save(str(path))
-    return [load(DataConfig(tokenizer=str(where))) for where in (folder, path)]
+    return [load(str(where)) for where in (folder, path)]
 
 
 @pytest.mark.parametrize("step", [1, 2, 5])

@@ -14,7 +14,6 @@ from pretrained import tiny_folder
 from hybrid import pretrained
 from hybrid.config import ConfigError
 from hybrid.data import tokenizers
-from hybrid.data.config import DataConfig
 from hybrid.evaluation.__main__ import main as evaluate
 from hybrid.loading import api
 from hybrid.pretrained import tensors
@@ -114,7 +113,7 @@ def test_the_byte_tokenizer_is_written_as_one_that_others_read(tmp_path):
     from tokenizers import Tokenizer
 
     theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ours = tokenizers.load(DataConfig(tokenizer=str(folder)))
+    ours = tokenizers.load(str(folder))
     for text in ("plain", "tabs\tand\nlines ", "Grüße, 世界 🌍", "\x00\x7f", "<bos>"):
         wanted = list(text.encode())
         assert ours.encode(text).tolist() == wanted

@@ -11,8 +11,6 @@ Reading order: `example.py`, `mqar.py`, `needle.py`, then this file: TASKS is th
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,33 +22,12 @@ FORMAT = 1  # of the examples: another number for other examples of the same key
 SPLITS = ("train", "eval")
 
 
-class Task(NamedTuple):
-    """What a task's module offers.
-
-    Attributes:
-      check: (config, context_length, vocab_size, length_key); raises ConfigError by key.
-      num_asked: (config, index) -> predicted tokens of an example.
-      example: (config, draws, index, context_length, vocab_size) -> Example.
-      chance: (config, vocab_size) -> share of right answers of a model that sees no value.
-    """
-
-    check: Callable[[Any, int, int, str], None]
-    num_asked: Callable[[Any, int], int]
-    example: Callable[[Any, Draws, int, int, int], Example]
-    chance: Callable[[Any, int], float]
-
-
-TASKS = {
-    "mqar": Task(mqar.check, mqar.num_asked, mqar.example, mqar.chance),
-    "needle": Task(needle.check, needle.num_asked, needle.example, needle.chance),
-}
-
-
-def check(name: str, config: Any, vocab_size: int, lengths: Mapping[str, Sequence[int]]) -> None:
-    """Raises: ConfigError where vocabulary or lengths (by the key that sets them) don't fit."""
-    for length_key, values in lengths.items():
-        for length in values:
-            TASKS[name].check(config, length, vocab_size, length_key)
+# The table of tasks. A task is a module of
+#   check(config, context_length, vocab_size, length_key), which raises ConfigError by key;
+#   num_asked(config, index), the predicted tokens of an example;
+#   example(config, draws, index, context_length, vocab_size) -> Example;
+#   chance(config, vocab_size), the share of right answers of a model that sees no value.
+TASKS = {"mqar": mqar, "needle": needle}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +53,7 @@ class Examples:
         if self.split not in SPLITS:
             raise ValueError(f"split: {' or '.join(SPLITS)}, got {self.split!r}")
         length_key = "training.context_length" if self.split == "train" else "eval.context_length"
-        check(self.name, self.config, self.vocab_size, {length_key: [self.context_length]})
+        TASKS[self.name].check(self.config, self.context_length, self.vocab_size, length_key)
 
     @property
     def num_rows(self) -> int:
@@ -101,7 +78,7 @@ class Examples:
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         """Example `index` by the fields of `Batch`, each [context_length]."""
-        return as_row(self.example(index))
+        return self.example(index).row()
 
     def at(self, context_length: int) -> "Examples":
         """The same split made at another length.  Raises: ConfigError if it doesn't fit."""
@@ -119,18 +96,4 @@ class Examples:
         return f"{self.name} ({self.split}): {self.num_rows:,} examples, {self.config}"
 
 
-def as_row(example: Example) -> dict[str, np.ndarray]:
-    """An example by the fields of `Batch`: one segment, predicted where it is asked."""
-    length = len(example.tokens)
-    loss_mask = np.zeros(length, bool)
-    loss_mask[example.asked] = True
-    return {
-        "tokens": example.tokens,
-        "targets": example.targets,
-        "segment_ids": np.ones(length, np.int32),
-        "positions": np.arange(length, dtype=np.int32),
-        "loss_mask": loss_mask,
-    }
-
-
-__all__ = ["TASKS", "Example", "Examples", "MqarConfig", "NeedleConfig", "Task", "as_row", "check"]
+__all__ = ["TASKS", "Example", "Examples"]

@@ -24,6 +24,19 @@ class Example(NamedTuple):
     distance: np.ndarray
     num_pairs: int
 
+    def row(self) -> dict[str, np.ndarray]:
+        """By the fields of `Batch`: one segment, predicted where it is asked."""
+        length = len(self.tokens)
+        loss_mask = np.zeros(length, bool)
+        loss_mask[self.asked] = True
+        return {
+            "tokens": self.tokens,
+            "targets": self.targets,
+            "segment_ids": np.ones(length, np.int32),
+            "positions": np.arange(length, dtype=np.int32),
+            "loss_mask": loss_mask,
+        }
+
 
 class Draws:
     """The random numbers of one example, a pure function of (stream, index).
