@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scripts
 from inference.small_models import params_of, tokens_of
 from model.running_average import LETTER
 from training.tiny_run import experiment_of, rows
@@ -25,7 +26,7 @@ from hybrid.model.config import ModelConfig
 from hybrid.model.mixers import MIXERS, register
 from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.origin import Origin
-from hybrid.plan import figure, report
+from hybrid.plan import report
 from hybrid.plan.table import render
 from hybrid.training import loop
 
@@ -218,7 +219,8 @@ def test_tables_and_figures_show_it():
     text = render(report(whole), whole, "page")
     assert "running average of 16, decay 0.9" in text
     assert "state" in text
-    assert LETTER.look.colour in figure.render(model.layer_plan(whole.model), "page")
+    pattern = scripts.load("figures/pattern")
+    assert LETTER.look.colour in pattern.render(model.layer_plan(whole.model), "page")
 
 
 def test_export_is_refused_by_name(tmp_path):
