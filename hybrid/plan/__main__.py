@@ -1,5 +1,6 @@
 """`python -m hybrid.plan --config=...`: what a config costs, before anything runs."""
 
+import functools
 import json
 import sys
 
@@ -14,20 +15,15 @@ from hybrid.process import cli
 
 
 def _define(values: flags.FlagValues) -> None:
-    def text(name: str, doc: str) -> None:
-        flags.DEFINE_string(name, None, doc, flag_values=values)
-
-    def switch(name: str, doc: str) -> None:
-        flags.DEFINE_boolean(name, False, doc, flag_values=values)
-
-    text("config", "config page, PATH.py or PATH.py:ARG")
-    flags.DEFINE_integer(
-        "context", None, "tokens a row; default: training.context_length", flag_values=values
-    )
-    flags.DEFINE_integer("batch", 1, "rows, which multiply the cache bytes", flag_values=values)
-    text("topology", "compile for devices such as v5p:4x4x4 (not built yet)")
-    switch("search", "search for the best mesh (not built yet)")
-    switch("json", "print the figures as JSON instead of a table")
+    text = functools.partial(flags.DEFINE_string, default=None, flag_values=values)
+    number = functools.partial(flags.DEFINE_integer, flag_values=values)
+    switch = functools.partial(flags.DEFINE_boolean, default=False, flag_values=values)
+    text("config", help="config page, PATH.py or PATH.py:ARG")
+    number("context", None, "tokens a row; default: training.context_length")
+    number("batch", 1, "rows, which multiply the cache bytes")
+    text("topology", help="compile for devices such as v5p:4x4x4 (not built yet)")
+    switch("search", help="search for the best mesh (not built yet)")
+    switch("json", help="print the figures as JSON instead of a table")
 
 
 def _run(arguments: cli.Arguments) -> None:
