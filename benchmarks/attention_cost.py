@@ -20,7 +20,7 @@ from benchmarks.model import MODEL
 from benchmarks.workers import readings
 from hybrid.model import stack
 from hybrid.model.blocks.block import LayerInputs
-from hybrid.model.mixers.protocol import Placement
+from hybrid.model.mixers.protocol import Placement, shared_arrays
 from hybrid.model.pattern import plan_layers
 from hybrid.process.host import keep_freed_memory
 
@@ -67,7 +67,8 @@ def _measure(letter: str, implementation: str, length: int, count: int) -> dict[
 
     def both_ways(params, x):
         positions = jnp.arange(length, dtype=jnp.int32)[None]
-        inputs = LayerInputs(Placement.of(plan.mixers(), positions, None, x.dtype))
+        shared = shared_arrays(plan.mixers(), positions, x.dtype)
+        inputs = LayerInputs(Placement(positions, None, shared))
         layer = lambda params, x: nnx.merge(graph, params)(x, inputs).x  # noqa: E731
         out, back = jax.vjp(layer, params, x)
         return out, back(x)

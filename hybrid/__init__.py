@@ -1,6 +1,6 @@
 """Hybrid local/global attention in JAX: train, evaluate, ablate and generate.
 
-Start with `model/pattern.py` (a pattern and a depth become a plan), then `model/language_model.py`;
+Start with `model/pattern.py` (a pattern and a depth become a plan), then `model/__init__.py`;
 `docs/design.md` says what was decided and why.
 """
 

@@ -23,7 +23,6 @@ class Origin:
 
     Attributes:
       path: the folder.
-      is_run: whether it is a workdir of ours.
       model: values of `model.*`.
       tokenizer, bos: values of `data.tokenizer` and `data.bos`.
       run: of a workdir, its whole config; None of a Hugging Face folder.
@@ -31,12 +30,16 @@ class Origin:
     """
 
     path: pathlib.Path
-    is_run: bool
     model: Mapping[str, Any]
     tokenizer: str
     bos: str
     run: Mapping[str, Any] | None = None
     key: str = "init_from"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a workdir of ours."""
+        return self.run is not None
 
 
 def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
@@ -55,14 +58,10 @@ def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
         values = upgraded(values)
         data = values.get("data", {})
         names = data.get("tokenizer", "byte"), data.get("bos", "auto")
-        return Origin(folder, True, values["model"], *names, run=values, key=key)
-    return _of_hugging_face(folder, key)
-
-
-def _of_hugging_face(folder: pathlib.Path, key: str) -> Origin:
+        return Origin(folder, values["model"], *names, run=values, key=key)
     from hybrid import pretrained  # only those who read such folders pay for it
 
-    return Origin(folder, False, *pretrained.describe(folder, key), key=key)
+    return Origin(folder, *pretrained.describe(folder, key), key=key)
 
 
 def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ sharded, so a step of the scan touches one layer's shards only.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
@@ -23,7 +24,7 @@ from hybrid.config import ConfigError, key
 
 MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
 
-RULES: dict[str, tuple[str, ...]] = {
+RULES: dict[str | None, tuple[str, ...]] = {
     axes.BATCH: ("data", "fsdp"),
     axes.TIME: ("context",),
     axes.EMBED: ("fsdp",),
@@ -83,31 +84,36 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 def spec_of(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
     """The partition of an array with logical `names`."""
-    return P(*(_split_by(mesh, *axis) or None for axis in zip(names, shape, strict=True)))
+    return P(*(split_axes(*axis, mesh) or None for axis in zip(names, shape, strict=True)))
 
 
-def _split_by(mesh, name, size) -> tuple[str, ...]:
-    """The mesh axes that split an axis; none where they don't divide it: it is copied."""
-    split = tuple(axis for axis in RULES.get(name, ()) if mesh.shape.get(axis, 1) > 1)
-    return split if size % math.prod(mesh.shape[axis] for axis in split) == 0 else ()
+def split_axes(name: str | None, size: int, mesh: Any = None) -> tuple[str, ...]:
+    """The axes of a mesh (by default the active one) that split an axis called `name`.
+
+    None where they don't divide it: it is copied.
+    """
+    mesh = active_mesh() if mesh is None else mesh
+    shape = {} if mesh is None else mesh.shape
+    split = tuple(axis for axis in RULES.get(name, ()) if shape.get(axis, 1) > 1)
+    return split if size % math.prod(shape[axis] for axis in split) == 0 else ()
 
 
 def shardings(mesh: Mesh, logical_axes, shapes):
     """NamedShardings for a tree of arrays: `logical_axes` has a tuple of names at each leaf."""
-    return jax.tree.map(
-        lambda leaf, names: NamedSharding(mesh, spec_of(mesh, names, leaf.shape)),
-        shapes,
-        logical_axes,
-    )
+
+    def of_leaf(leaf, names):
+        return NamedSharding(mesh, spec_of(mesh, names, leaf.shape))
+
+    return jax.tree.map(of_leaf, shapes, logical_axes)
 
 
 def placed(shapes, where):
     """A tree of shapes as ShapeDtypeStructs that lie where the tree of shardings `where` says."""
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        where,
-    )
+
+    def of_leaf(leaf, place):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(of_leaf, shapes, where)
 
 
 def num_batch_parts(mesh: Mesh) -> int:
@@ -137,12 +143,6 @@ def active_mesh() -> AbstractMesh | None:
     """The mesh of `jax.set_mesh`; None without one, or where it is a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or math.prod(mesh.shape.values()) == 1 else mesh
-
-
-def split_axes(name: str | None, size: int) -> tuple[str, ...]:
-    """The axes of the active mesh that split an axis called `name`; none where it is copied."""
-    mesh = active_mesh()
-    return _split_by(mesh, name, size) if mesh else ()
 
 
 def local_size(name: str | None, size: int) -> int:

@@ -60,7 +60,8 @@ def test_locate_is_a_bijection_that_finds_each_layers_spec(depth):
     places = [layers.locate(layer) for layer in range(depth)]
     assert len(set(places)) == depth
     for layer, (place, spec) in enumerate(zip(places, layers.layers(), strict=True)):
-        assert layers.layer_at(place) == layer
+        segment = layers.segments[place.segment]
+        assert segment.depths(place.slot)[place.repetition] == layer
         assert layers.segments[place.segment].specs[place.slot] == spec
     with pytest.raises(IndexError):
         layers.locate(depth)

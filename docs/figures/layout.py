@@ -30,8 +30,8 @@ def room_of(path: pathlib.Path) -> str:
     return "" if parts == ("__init__",) else parts[0]
 
 
-def imports(path: pathlib.Path) -> Iterator[str]:
-    """The rooms that a file imports from, late imports included."""
+def imports(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The files of the package that a file imports, late imports included."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -39,21 +39,18 @@ def imports(path: pathlib.Path) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in names:
-            room = _room_named(name.split("."))
-            if room is not None:
-                yield room
+        yield from filter(None, map(_file_named, names))
 
 
-def _room_named(parts: list[str]) -> str | None:
-    if parts[0] != "hybrid" or len(parts) == 1:
-        return None
+def _file_named(name: str) -> pathlib.Path | None:
+    """The file of a module, or of the module that has a name; None for what is not ours."""
+    parts = name.split(".")
     for end in range(len(parts), 1, -1):
-        stem = PACKAGE.joinpath(*parts[1:end])
+        stem = ROOT.joinpath(*parts[:end])
         for path in (stem.with_suffix(".py"), stem / "__init__.py"):
-            if path.is_file():
-                return room_of(path)
-    return None  # a public name of the package
+            if parts[0] == PACKAGE.name and path.is_file():
+                return path
+    return None  # or a public name of the package
 
 
 def graph() -> dict[str, set[str]]:
@@ -62,7 +59,7 @@ def graph() -> dict[str, set[str]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         room = room_of(path)
         if room:
-            found.setdefault(room, set()).update(set(imports(path)) - {room})
+            found.setdefault(room, set()).update(set(map(room_of, imports(path))) - {room})
     return found
 
 

@@ -11,42 +11,39 @@ over sixty layers looks like one. This walk multiplies:
     conditional  = its most expensive branch
     fusion, call = what it calls
 
-Elementwise work counts as nothing, as in `cost.py`. Kernels written by hand hide their products
-from the text, so they are refused, not counted as zero: they report their own count.
+Elementwise work counts as nothing, as in `model_costs.py`. Kernels written by hand hide their
+products from the text, so they are refused, not counted as zero: they report their own count.
 
     flops = count_flops(jax.jit(f).lower(x).compile().as_text())
 """
 
-import dataclasses
 import functools
 import math
 import re
+from typing import NamedTuple
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_SHAPE = re.compile(r"^\w+\[([\d,]*)\]")
+# NAME = TYPE OPCODE(OPERANDS), ATTRIBUTES; a tuple's type is in parentheses itself.
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 _OPAQUE = re.compile(r"matmul|gemm|dot|conv|tpu_custom_call|triton|mosaic|attention", re.I)
+_CALLS = ("fusion", "call", "async-start")
 
 
 class UnknownCost(ValueError):
     """The program holds work whose amount cannot be read from its text."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of HLO.
+class Instruction(NamedTuple):
+    """One line of HLO: the result's shape, () for a tuple, and the text of operands and attributes.
 
-    Attributes:
-      shape: of the result, () for a tuple.
-      operands: names of the operands, in order.
-      rest: the attributes after the operands, as text.
+    `names` are those of other instructions in the text, the operands first and in order.
     """
 
     name: str
     opcode: str
     shape: tuple[int, ...]
-    operands: tuple[str, ...]
-    rest: str
+    names: list[str]
+    text: str
 
 
 def count_flops(text: str) -> int:
@@ -82,11 +79,11 @@ def trip_count(loop: Instruction, computations: dict[str, dict[str, Instruction]
     The compiler writes the count where it could derive it; else the loop counts from 0 to the one
     integer constant that its condition compares with, as `jax.lax.scan` does.
     """
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
     if known:
         return int(known.group(1))
     condition = computations[_called(loop, "condition")]
-    constants = [i.operands[0] for i in condition.values() if i.opcode == "constant"]
+    constants = [i.text.split(")")[0] for i in condition.values() if i.opcode == "constant"]
     if len(constants) != 1 or not constants[0].isdigit():
         raise UnknownCost(f"{loop.name}: the loop's trip count depends on data")
     return int(constants[0])
@@ -94,27 +91,24 @@ def trip_count(loop: Instruction, computations: dict[str, dict[str, Instruction]
 
 # --- Costs of single instructions ------------------------------------------------------------
 
-_CALLS = ("fusion", "call", "async-start")
-
 
 def _dot(instruction: Instruction, neighbours: dict[str, Instruction]) -> int:
-    left = neighbours[instruction.operands[0]].shape
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
+    left = neighbours[instruction.names[0]].shape
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.text)
     axes = _integers(contracted.group(1)) if contracted else ()
     return 2 * math.prod(instruction.shape) * math.prod(left[axis] for axis in axes)
 
 
 def _convolution(instruction: Instruction, neighbours: dict[str, Instruction]) -> int:
-    kernel = neighbours[instruction.operands[1]].shape
-    match = re.search(r"dim_labels=\w+_(\w+)->", instruction.rest)
+    kernel = neighbours[instruction.names[1]].shape
+    match = re.search(r"dim_labels=\w+_(\w+)->", instruction.text)
     labels = match.group(1) if match else ""
     met = math.prod(size for size, label in zip(kernel, labels, strict=True) if label != "o")
     return 2 * math.prod(instruction.shape) * met
 
 
 def _custom_call(instruction: Instruction, neighbours: dict[str, Instruction]) -> int:
-    del neighbours
-    target = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
+    target = re.search(r'custom_call_target="([^"]*)"', instruction.text)
     if target and _OPAQUE.search(target.group(1)):
         raise UnknownCost(f"{instruction.name}: kernel {target.group(1)} hides its products")
     return 0
@@ -137,42 +131,23 @@ def parse(text: str) -> tuple[str, dict[str, dict[str, Instruction]]]:
             current = computations.setdefault(header.group(2), {})
             entry = header.group(2) if header.group(1) else entry
         elif match:
-            current[match.group(1)] = _instruction(match.group(1), line[match.end() :])
+            name, kind, opcode, rest = match.groups()
+            shape = re.match(r"\w+\[([\d,]*)\]", kind)
+            dims = _integers(shape.group(1)) if shape else ()
+            names = re.findall(r"%([\w.\-]+)", rest)
+            current[name] = Instruction(name, opcode, dims, names, rest)
     if not entry:
         raise ValueError("the text holds no ENTRY computation: pass compiled.as_text()")
     return entry, computations
 
 
-def _instruction(name: str, text: str) -> Instruction:
-    """Parses `TYPE OPCODE(OPERANDS), ATTRIBUTES`; a tuple's type is in parentheses itself."""
-    type_end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
-    opcode, _, _ = text[type_end:].strip().partition("(")
-    start = text.index("(", type_end)
-    end = _closing(text, start)
-    shape = _SHAPE.match(text)
-    inside = text[start + 1 : end]
-    operands = re.findall(r"%([\w.\-]+)", inside) or [inside]
-    dims = _integers(shape.group(1)) if shape else ()
-    return Instruction(name, opcode, dims, tuple(operands), text[end + 1 :])
-
-
-def _closing(text: str, start: int) -> int:
-    """The index of the parenthesis that closes the one at `start`."""
-    depth = 0
-    for index in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[index], 0)
-        if depth == 0:
-            return index
-    raise ValueError(f"unbalanced parentheses in HLO: {text[:80]}")
-
-
 def _called(instruction: Instruction, attribute: str) -> str:
-    match = re.search(rf"\b(?:{attribute})=%?([\w.\-]+)", instruction.rest)
+    match = re.search(rf"\b(?:{attribute})=%?([\w.\-]+)", instruction.text)
     return match.group(1) if match else ""
 
 
 def _branches(instruction: Instruction) -> list[str]:
-    several = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+    several = re.search(r"branch_computations=\{([^}]*)\}", instruction.text)
     if several:
         return re.findall(r"%?([\w.\-]+)", several.group(1))
     return [_called(instruction, "true_computation"), _called(instruction, "false_computation")]

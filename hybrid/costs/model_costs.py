@@ -10,7 +10,6 @@ heads of a layer, T the context.
 """
 
 import math
-from collections.abc import Iterator
 
 import jax
 
@@ -31,7 +30,7 @@ def num_params(config: ModelConfig) -> int:
 def num_active_params(config: ModelConfig) -> int:
     """Parameters without the experts that a token is not sent to."""
     idle = 0
-    for spec in _layers(config):
+    for spec in model.layer_plan(config).layers():
         if spec.experts:
             idle += (spec.experts.num - spec.experts.active) * 3 * config.d_model * spec.experts.dim
     return num_params(config) - idle
@@ -68,32 +67,21 @@ def forward_flops_per_token(config: ModelConfig, context: int) -> float:
     The head is included, the embedding lookup is not; a token's attention counts exactly the keys
     it may see. A training step costs three times as much (recomputation aside).
     """
-    layers = sum(layer_flops_per_token(config, spec, context) for spec in _layers(config))
+    specs = model.layer_plan(config).layers()
+    layers = sum(sum(layer_flops(config, spec, context).values()) for spec in specs)
     return layers + head_flops_per_token(config)
 
 
-def layer_flops_per_token(config: ModelConfig, spec: LayerSpec, context: int) -> float:
-    """The same of one layer: all of its products."""
-    mixer = sum(spec.mixer.flops_per_token(config, context))
-    branches = expert_flops_per_token(config, spec) + layer_embedding_flops_per_token(config)
-    return mixer + feed_forward_flops_per_token(config, spec) + branches
-
-
-def feed_forward_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
-    """2·3·d·f: gate, up and down."""
-    return 6 * config.d_model * spec.ffn_dim
-
-
-def expert_flops_per_token(config: ModelConfig, spec: LayerSpec) -> int:
-    """2·d·e for the router's logits, 2·3·d·dim for each expert that a token is sent to."""
-    if spec.experts is None:
-        return 0
-    return 2 * config.d_model * (spec.experts.num + 3 * spec.experts.active * spec.experts.dim)
-
-
-def layer_embedding_flops_per_token(config: ModelConfig) -> int:
-    """2·3·d·p of one layer: context, gate and output."""
-    return 6 * config.d_model * config.layer_embedding_dim
+def layer_flops(config: ModelConfig, spec: LayerSpec, context: int) -> dict[str, float]:
+    """The same of one layer by part: all of its products."""
+    projections, mixing = spec.mixer.flops_per_token(config, context)
+    parts = {"projections": projections, spec.about.title: mixing}
+    parts["feed-forward"] = 6 * config.d_model * spec.ffn_dim  # 2·3·d·f: gate, up and down
+    if experts := spec.experts:  # 2·d·e for the router's logits, 2·3·d·dim for each active one
+        parts["experts"] = 2 * config.d_model * (experts.num + 3 * experts.active * experts.dim)
+    if config.layer_embedding_dim:  # 2·3·d·p: context, gate and output
+        parts["layer embeddings"] = 6 * config.d_model * config.layer_embedding_dim
+    return parts
 
 
 def head_flops_per_token(config: ModelConfig) -> int:
@@ -120,7 +108,3 @@ def cache_bytes(plan: LayerPlan, form: CacheFormat, batch: int) -> dict[str, int
 def cache_bytes_all_global(plan: LayerPlan, form: CacheFormat, batch: int) -> int:
     """The same if every layer kept keys and values apart for the whole context, none shared."""
     return batch * sum(spec.mixer.state_bytes_all_global(form) for spec in plan.layers())
-
-
-def _layers(config: ModelConfig) -> Iterator[LayerSpec]:
-    return model.layer_plan(config).layers()

@@ -1,39 +1,224 @@
-"""The model: a plan of layers, run as scans; pure functions of (config, params, arrays).
+"""The model: embed -> stack -> final norm -> tied head; pure functions of (config, params, batch).
 
-Read `pattern.py` (a pattern and a depth become a plan), `mixers/` and `blocks/` (what a layer is),
-`stack.py` (how a plan runs), then `language_model.py`, whose functions are named here.
+Parameters are a plain dict of stacked leaves, which is also what checkpoints hold:
+
+    {"embedder": {"embedding"}, "segments": {segment: {slot: {...}}}, "final_norm": {"scale"}}
+
+and "layer_embedder": {"norm": {"scale"}} with per-layer embeddings.
+
+`config` is a frozen, hashable `ModelConfig`; close over it or mark it static under jit.
+
+Read first: `pattern.py` (a pattern and a depth become a plan), `mixers/` and `blocks/` (what a
+layer is), `stack.py` (how a plan runs).
 """
 
-from hybrid.model.language_model import (
-    Params,
-    abstract,
-    extend,
-    head,
-    hidden_states,
-    init,
-    layer_plan,
-    logical_axes,
-    logits,
-    loss_sums,
-    score,
-    score_hidden,
-    slot_arrays,
-    training_sums,
-)
+import dataclasses
+import functools
+from typing import Any
 
-__all__ = [
-    "Params",
-    "abstract",
-    "extend",
-    "head",
-    "hidden_states",
-    "init",
-    "layer_plan",
-    "logical_axes",
-    "logits",
-    "loss_sums",
-    "score",
-    "score_hidden",
-    "slot_arrays",
-    "training_sums",
-]
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from hybrid import axes
+from hybrid.axes import Hidden, Logits, Positions, Segments, Tokens
+from hybrid.data.batch import Batch
+from hybrid.model import stack
+from hybrid.model.blocks.block import LayerInputs
+from hybrid.model.cache import Cache
+from hybrid.model.config import ModelConfig
+from hybrid.model.layers import Embedder, RMSNorm
+from hybrid.model.mixers.protocol import CacheFormat, CacheStep, Placement, shared_arrays
+from hybrid.model.params import flat, nested
+from hybrid.model.pattern import LayerPlan, plan_layers
+from hybrid.model.stack import StackOutputs
+from hybrid.ops import loss
+from hybrid.ops.loss import LossSums, TokenScores
+from hybrid.sharding import constrain
+
+Params = dict
+
+
+@functools.cache
+def layer_plan(config: ModelConfig) -> LayerPlan:
+    """The model's plan, computed once a config."""
+    return plan_layers(config)
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters, float32 (float64 in a float64 model)."""
+    embedder_key, layers_key = jax.random.split(key)
+    embedder = Embedder(config, rngs=nnx.Rngs(params=embedder_key))
+    params = {
+        "embedder": nnx.to_pure_dict(nnx.state(embedder)),
+        "segments": stack.init(layer_plan(config), config, layers_key),
+        "final_norm": nnx.to_pure_dict(nnx.state(_final_norm(config))),
+    }
+    if config.layer_embedding_dim:
+        norm = RMSNorm(config.layer_embedding_dim, axes.LAYER_EMBED, config=config)
+        params["layer_embedder"] = {"norm": nnx.to_pure_dict(nnx.state(norm))}
+    return params
+
+
+@functools.cache
+def abstract(config: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameters, without values."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """The tree of parameters with each leaf replaced by the names of its axes."""
+    names = {
+        "embedder": {"embedding": (axes.VOCAB, axes.EMBED)},
+        "segments": stack.logical_axes(layer_plan(config), config),
+        "final_norm": {"scale": (axes.EMBED,)},
+    }
+    if config.layer_embedding_dim:
+        names["layer_embedder"] = {"norm": {"scale": (axes.LAYER_EMBED,)}}
+    return names
+
+
+def hidden_states(
+    config: ModelConfig,
+    params: Params,
+    tokens: Tokens,
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+) -> Hidden:
+    """The stream after the final norm, [b, t, d] in the compute dtype.
+
+    Args:
+      tokens: int32 [b, t].
+      positions: int32 [b, t], from 0 within each document; None counts along the row.
+      segment_ids: int32 [b, t]; tokens see only their own segment; None: a row is one document.
+    """
+    return _run_rows(config, params, tokens, positions, segment_ids).x
+
+
+def _run_rows(config, params, tokens, positions, segment_ids, counted=None) -> StackOutputs:
+    """`_run` of whole rows.  counted: the tokens that count in the router's sums; None: all."""
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    return _run(config, layer_plan(config), params, tokens, positions, segment_ids, counted)
+
+
+def _run(
+    config, plan, params, tokens, positions, segment_ids=None, counted=None, step=None, states=None
+) -> StackOutputs:
+    """Embedding, all layers and the final norm."""
+    shared = shared_arrays(plan.mixers(), positions, jnp.dtype(config.dtype))
+    placement = Placement(positions, segment_ids, shared, step)
+    embedder, final_norm = _ends(config)
+    x = nnx.merge(embedder, params["embedder"])(tokens)
+    x = constrain(x, axes.BATCH, axes.TIME, None)
+    segments, norm = params["segments"], None
+    if config.layer_embedding_dim:
+        norm = params["layer_embedder"]["norm"]["scale"]
+        segments, tokens = (segments, tokens) if step is None else _rows_of(segments, tokens)
+    inputs = LayerInputs(placement, tokens, x, norm, counted)
+    out = stack.apply(plan, config, segments, x, inputs, states)
+    return out._replace(x=nnx.merge(final_norm, params["final_norm"])(out.x))
+
+
+def extend(
+    config: ModelConfig,
+    params: Params,
+    tokens: Tokens,
+    num_new: jax.Array,
+    cache: Cache,
+    slots: dict[str, Any],
+) -> tuple[Hidden, Cache]:
+    """The stream of new tokens behind those in the cache, and the cache with them in it.
+
+    Args:
+      params: in the layout of `cache.plan`.
+      tokens: int32 [b, t].  num_new: int32 [b], how many of a row's t tokens are there; the rest
+        is padding: it leaves no trace, and its stream means nothing.
+      slots: `slot_arrays` of the cache.
+    Returns: [b, t, d] after the final norm.
+    """
+    index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    positions = jnp.where(index < num_new[:, None], cache.length[:, None] + index, -1)
+    step = CacheStep(cache.form, cache.length, cache.written, num_new, slots)
+    out = _run(config, cache.plan, params, tokens, positions, step=step, states=cache.layers)
+    length = cache.length + num_new
+    written = jnp.maximum(cache.written, length)
+    after = dataclasses.replace(cache, layers=out.states, length=length, written=written)
+    return out.x, after
+
+
+def slot_arrays(plan: LayerPlan, form: CacheFormat, dtype: str) -> dict[str, Any]:
+    """What layers read of the positions of a cache's slots, made once a capacity."""
+    positions = jnp.arange(form.capacity, dtype=jnp.int32)[None, :]
+    readers = (mixer for mixer in plan.mixers() if mixer.reads_slots(form))
+    return shared_arrays(readers, positions, jnp.dtype(dtype))
+
+
+def _rows_of(segments: dict, tokens: Tokens) -> tuple[dict, Tokens]:
+    """Parameters whose per-layer tables hold only the rows of `tokens`, and the tokens renumbered.
+
+    A scan slices its parameters, and a step of decoding must not slice whole tables.
+    """
+    leaves, rows = flat(segments), tokens.reshape(-1)
+    tables = [path for path in leaves if path[-2:] == ("layer_embedding", "embedding")]
+    ids = jnp.arange(rows.size, dtype=jnp.int32).reshape(tokens.shape)
+    return nested(leaves | {path: leaves[path][:, rows] for path in tables}), ids
+
+
+def logits(
+    config: ModelConfig,
+    params: Params,
+    tokens: Tokens,
+    positions: Positions | None = None,
+    segment_ids: Segments | None = None,
+) -> Logits:
+    """Next-token logits, [b, t, v] in at least float32, softcapped."""
+    x = hidden_states(config, params, tokens, positions, segment_ids)
+    return head(config, params, x)
+
+
+def head(config: ModelConfig, params: Params, x: jax.Array) -> jax.Array:
+    """The stream after the final norm [..., d] -> logits [..., v], at least float32, softcapped."""
+    return loss.logits(x, params["embedder"]["embedding"], config.logit_softcap)
+
+
+def loss_sums(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
+    """Sums over the predicted tokens of a batch: loss in nats, logsumexp², count."""
+    return training_sums(config, params, batch)[0]
+
+
+def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, dict]:
+    """`loss_sums`, and the router's sums [segment][slot] over the same tokens, leaves stacked."""
+    row = batch.tokens, batch.positions, batch.segment_ids
+    x, router, _ = _run_rows(config, params, *row, counted=batch.loss_mask)
+    embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
+    sums = loss.cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=softcap)
+    return sums, router
+
+
+def score(config: ModelConfig, params: Params, batch: Batch, with_top: bool = False) -> TokenScores:
+    """Scores [b, t] of each predicted token; `is_top` only `with_top`.
+
+    Logits exist for a chunk of time at once, as in the loss.
+    """
+    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
+    return score_hidden(config, params, x, batch.targets, batch.loss_mask, with_top)
+
+
+def score_hidden(
+    config: ModelConfig, params: Params, x: Hidden, targets, loss_mask, with_top: bool = False
+) -> TokenScores:
+    """`score` of a stream after the final norm."""
+    embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
+    return loss.score(x, embedding, targets, loss_mask, softcap=softcap, with_top=with_top)
+
+
+def _final_norm(config: ModelConfig) -> RMSNorm:
+    return RMSNorm(config.d_model, axes.EMBED, config=config)
+
+
+@functools.cache
+def _ends(config: ModelConfig) -> list[nnx.GraphDef]:
+    """The structure of the embedder and of the final norm."""
+    build = lambda: (Embedder(config, rngs=nnx.Rngs(0)), _final_norm(config))  # noqa: E731
+    return [nnx.split(module)[0] for module in nnx.eval_shape(build)]

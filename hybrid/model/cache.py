@@ -59,7 +59,12 @@ class Cache:
         if jnp.any(back < 0) or jnp.any(length < 0):
             held = self.length.tolist()
             raise ValueError(f"rewind: must be from 0 to the rows' lengths {held}, got {tokens}")
-        earliest = self._earliest_rewind()
+        earliest = jnp.zeros_like(self.written)  # the fewest tokens that rows can be cut back to
+        for spec in dict.fromkeys(self.plan.layers()):
+            if "rewind" in spec.mixer.LACKS:
+                reason = spec.mixer.LACKS["rewind"]
+                raise ValueError(f"rewind: {spec.about.title} layers can't: {reason}")
+            earliest = jnp.maximum(earliest, spec.mixer.earliest_rewind(self.form, self.written))
         if jnp.any(back > 0) and bool(jnp.any(length < earliest)):
             most = (self.length - earliest).tolist()
             raise ValueError(
@@ -67,16 +72,6 @@ class Cache:
                 f"(inference.slack {self.form.slack}; rows can go back {most})"
             )
         return dataclasses.replace(self, length=length)
-
-    def _earliest_rewind(self) -> jax.Array:
-        """int32 [b]: the fewest tokens that rows can be cut back to."""
-        earliest = jnp.zeros_like(self.written)
-        for spec in dict.fromkeys(self.plan.layers()):
-            if "rewind" in spec.mixer.LACKS:
-                reason = spec.mixer.LACKS["rewind"]
-                raise ValueError(f"rewind: {spec.about.title} layers can't: {reason}")
-            earliest = jnp.maximum(earliest, spec.mixer.earliest_rewind(self.form, self.written))
-        return earliest
 
     def grown(self, capacity: int) -> "Cache":
         """The same content with room for `capacity` tokens."""

@@ -99,42 +99,25 @@ class ModelConfig(OpenSection):
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
-            raise ConfigError(
-                "dtype",
-                "is not a compute dtype served here",
-                self.dtype,
-                "one of " + ", ".join(DTYPES),
-            )
-        self._check_heads("num_kv_heads", self.num_kv_heads)
-        if self.num_global_kv_heads:
-            self._check_heads("num_global_kv_heads", self.num_global_kv_heads)
+            problem, accepted = "is not a compute dtype served here", "one of " + ", ".join(DTYPES)
+            raise ConfigError("dtype", problem, self.dtype, accepted)
+        for name in ("num_kv_heads", "num_global_kv_heads"):
+            self._check_heads(name, getattr(self, name))
         for name in ("head_dim", "global_head_dim"):
             if getattr(self, name) % 2:
                 raise ConfigError(name, "must be even (rotary pairs)", getattr(self, name))
-        self._check_windows()
+        if self.window_sizes and len(self.window_sizes) != len(self.pattern):
+            problem = f"must have one window a letter of model.pattern ({self.pattern})"
+            accepted = f"{len(self.pattern)} of them"
+            raise ConfigError("window_sizes", problem, self.window_sizes, accepted)
         self._check_kv()
         self._check_experts()
 
     def _check_heads(self, name: str, kv_heads: int) -> None:
-        if self.num_heads % kv_heads:
+        if kv_heads and self.num_heads % kv_heads:
+            problem = f"must divide model.num_heads ({self.num_heads})"
             fits = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
-            raise ConfigError(
-                name,
-                f"must divide model.num_heads ({self.num_heads})",
-                kv_heads,
-                f"try one of {', '.join(map(str, fits))}",
-            )
-
-    def _check_windows(self) -> None:
-        if not self.window_sizes:
-            return
-        if len(self.window_sizes) != len(self.pattern):
-            raise ConfigError(
-                "window_sizes",
-                f"must have one window a letter of model.pattern ({self.pattern})",
-                self.window_sizes,
-                f"{len(self.pattern)} of them",
-            )
+            raise ConfigError(name, problem, kv_heads, f"try one of {', '.join(map(str, fits))}")
 
     def _check_kv(self) -> None:
         if self.unified_kv and not (self.qk_norm and self.v_norm):

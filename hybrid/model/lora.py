@@ -111,11 +111,6 @@ def adapters(params: Any) -> Any:
     return select(params, is_adapter)
 
 
-def base(params: Any) -> Any:
-    """The parameters without the adapters."""
-    return select(params, lambda path: not is_adapter(path))
-
-
 def with_adapters(params: Any, adapters: Any) -> Any:
     """Plain parameters with the adapters of `adapters` beside their kernels."""
     return nested(flat(params) | flat(adapters))

@@ -18,7 +18,7 @@ Read next: `stack.py`, which runs a plan.
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
@@ -87,8 +87,7 @@ class Segment:
         return "".join(spec.letter for spec in self.specs)
 
 
-@dataclasses.dataclass(frozen=True)
-class Location:
+class Location(NamedTuple):
     """Where a layer's parameters stand: `params[segment][slot]`, row `repetition`."""
 
     segment: int
@@ -167,11 +166,6 @@ class LayerPlan:
                 return Location(index, slot, repetition)
         raise IndexError(f"layer {layer} of {self.num_layers}")
 
-    def layer_at(self, location: Location) -> int:
-        """The depth of a location: the inverse of `locate`."""
-        segment = self.segments[location.segment]
-        return segment.first_layer + location.repetition * len(segment.specs) + location.slot
-
 
 # --- From a config to a plan -----------------------------------------------------------------
 
@@ -180,8 +174,11 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
     """The plan of a model.  Raises: ConfigError for a pattern that can't be built."""
     letters = layer_letters(config.pattern, config.num_layers, config.last_layer)
     period = len(config.pattern)
+    sizes = config.num_experts, config.num_active_experts, config.expert_dim
+    experts = Experts(*sizes) if config.num_experts else None
     specs = tuple(
-        layer_spec(config, letter, layer % period) for layer, letter in enumerate(letters)
+        LayerSpec(letter, MIXERS[letter].spec(config, layer % period), config.ffn_dim, experts)
+        for layer, letter in enumerate(letters)
     )
     return segmented(share_kv(specs, config), period)
 
@@ -199,18 +196,16 @@ def layer_letters(pattern: str, num_layers: int, last_layer: str = "require_glob
     if last_layer == "force_global":
         return letters[:-1] + GLOBAL.letter
     if GLOBAL.letter not in pattern:
-        raise ConfigError(
-            "pattern",
-            "has no global layer, which model.last_layer=require_global asks for at the end",
-            pattern,
-            "set model.last_layer to any, or to force_global",
-        )
+        problem = "has no global layer, which model.last_layer=require_global asks for at the end"
+        accepted = "set model.last_layer to any, or to force_global"
+        raise ConfigError("pattern", problem, pattern, accepted)
+    depths = range(1, num_layers + 2 * len(pattern))
+    fitting = [depth for depth in depths if pattern[(depth - 1) % len(pattern)] == GLOBAL.letter]
+    nearest = sorted(sorted(fitting, key=lambda depth: abs(depth - num_layers))[:4])
+    accepted = f"depths that end global: {', '.join(map(str, nearest))}"
+    accepted += "; or set model.last_layer to force_global or any"
     raise ConfigError(
-        "num_layers",
-        f"leaves a local layer last under pattern {pattern}",
-        num_layers,
-        f"depths that end global: {_fitting_depths(pattern, num_layers)}; "
-        "or set model.last_layer to force_global or any",
+        "num_layers", f"leaves a local layer last under pattern {pattern}", num_layers, accepted
     )
 
 
@@ -226,22 +221,6 @@ def check_pattern(pattern: str) -> None:
         if letter in LATER:
             problem = f"letter {letter} ({LATER[letter]}) is not built yet"
         raise ConfigError("pattern", problem, pattern, accepted)
-
-
-def _fitting_depths(pattern: str, near: int) -> str:
-    ends_global = [
-        depth
-        for depth in range(1, near + 2 * len(pattern))
-        if pattern[(depth - 1) % len(pattern)] == GLOBAL.letter
-    ]
-    return ", ".join(map(str, sorted(sorted(ends_global, key=lambda depth: abs(depth - near))[:4])))
-
-
-def layer_spec(config: ModelConfig, letter: str, slot: int) -> LayerSpec:
-    """The spec of a layer at place `slot` of the period."""
-    mixer = MIXERS[letter].spec(config, slot)
-    experts = Experts(config.num_experts, config.num_active_experts, config.expert_dim)
-    return LayerSpec(letter, mixer, config.ffn_dim, experts if config.num_experts else None)
 
 
 def share_kv(specs: tuple[LayerSpec, ...], config: ModelConfig) -> tuple[LayerSpec, ...]:
@@ -270,14 +249,11 @@ def share_kv(specs: tuple[LayerSpec, ...], config: ModelConfig) -> tuple[LayerSp
 def segmented(specs: tuple[LayerSpec, ...], period: int) -> LayerPlan:
     """Cuts a list of specs into segments: runs of equal pieces, a piece at most one period long."""
     reusing = [layer for layer, spec in enumerate(specs) if spec.mixer.donor is not None]
-    cuts = {*range(0, len(specs), period), *reusing[:1], len(specs)}
-    bounds = sorted(cuts)
+    bounds = sorted({*range(0, len(specs), period), *reusing[:1], len(specs)})
+    pieces = (specs[start:end] for start, end in itertools.pairwise(bounds))
     segments: list[Segment] = []
-    for start, end in itertools.pairwise(bounds):
-        piece = specs[start:end]
-        if segments and segments[-1].specs == piece:
-            last = segments[-1]
-            segments[-1] = dataclasses.replace(last, repetitions=last.repetitions + 1)
-        else:
-            segments.append(Segment(piece, 1, start))
+    first_layer = 0
+    for piece, equal in itertools.groupby(pieces):
+        segments.append(Segment(piece, len(list(equal)), first_layer))
+        first_layer += segments[-1].num_layers
     return LayerPlan(tuple(segments))

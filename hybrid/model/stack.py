@@ -5,7 +5,7 @@ loop are two readings of the same plan (`model.unroll`), equal to rounding; the 
 program does not grow with depth. Rematerialisation is per layer, not per period: under fsdp, the
 gathered weights of a whole period would otherwise live together.
 
-Read next: `language_model.py`.
+Read next: `__init__.py`, the model.
 """
 
 import functools
@@ -71,7 +71,6 @@ def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
     """The names of each parameter's axes, the stacked one first."""
 
     def names(spec: LayerSpec, depths: range) -> dict:
-        del depths
         state = abstract_layer(spec, config)[1]
         return nnx.to_pure_dict(
             jax.tree.map(

@@ -13,9 +13,8 @@ from typing import Any
 import jax
 
 from hybrid.config import ConfigError
-from hybrid.model import lora
+from hybrid.model import abstract, logical_axes, lora
 from hybrid.model.config import LoraConfig, ModelConfig
-from hybrid.model.language_model import abstract, logical_axes
 from hybrid.model.params import flat, is_adapter, nested, param_name
 
 

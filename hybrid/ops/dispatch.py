@@ -52,10 +52,6 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def _serves_everything(request: Any) -> None:
-    del request
-
-
 @dataclasses.dataclass(frozen=True)
 class Implementation:
     """One way to compute an operation.
@@ -68,7 +64,7 @@ class Implementation:
 
     name: str
     function: Callable[..., jax.Array]
-    check: Callable[[Any], None] = _serves_everything
+    check: Callable[[Any], None] = lambda request: None
     needs_shard_map: bool = False
 
     def refusal(self, request: Any) -> str | None:
@@ -105,19 +101,17 @@ class Operation:
         Raises: Unsupported where the named one, or every one, refuses; ValueError for an unknown
           name.
         """
-        if implementation != "auto" and implementation not in self.names:
+        named = [one for one in self.implementations if implementation in ("auto", one.name)]
+        if not named:
             known = ", ".join(["auto", *self.names])
             raise ValueError(f"{self.name}: no implementation {implementation!r}; known: {known}")
-        by_name = {one.name: one for one in self.implementations}
-        candidates = self.names if implementation == "auto" else (implementation,)
-        refusals = {name: by_name[name].refusal(request) for name in candidates}
+        refusals = {one.name: one.refusal(request) for one in named}
         refused = preferred_refusals(refusals)
-        chosen = next((name for name, reason in refusals.items() if reason is None), None)
-        if chosen is None:
-            raise Unsupported(refused)
-        if len(self.names) > 1:
-            _log_once(f"{request}: {chosen}{f' ({refused})' if refused else ''}")
-        return by_name[chosen]
+        for one in named:
+            if refusals[one.name] is None:
+                _log_once(f"{request}: {one.name}{f' ({refused})' if refused else ''}")
+                return one
+        raise Unsupported(refused)
 
 
 def preferred_refusals(refusals: dict[str, str | None]) -> str:

@@ -1,7 +1,7 @@
 """What a config costs before anything runs: `plan(config)` and `python -m hybrid.plan`.
 
-`cost.py` has the folds over the layer plan; `hlo.py` counts the same FLOPs in a compiled program;
-`figure.py` draws the pattern; `__main__.py` is the command. Read `cost.py` first.
+`costs/model_costs.py` has the folds over the layer plan, `table.py` prints them, `__main__.py` is
+the command. Read `costs/model_costs.py` first.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """A plan as text for people: segments as drawn by `LLLLLG × 10`, then parameters, FLOPs, caches.
 
-Read `cost.py` first; this file only formats.
+Read `costs/model_costs.py` first; this file only formats.
 """
 
 from collections.abc import Iterator
@@ -8,9 +8,8 @@ from typing import Any
 
 from hybrid import model
 from hybrid.costs import model_costs as cost
-from hybrid.model.config import ModelConfig
-from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
-from hybrid.ops.attention import ATTENTION, AttentionRequest
+from hybrid.model.pattern import LayerPlan, Segment
+from hybrid.ops.attention import ATTENTION
 from hybrid.ops.dispatch import backend, preferred_refusals
 from hybrid.plan import PlanReport
 
@@ -18,10 +17,12 @@ from hybrid.plan import PlanReport
 def render(report: PlanReport, experiment: Any, title: str) -> str:
     """The whole table, ready to print."""
     plan = model.layer_plan(experiment.model)
+    has_idle = report.num_active_params != report.num_params
+    active = f", {report.num_active_params:,} active" if has_idle else ""
     sections = [
         (f"{title} · {pattern_line(plan)} · context {report.context:,}, batch {report.batch}", []),
         ("layers", [line for segment in plan.segments for line in _segment_lines(segment)]),
-        (f"parameters  {report.num_params:,}{_active(report)}", _shares(report.params_by_part)),
+        (f"parameters  {report.num_params:,}{active}", _shares(report.params_by_part)),
         (f"FLOPs a token, forward  {report.flops_per_token:,.0f}", _flops(report, experiment)),
         (f"KV cache ({report.cache_dtype})  {_bytes(report.kv_cache_bytes['total'])}", _kv(report)),
         (f"attention on {backend()}", list(_attention_lines(report, experiment))),
@@ -31,15 +32,10 @@ def render(report: PlanReport, experiment: Any, title: str) -> str:
     )
 
 
-def _active(report: PlanReport) -> str:
-    some = report.num_active_params != report.num_params
-    return f", {report.num_active_params:,} active" if some else ""
-
-
 def pattern_line(plan: LayerPlan) -> str:
     """The segments in a line.
 
-    >>> from hybrid.pattern import plan_layers
+    >>> from hybrid import ModelConfig, plan_layers
     >>> pattern_line(plan_layers(ModelConfig(num_layers=14, last_layer="force_global")))
     'LLLLLG × 2 + LG × 1'
     """
@@ -51,12 +47,8 @@ def _segment_lines(segment: Segment) -> Iterator[str]:
     yield f"{segment.letters} × {segment.repetitions}   layers {segment.first_layer} to {last}"
     for spec in dict.fromkeys(segment.specs):
         count = segment.specs.count(spec) * segment.repetitions
-        yield f"    {count:>3} {_describe(spec)}"
-
-
-def _describe(spec: LayerSpec) -> str:
-    experts = f", {spec.experts.active} of {spec.experts.num} experts" if spec.experts else ""
-    return f"{spec.kind:<6}  {spec.mixer.summary()}{experts}"
+        experts = f", {spec.experts.active} of {spec.experts.num} experts" if spec.experts else ""
+        yield f"    {count:>3} {spec.kind:<6}  {spec.mixer.summary()}{experts}"
 
 
 def _shares(parts: Any) -> list[str]:
@@ -65,28 +57,15 @@ def _shares(parts: Any) -> list[str]:
 
 
 def _flops(report: PlanReport, experiment: Any) -> list[str]:
-    config, specs = experiment.model, list(model.layer_plan(experiment.model).layers())
-    parts: dict[str, float] = {
-        "head": cost.head_flops_per_token(config),
-        "projections": 0,
-        "feed-forward": 0,
-    }
-    for spec in specs:
-        for name, flops in _branches(config, spec):
+    config = experiment.model
+    parts: dict[str, float] = {"head": cost.head_flops_per_token(config)}
+    parts |= {"projections": 0, "feed-forward": 0}
+    for spec in model.layer_plan(config).layers():
+        of_layer = cost.layer_flops(config, spec, report.context)
+        of_layer[spec.about.title] = of_layer.pop(spec.about.title)  # last
+        for name, flops in of_layer.items():
             parts[name] = parts.get(name, 0) + flops
-        projections, mixing = spec.mixer.flops_per_token(config, report.context)
-        parts["projections"] += projections
-        parts["feed-forward"] += cost.feed_forward_flops_per_token(config, spec)
-        parts[spec.about.title] = parts.get(spec.about.title, 0) + mixing
     return _shares({name: round(flops) for name, flops in parts.items()})
-
-
-def _branches(config: ModelConfig, spec: LayerSpec) -> Iterator[tuple[str, int]]:
-    """Products of the parts that only some models have."""
-    if spec.experts:
-        yield "experts", cost.expert_flops_per_token(config, spec)
-    if config.layer_embedding_dim:
-        yield "layer embeddings", cost.layer_embedding_flops_per_token(config)
 
 
 def _kv(report: PlanReport) -> list[str]:
@@ -106,15 +85,13 @@ def _bytes(size: float) -> str:
 
 def _attention_lines(report: PlanReport, experiment: Any) -> Iterator[str]:
     """Which implementation each kind of layer gets in training, and why not the others."""
+    name = experiment.model.attention
     for spec in dict.fromkeys(model.layer_plan(experiment.model).layers()):
         request = spec.mixer.request(experiment.model, report.context)
-        if request is not None:
-            yield f"{spec.kind:<18} {_choice(request, experiment.model.attention)}"
-
-
-def _choice(asked: AttentionRequest, implementation: str) -> str:
-    chosen = ATTENTION.choose(asked, implementation).name
-    if implementation != "auto":
-        return f"{chosen} (forced by model.attention)"
-    refused = preferred_refusals(ATTENTION.explain(asked))
-    return chosen + (f" (not {refused})" if refused else "")
+        if request is None:
+            continue
+        reasons = " (forced by model.attention)"
+        if name == "auto":
+            refused = preferred_refusals(ATTENTION.explain(request))
+            reasons = f" (not {refused})" if refused else ""
+        yield f"{spec.kind:<18} {ATTENTION.choose(request, name).name}{reasons}"

@@ -13,6 +13,7 @@ from from_json import sweep_results
 
 from hybrid.ablate.report import figures, notation, page, sentences, view
 from hybrid.ablate.report.notation import fixed, percent, signed
+from hybrid.model.mixers import MIXERS
 
 HOSTILE = '<script>alert("1")</script> & $\\frac{'
 _FIGURES = {
@@ -263,8 +264,8 @@ def test_cells_go_from_most_to_least_local():
 
 def test_families_keep_their_colour_and_line_style():
     styles = figures.cell_styles(view.arms(example("ratio"))[0])
-    assert styles["all-local"]["color"] == view.FAMILIES["local"]
-    assert styles["all-global"]["color"] == view.FAMILIES["global"]
+    assert styles["all-local"]["color"] == MIXERS["L"].look.colour
+    assert styles["all-global"]["color"] == MIXERS["G"].look.colour
     assert len({style["color"] for style in styles.values()}) == 6
     assert styles["all-local"]["linestyle"] != styles["all-global"]["linestyle"] == "-"
 

@@ -19,7 +19,7 @@ PAD = 256
 @pytest.fixture(scope="module")
 def model():
     config = config_of("unified", "float32")
-    origin = Origin(pathlib.Path("."), True, {}, "byte", "document")
+    origin = Origin(pathlib.Path("."), {}, "byte", "document", run={})
     return hybrid.Model(config, params_of(config), origin)
 
 

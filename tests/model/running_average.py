@@ -70,7 +70,7 @@ LETTER = Letter(
         decay=config.section("average").decay,
         dtype=str(jnp.promote_types(config.dtype, jnp.float32)),
     ),
-    look=Look("#7a3fb0", "#f3ecfa"),
+    look=Look("#7a3fb0", "#f3ecfa", ("#b48ad6", "#3d1a60")),
     citation="for tests",
     section=("average", AverageConfig),
 )

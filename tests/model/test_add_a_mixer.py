@@ -8,12 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scripts
+from ablate import example_results
+from ablate.from_json import sweep_results
 from inference.small_models import params_of, tokens_of
 from model.running_average import LETTER
 from training.tiny_run import experiment_of, rows
 
 import hybrid
 from hybrid import experiment, model
+from hybrid.ablate.report import figures, view
 from hybrid.config import ConfigError
 from hybrid.costs import model_costs
 from hybrid.costs.hlo import count_flops
@@ -23,9 +27,9 @@ from hybrid.inference.session import Session
 from hybrid.model import cache as caches
 from hybrid.model.config import ModelConfig
 from hybrid.model.mixers import MIXERS, register
-from hybrid.model.mixers.protocol import CacheFormat
+from hybrid.model.mixers.protocol import CacheFormat, MixerSpec
 from hybrid.origin import Origin
-from hybrid.plan import figure, report
+from hybrid.plan import report
 from hybrid.plan.table import render
 from hybrid.training import loop
 
@@ -218,12 +222,32 @@ def test_tables_and_figures_show_it():
     text = render(report(whole), whole, "page")
     assert "running average of 16, decay 0.9" in text
     assert "state" in text
-    assert LETTER.look.colour in figure.render(model.layer_plan(whole.model), "page")
+    pattern = scripts.load("figures/pattern")
+    assert LETTER.look.colour in pattern.render(model.layer_plan(whole.model), "page")
+
+
+def test_cells_of_a_sweep_have_its_look():
+    results = example_results.ratio()
+    cells = results["summary"]["arms"][0]["cells"]
+    cells[0]["letters"] = "AAAA"
+    arm = view.arms(sweep_results(results))[0]
+    style = figures.cell_styles(arm)[cells[0]["name"]]
+    assert style["color"] == LETTER.look.colour
+
+
+def test_a_mixer_that_forgets_what_it_must_say_is_refused():
+    class Forgetful(type(LETTER.spec(config_with(), 0))):
+        summary = MixerSpec.summary
+
+    with pytest.raises(TypeError, match=r"abstract method '?summary"):
+        Forgetful(width=1, decay=0.5, dtype="float32")
+    with pytest.raises(TypeError, match="AverageSpec has a shared_key, so it must override shared"):
+        LETTER.spec(config_with(), 0).shared(jnp.zeros((1, 1), int), "float32")
 
 
 def test_export_is_refused_by_name(tmp_path):
     config = config_with()
-    origin = Origin(tmp_path, False, {}, "byte", "auto")
+    origin = Origin(tmp_path, {}, "byte", "auto")
     whole = hybrid.Model(config, params_of(config), origin)
     with pytest.raises(
         ConfigError, match=r"running average \(A\) has no counterpart in transformers"

@@ -120,7 +120,7 @@ def test_work_grows_with_the_choices_and_not_with_the_experts():
 
 def test_the_door_chooses_by_backend_and_a_named_one_never_falls_back():
     cpu, gpu, tpu = (
-        ExpertsRequest(backend, "float32", 64, 4, 2, 16, 32) for backend in ("cpu", "gpu", "tpu")
+        ExpertsRequest(backend, "float32", 4, 2, 16, 32) for backend in ("cpu", "gpu", "tpu")
     )
     assert EXPERTS.choose(cpu).name == "blocked"
     assert EXPERTS.choose(tpu).name == EXPERTS.choose(gpu).name == "ragged"

@@ -16,7 +16,7 @@ from hybrid.model import stack
 from hybrid.model.blocks.block import LayerInputs
 from hybrid.model.config import ModelConfig
 from hybrid.model.mixers.attention import mean_visible_keys
-from hybrid.model.mixers.protocol import CacheFormat, Placement
+from hybrid.model.mixers.protocol import CacheFormat, Placement, shared_arrays
 from hybrid.ops.band import Band
 
 LOCAL_LAYER = ModelConfig(
@@ -56,7 +56,8 @@ def layer_cost(attention: str, time: int) -> tuple[int, int]:
     plan = model.layer_plan(config)
 
     def loss(params, x, positions, segments):
-        placement = Placement.of(plan.mixers(), positions, segments, x.dtype)
+        shared = shared_arrays(plan.mixers(), positions, x.dtype)
+        placement = Placement(positions, segments, shared)
         return jnp.sum(jnp.square(stack.apply(plan, config, params, x, LayerInputs(placement)).x))
 
     x = jax.ShapeDtypeStruct((1, time, config.d_model), jnp.float32)

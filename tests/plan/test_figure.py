@@ -1,18 +1,16 @@
 """The picture draws every layer of a segment, its repetitions, and the mask that attention uses."""
 
-import importlib.util
-import pathlib
 import re
 from xml.etree import ElementTree
 
 import pytest
+import scripts
 
 from hybrid.model.config import ModelConfig
 from hybrid.model.mixers import MIXERS
 from hybrid.model.pattern import plan_layers
-from hybrid.plan import figure
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+figure = scripts.load("figures/pattern")
 TEXT = "{http://www.w3.org/2000/svg}text"
 RECT = "{http://www.w3.org/2000/svg}rect"
 
@@ -67,8 +65,4 @@ def test_the_picture_fits_its_frame():
 
 
 def test_the_committed_picture_is_the_one_that_is_drawn_now():
-    script = ROOT / "docs" / "figures" / "pattern.py"
-    spec = importlib.util.spec_from_file_location("pattern_figure", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert script.with_suffix(".svg").read_text() == module.draw()
+    assert figure.OUTPUT.read_text() == figure.draw()

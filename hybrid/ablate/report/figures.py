@@ -47,12 +47,6 @@ KINDS = {
 _ACCURACY, _LOSS, _SPEED = "accuracy", "loss (nats a token)", "training speed (tokens/s)"
 _INK, _FAINT = "#1f2430", "#667085"
 _MARKERS = "osD^vPX*<>"
-# First and last cell of a family with several.
-_RAMPS = {
-    "local": ("#6f9df0", "#12357c"),
-    "global": ("#f0a04b", "#7d3f06"),
-    "hybrid": ("#8fae2c", "#0c4254"),
-}
 _STYLE: dict[Any, Any] = {
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
     "font.size": 10.5,
@@ -244,20 +238,21 @@ def canvas(height: float, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
 
 
 def cell_styles(arm: Arm) -> dict[str, dict[str, Any]]:
-    """{cell's name: label, colour, dashes, marker}; a family's shades go along the axis."""
+    """{cell's name: label, colour, dashes, marker}; shades of cells alike go along the axis."""
     styles: dict[str, dict[str, Any]] = {}
-    for family, colour in view.FAMILIES.items():
-        cells = [cell for cell in arm.cells if view.family(cell) == family]
-        shades = LinearSegmentedColormap.from_list(family, _RAMPS[family])
-        for index, cell in enumerate(cells):
-            shade = to_hex(shades(index / (len(cells) - 1))) if len(cells) > 1 else colour
-            styles[cell.name] = {
-                "label": arm.label(cell, 24) + " (baseline)" * cell.is_baseline,
-                "color": shade,
-                "linestyle": (0, (4, 1.5)) if family == "local" else "-",
-                "marker": _MARKERS[arm.cells.index(cell) % len(_MARKERS)],
-                "markerfacecolor": "white" if cell.is_baseline else shade,
-            }
+    for rank, cell in enumerate(arm.cells):
+        look = view.look(cell)
+        alike = [other for other in arm.cells if view.look(other) == look]
+        shades = LinearSegmentedColormap.from_list("alike", list(look.ramp))
+        place = alike.index(cell) / max(1, len(alike) - 1)
+        shade = to_hex(shades(place)) if len(alike) > 1 else look.colour
+        styles[cell.name] = {
+            "label": arm.label(cell, 24) + " (baseline)" * cell.is_baseline,
+            "color": shade,
+            "linestyle": look.line_style,
+            "marker": _MARKERS[rank % len(_MARKERS)],
+            "markerfacecolor": "white" if cell.is_baseline else shade,
+        }
     return styles
 
 

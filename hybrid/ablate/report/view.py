@@ -11,12 +11,10 @@ from hybrid.ablate.report import notation
 from hybrid.ablate.report.results import SweepResults
 from hybrid.ablate.statistics.cell_summary import ArmSummary, CellSummary
 from hybrid.model.mixers import MIXERS
+from hybrid.model.mixers.protocol import Look
 
 NUMBER, SHARE, GRID, NAMES = "number", "share", "grid", "names"
-HYBRID = "hybrid"
-KIND_NAMES = {letter: row.kind for letter, row in MIXERS.items()}
-# The colour of each family.
-FAMILIES = {**{row.kind: row.look.colour for row in MIXERS.values()}, HYBRID: "#12805c"}
+HYBRID = Look("#12805c", "#e6f4ef", ("#8fae2c", "#0c4254"))  # cells of several mixers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +95,14 @@ def _is_number(value: Any) -> bool:
 
 def local_share(cell: CellSummary) -> float:
     """Part of the layers that are local, 0 to 1."""
-    kinds = [KIND_NAMES.get(letter) for letter in cell.letters]
-    return kinds.count("local") / max(1, len(kinds))
+    kinds = [MIXERS[letter].kind for letter in cell.letters if letter in MIXERS]
+    return kinds.count("local") / max(1, len(cell.letters))
 
 
-def family(cell: CellSummary) -> str:
-    """`local` or `global` where all layers are of that kind, else `hybrid`."""
-    kinds = {KIND_NAMES.get(letter, HYBRID) for letter in cell.letters}
-    return kinds.pop() if len(kinds) == 1 else HYBRID
+def look(cell: CellSummary) -> Look:
+    """The look of the mixer that all layers have, else HYBRID."""
+    letters = set(cell.letters)
+    return MIXERS[letters.pop()].look if len(letters) == 1 and letters <= set(MIXERS) else HYBRID
 
 
 def short(key: str) -> str:

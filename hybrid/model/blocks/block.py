@@ -23,14 +23,14 @@ from flax import nnx
 from hybrid import axes
 from hybrid.axes import Hidden, Mask
 from hybrid.model.blocks.experts import Experts
-from hybrid.model.blocks.feed_forward import FeedForward
 from hybrid.model.blocks.layer_embedding import LayerEmbedding
 from hybrid.model.config import ModelConfig
-from hybrid.model.layers import RMSNorm, param_dtype
+from hybrid.model.layers import Linear, RMSNorm, param_dtype
 from hybrid.model.mixers.kv import KV
 from hybrid.model.mixers.kv_cache import View
 from hybrid.model.mixers.protocol import LayerState, Placement
 from hybrid.model.pattern import LayerSpec
+from hybrid.ops.feed_forward import gated_gelu
 from hybrid.ops.router import RouterSums
 
 
@@ -118,3 +118,23 @@ class Block(nnx.Module):
         if self.config.layer_scalar == "fixed":
             scalar = jax.lax.stop_gradient(scalar)
         return x * scalar.astype(x.dtype)
+
+
+class FeedForward(nnx.Module):
+    """down(gelu(x·gate) · (x·up)), `ffn_dim` wide.
+
+    Source: GLU variants (2002.05202), GEGLU with the tanh form of GELU, as in Gemma.
+    """
+
+    def __init__(self, ffn_dim: int, config: ModelConfig, *, rngs: nnx.Rngs):
+        wide, narrow = (config.d_model, ffn_dim), (ffn_dim, config.d_model)
+        self.gate_proj = Linear(wide, (axes.EMBED, axes.FFN), config=config, rngs=rngs)
+        self.up_proj = Linear(wide, (axes.EMBED, axes.FFN), config=config, rngs=rngs)
+        self.down_proj = Linear(narrow, (axes.FFN, axes.EMBED), config=config, rngs=rngs)
+
+    def __call__(self, x: Hidden) -> Hidden:
+        parts = (self.gate_proj, self.up_proj, self.down_proj)
+        if any(linear.is_adapted for linear in parts):  # the op with its own backward knows none
+            inner = jax.nn.gelu(self.gate_proj(x), approximate=True) * self.up_proj(x)
+            return self.down_proj(inner)
+        return gated_gelu(x, *(linear.kernel[...].astype(x.dtype) for linear in parts))

@@ -151,7 +151,7 @@ LOCAL = Letter(
     kind="local",
     title="local attention",
     spec=_local,
-    look=Look("#2f6fde", "#e9f0fd", (0, (4, 1.5))),
+    look=Look("#2f6fde", "#e9f0fd", ("#6f9df0", "#12357c"), line_style=(0, (4, 1.5))),
     citation="Longformer (2004.05150)",
 )
 GLOBAL = Letter(
@@ -159,7 +159,7 @@ GLOBAL = Letter(
     kind="global",
     title="global attention",
     spec=_global,
-    look=Look("#e07b1a", "#fdf0e3"),
+    look=Look("#e07b1a", "#fdf0e3", ("#f0a04b", "#7d3f06")),
     citation="Attention Is All You Need (1706.03762); p-RoPE (2410.06205)",
 )
 
@@ -229,7 +229,7 @@ class Attention(nnx.Module):
         pairs = self.spec.num_rotated_pairs
         return attend_cached(
             view.queries(q, pairs),
-            view.read(pairs),
+            functools.partial(view.read, pairs),
             placement.positions,
             view.positions,
             in_use=view.in_use,

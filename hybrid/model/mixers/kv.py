@@ -37,7 +37,6 @@ class Separate(NamedTuple):
 
     def keys_values(self, turn: rope.Rotation) -> tuple[Key, Value]:
         """Keys and values to attend to; `turn` is not needed, keys are rotated already."""
-        del turn
         return self.k, self.v
 
 

@@ -127,14 +127,8 @@ class KVSpec(MixerSpec):
 
     def shared(self, positions: Positions, dtype: Any) -> Rotation:
         """cos and sin of the angles at `positions` [b, t], in at least float32."""
-        return rope.rotation(
-            positions,
-            self.head_dim,
-            theta=self.rope.theta,
-            fraction=self.rope.fraction,
-            factor=self.rope.factor,
-            dtype=jnp.promote_types(dtype, jnp.float32),
-        )
+        wide = jnp.promote_types(dtype, jnp.float32)
+        return rope.rotation(positions, self.head_dim, **dataclasses.asdict(self.rope), dtype=wide)
 
     def reads_slots(self, form: CacheFormat) -> bool:
         """Keys of unified layers are made on reading where only values are kept."""
@@ -174,22 +168,18 @@ class View(NamedTuple):
         parts = [] if turned.all() else [plain]
         return parts + ([_rotated_part(q, pairs)] if pairs else [])
 
-    def read(self, pairs: int):
-        """The function that gives tiles, for `attend_cached`."""
-
-        def read(start, size: int) -> Tile:
-            kept = jax.tree.map(lambda array: _tile(array, self.row, start, size), self.kept)
-            if not self.is_unified:
-                return Tile([kept["k"]], kept["v"])
-            value = kept["v"]
-            keys = [] if _turned(value.values.shape[-1], pairs).all() else [value]
-            if "rotated" in kept:
-                keys.append(kept["rotated"])
-            elif pairs:
-                keys.append(self._rotated(value, start, size, pairs))
-            return Tile(keys, value)
-
-        return read
+    def read(self, pairs: int, start, size: int) -> Tile:
+        """`size` slots from `start` on; the first pairs of keys are turned."""
+        kept = jax.tree.map(lambda array: _tile(array, self.row, start, size), self.kept)
+        if not self.is_unified:
+            return Tile([kept["k"]], kept["v"])
+        value = kept["v"]
+        keys = [] if _turned(value.values.shape[-1], pairs).all() else [value]
+        if "rotated" in kept:
+            keys.append(kept["rotated"])
+        elif pairs:
+            keys.append(self._rotated(value, start, size, pairs))
+        return Tile(keys, value)
 
     def _rotated(self, value: Stored, start, size: int, pairs: int) -> Stored:
         """The turned part of the keys of a tile of values."""
@@ -225,11 +215,12 @@ def extend(
     old = _positions(spec, form, step.written, step.length)
     index = jnp.arange(length, dtype=jnp.int32)[None, :]
     fresh = jnp.where(index < step.num_new[:, None], step.length[:, None] + index, -1)
-    both = jax.tree.map(
-        lambda ring, chunk: jnp.concatenate([_row(ring, state.row), chunk], axis=2)[None],
-        state.arrays,
-        new,
-    )
+
+    def behind(rings, chunk):
+        ring = jax.lax.dynamic_index_in_dim(rings, state.row, axis=0, keepdims=False)
+        return jnp.concatenate([ring, chunk], axis=2)[None]
+
+    both = jax.tree.map(behind, state.arrays, new)
     return View(both, 0, jnp.concatenate([old, fresh], axis=1), None, k_scale, None), kept
 
 
@@ -281,10 +272,6 @@ def _positions(spec: KVSpec, form: CacheFormat, written, length) -> jax.Array:
     newest = written[:, None] - 1
     held = newest - (newest - slot) % slots
     return jnp.where((held >= 0) & (held < length[:, None]), held, -1)
-
-
-def _row(stacked: jax.Array, row) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(stacked, row, axis=0, keepdims=False)
 
 
 def _tile(stacked: jax.Array, row, start, size: int) -> jax.Array:

@@ -13,8 +13,9 @@ A letter of the pattern is a row of a table (`mixers/__init__.py`): a `Letter`, 
 Read next: `attention.py`, the mixer of L and G.
 """
 
+import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -87,59 +88,56 @@ class Placement:
     shared: dict[str, Any]
     step: CacheStep | None = None
 
-    @classmethod
-    def of(
-        cls,
-        mixers: Iterable["MixerSpec"],
-        positions: Positions,
-        segment_ids: Segments | None,
-        dtype: Any,
-        step: CacheStep | None = None,
-    ) -> "Placement":
-        """The placement of a batch under the mixers of a plan."""
-        return cls(positions, segment_ids, shared_arrays(mixers, positions, dtype), step)
-
 
 class Look(NamedTuple):
-    """How figures draw a kind of layer: its colour, a light tint of it, matplotlib's line style."""
+    """How figures draw a kind of layer.
+
+    Attributes:
+      colour, tint: of lines and marks, and a light one of areas.
+      ramp: colours that the shades of several such cells of a sweep run through, first to last.
+      line_style: as matplotlib takes it.
+    """
 
     colour: str
     tint: str
+    ramp: Sequence[str]
     line_style: Any = "-"
 
 
 @dataclasses.dataclass(frozen=True)
-class MixerSpec:
+class MixerSpec(abc.ABC):
     """All that makes the mixer of a layer; equal specs are equal code and stack into one scan.
+
+    A mixer overrides what is abstract; the rest has the default of a mixer without it.
 
     Attributes:
       donor: index of the layer whose keys and values this one reuses; None: it has its own.
       donates: whether later layers reuse this layer's keys and values.
     """
 
-    # What the mixer does not do, and why: "kv_sharing", "rewind", "context" or "export".
+    # What the mixer does not do, and why: "kv_sharing", "rewind" or "export".
     LACKS: ClassVar[Mapping[str, str]] = {}
 
     donor: int | None = dataclasses.field(default=None, kw_only=True)
     donates: bool = dataclasses.field(default=False, kw_only=True)
 
+    @abc.abstractmethod
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         """The module: (x [b, t, d], placement, donated, state) -> (y, keys and values, state).
 
         `donated` is what the donor's module gave second. `state` is a `LayerState` behind a cache,
         else None; the state that comes back holds x's real tokens and no trace of padding.
         """
-        raise NotImplementedError
 
     # --- State -------------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def init_state(self, form: CacheFormat, repetitions: int, batch: int) -> dict[str, Any]:
         """The empty state of `repetitions` layers: arrays [repetitions, batch, ...]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def state_bytes(self, form: CacheFormat) -> int:
         """Bytes of the state of one row."""
-        raise NotImplementedError
 
     def state_bytes_all_global(self, form: CacheFormat) -> int:
         """The same if the layer shared nothing and kept keys and values of the whole context."""
@@ -147,7 +145,6 @@ class MixerSpec:
 
     def grow(self, state: dict[str, Any], form: CacheFormat, larger: CacheFormat) -> dict[str, Any]:
         """The state with the capacity of `larger`."""
-        del form, larger
         return state
 
     def earliest_rewind(self, form: CacheFormat, written: jax.Array) -> jax.Array:
@@ -155,7 +152,6 @@ class MixerSpec:
 
         Not called where LACKS has "rewind".
         """
-        del form
         return jnp.zeros_like(written)
 
     # --- Arrays made once for all layers -----------------------------------------------------
@@ -167,18 +163,17 @@ class MixerSpec:
 
     def shared(self, positions: Positions, dtype: Any) -> Any:
         """Arrays that follow from the positions alone, such as rotary angles."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has a shared_key, so it must override shared")
 
     def reads_slots(self, form: CacheFormat) -> bool:
         """Whether a step needs `shared` of the cache's slots besides."""
-        del form
         return False
 
     # --- Costs -------------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def flops_per_token(self, config: ModelConfig, context: int) -> tuple[float, float]:
         """Forward FLOPs of (weight products, mixing), averaged over positions 0 … context − 1."""
-        raise NotImplementedError
 
     @property
     def reach(self) -> int | None:
@@ -187,13 +182,13 @@ class MixerSpec:
 
     def request(self, config: ModelConfig, length: int) -> Any:
         """What the layer requests of the door to attention for rows of `length`; None: nothing."""
-        del config, length
+        return None
 
     # --- For people --------------------------------------------------------------------------
 
+    @abc.abstractmethod
     def summary(self) -> str:
         """A line of `hybrid.plan`."""
-        raise NotImplementedError
 
     def facts(self) -> Iterator[str]:
         """Short lines of the pattern's figure."""
@@ -201,7 +196,6 @@ class MixerSpec:
 
     def picture(self, num_tokens: int, window_size: int) -> np.ndarray:
         """bool [num_tokens, num_tokens]: which earlier tokens reach which; windows cut short."""
-        del window_size
         return np.tri(num_tokens, dtype=bool)
 
 

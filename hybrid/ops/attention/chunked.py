@@ -36,6 +36,7 @@ set to the highest, so that (5) gives zero.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +49,7 @@ from hybrid.ops.band import Band, same_segment, visible
 from hybrid.ops.dense import dot
 
 
-@dataclasses.dataclass(frozen=True)
-class Blocks:
+class Blocks(NamedTuple):
     """Tile sizes: queries and keys a tile, forward and backward."""
 
     forward: tuple[int, int]

@@ -13,6 +13,7 @@ On a mesh each device computes its own experts for its own rows and the results 
 Read next: `reference.py` (the oracle), `blocked.py` (what a CPU runs).
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -20,19 +21,49 @@ import jax.numpy as jnp
 
 from hybrid import axes
 from hybrid.axes import Hidden
+from hybrid.ops import dispatch
 from hybrid.ops.dispatch import Implementation, Operation, per_device
 from hybrid.ops.experts import blocked, ragged, reference
-from hybrid.ops.experts.request import ExpertsRequest
-from hybrid.sharding import split_axes
+from hybrid.sharding import local_size, split_axes
 
 __all__ = ["EXPERTS", "ExpertsRequest", "experts"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsRequest:
+    """A call of `experts`: e, a, d and f of one device, in `dtype` on "cpu", "gpu" or "tpu"."""
+
+    backend: str
+    dtype: str
+    num_experts: int
+    num_active: int
+    width: int
+    expert_width: int
+
+    def __str__(self) -> str:
+        sizes = f"e={self.num_experts}, a={self.num_active}, d={self.width}, f={self.expert_width}"
+        return f"experts [{sizes}, {self.dtype}, {self.backend}]"
+
+    @classmethod
+    def of(cls, choice: jax.Array, gate: jax.Array, dtype: str) -> "ExpertsRequest":
+        """The request that a call makes for tokens of `dtype`."""
+        num_experts, width, expert_width = gate.shape
+        return cls(
+            backend=dispatch.backend(),
+            dtype=dtype,
+            num_experts=local_size(axes.EXPERTS, num_experts),
+            num_active=choice.shape[2],
+            width=width,
+            expert_width=local_size(axes.FFN, expert_width),
+        )
+
 
 EXPERTS = Operation(
     "experts",
     (
-        Implementation("ragged", ragged.experts, ragged.check, needs_shard_map=True),
-        Implementation("blocked", blocked.experts, blocked.check, needs_shard_map=True),
-        Implementation("reference", reference.experts, needs_shard_map=True),
+        Implementation("ragged", ragged.experts, ragged.check),
+        Implementation("blocked", blocked.experts, blocked.check),
+        Implementation("reference", reference.experts),
     ),
 )
 _TOKENS = (axes.BATCH, None, None)
@@ -63,8 +94,6 @@ def experts(
     request = ExpertsRequest.of(choice, gate, x.dtype.name)
     chosen = EXPERTS.choose(request, implementation)
     operands = (x, choice, weights, gate, up, down)
-    if not chosen.needs_shard_map:
-        return chosen.function(*operands)
     split = split_axes(axes.EXPERTS, gate.shape[0]), split_axes(axes.FFN, gate.shape[2])
     own = functools.partial(_own_experts, chosen.function, *split)
     return per_device(own, operands, (_TOKENS, _TOKENS, _TOKENS, _INTO, _INTO, _OUT))
