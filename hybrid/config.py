@@ -310,7 +310,7 @@ def load_page(spec: str) -> dict[str, Any]:
     if file.suffix != ".py":
         raise ConfigError("--config", "must be a Python file", str(file))
     with _page_errors(str(file)):
-        get_config = runpy.run_path(str(file), run_name=file.stem).get("get_config")
+        get_config = runpy.run_path(str(file), run_name=f"page_{file.stem}").get("get_config")
     if not isinstance(get_config, types.FunctionType):
         raise ConfigError("--config", "the page defines no get_config()", path)
     with _page_errors(spec):

@@ -109,7 +109,8 @@ class Operation:
         refused = preferred_refusals(refusals)
         for one in named:
             if refusals[one.name] is None:
-                _log_once(f"{request}: {one.name}{f' ({refused})' if refused else ''}")
+                if len(self.implementations) > 1:
+                    _log_once(f"{request}: {one.name}{f' ({refused})' if refused else ''}")
                 return one
         raise Unsupported(refused)
 

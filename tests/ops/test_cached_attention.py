@@ -11,7 +11,7 @@ from inference.small_models import config_of, params_of
 
 from hybrid import model
 from hybrid.inference.session import Session
-from hybrid.ops.attention import attend_cached, reference
+from hybrid.ops.attention import attend_cached, cached, reference
 from hybrid.ops.attention.cached import Stored, Tile
 from hybrid.ops.band import Band
 
@@ -41,19 +41,10 @@ def inputs(case: Case, seed: int = 0):
     return arrays["q"], wide["k"], wide["v"], arrays.get("sinks")
 
 
-def reader(keys, values):
-    """A `read` of parts of keys and of values."""
-
-    def cut(start, size):
-        return lambda array: jax.lax.dynamic_slice_in_dim(array, start, size, axis=2)
-
-    return lambda start, size: jax.tree.map(cut(start, size), Tile(keys, values))
-
-
 def whole(k, v):
-    """A `read` of keys and values [b, s, k, h]."""
+    """Stored tensors [b, k, s, h] as `read` gives their tiles."""
     keys, values = (Stored(array.swapaxes(1, 2)) for array in (k, v))
-    return reader([keys], values)
+    return lambda start, size: Tile([keys.tile(start, size)], values.tile(start, size))
 
 
 def oracle(case, q, k, v, sinks, q_positions, kv_positions):
@@ -72,8 +63,20 @@ def options(case, sinks):
 def test_every_tile_size_equals_the_oracle(case, tile_size):
     q, k, v, sinks = inputs(case)
     places = slots_of(case)
-    out = attend_cached([q], whole(k, v), *places, tile_size=tile_size, **options(case, sinks))
+    out = cached.attend([q], whole(k, v), *places, tile_size=tile_size, **options(case, sinks))
     np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_door_gives_what_its_implementation_gives(case):
+    q, k, v, sinks = inputs(case)
+    places = slots_of(case)
+    for name in ("auto", "tiled"):
+        out = attend_cached([q], whole(k, v), *places, implementation=name, **options(case, sinks))
+        np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
+    with pytest.raises(ValueError, match="cached attention: no implementation 'paged'"):
+        attend_cached([q], whole(k, v), *places, implementation="paged")
 
 
 @pytest.mark.usefixtures("x64")
@@ -88,7 +91,7 @@ def test_slots_that_are_not_in_use_are_not_read(tile_size):
     wanted = oracle(case, q, k, v, sinks, q_positions, kv_positions)
     last_tile = SLOTS if tile_size in (None, SLOTS) else -(-20 // tile_size) * tile_size
     k = k.at[:, last_tile:].set(jnp.nan)
-    out = attend_cached(
+    out = cached.attend(
         [q],
         whole(k, v),
         q_positions,
@@ -108,8 +111,10 @@ def test_scores_are_the_sum_of_parts():
     parts = [Stored(k.swapaxes(1, 2)[..., :3]), Stored(k.swapaxes(1, 2)[..., 3:])]
     values = Stored(v.swapaxes(1, 2))
 
-    read = reader(parts, values)
-    out = attend_cached([q[..., :3], q[..., 3:]], read, *places, **options(case, sinks))
+    def read(start, size):
+        return Tile([part.tile(start, size) for part in parts], values.tile(start, size))
+
+    out = cached.attend([q[..., :3], q[..., 3:]], read, *places, **options(case, sinks))
     np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
 
 
@@ -122,9 +127,9 @@ def test_scales_multiply_what_is_stored(tile_size):
     rng = np.random.default_rng(1)
     scale_k, scale_v = (rng.uniform(0.5, 2, (2, 2, SLOTS)) for _ in range(2))
     keys, values = Stored(k.swapaxes(1, 2), scale_k), Stored(v.swapaxes(1, 2), scale_v)
-    out = attend_cached(
+    out = cached.attend(
         [q],
-        reader([keys], values),
+        lambda start, size: Tile([keys.tile(start, size)], values.tile(start, size)),
         *places,
         tile_size=tile_size,
         **options(case, sinks),
@@ -139,7 +144,7 @@ def test_a_query_that_sees_nothing_gives_zeros(tile_size):
     case = CASES[2]
     q, k, v = (array.astype(jnp.float32) for array in inputs(case)[:3])
     nowhere = jnp.full((2, SLOTS), -1)
-    out = attend_cached([q], whole(k, v), jnp.zeros((2, 9), int), nowhere, tile_size=tile_size)
+    out = cached.attend([q], whole(k, v), jnp.zeros((2, 9), int), nowhere, tile_size=tile_size)
     assert not np.any(out)
 
 
@@ -152,7 +157,7 @@ def test_float32_sums_stay_float32_past_32k_slots_of_bfloat16():
     )
     places = jnp.full((1, 1), slots), jnp.arange(slots)[None]
     for tile_size in (None, 512):
-        out = attend_cached([q], whole(k, v), *places, tile_size=tile_size)
+        out = cached.attend([q], whole(k, v), *places, tile_size=tile_size)
         np.testing.assert_allclose(out.astype(np.float32), 1, atol=1e-3)
 
 

@@ -1,22 +1,37 @@
-"""The door to attention, with reasons for every refusal.
+"""The doors to attention: to a row of tokens and to a cache; each with reasons for every refusal.
 
 `attend` takes queries, keys, values and a `Band`, `attend_cached` a function that reads a cache.
-Implementations of `attend` are tried in the order of the table below (`hybrid/ops/dispatch.py` says
-how), and no part of a band is ever dropped.
+Implementations are tried in the order of the tables below (`hybrid/ops/dispatch.py` says how), and
+no part of a band is ever dropped.
 
 Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`, `cached.py`.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 
 from hybrid import axes
-from hybrid.ops.attention import banded, chunked, reference
-from hybrid.ops.attention.cached import attend_cached
-from hybrid.ops.attention.request import ROWS, AttentionRequest, head_names
+from hybrid.axes import Query
+from hybrid.ops.attention import banded, cached, chunked, reference
+from hybrid.ops.attention.cached import Tile
+from hybrid.ops.attention.request import (
+    ROWS,
+    AttentionRequest,
+    CachedAttentionRequest,
+    head_names,
+)
 from hybrid.ops.band import Band
 from hybrid.ops.dispatch import Implementation, Operation, per_device
 
-__all__ = ["ATTENTION", "AttentionRequest", "attend", "attend_cached"]
+__all__ = [
+    "ATTENTION",
+    "CACHED_ATTENTION",
+    "AttentionRequest",
+    "CachedAttentionRequest",
+    "attend",
+    "attend_cached",
+]
 
 ATTENTION = Operation(
     "attention",
@@ -26,6 +41,7 @@ ATTENTION = Operation(
         Implementation("reference", reference.attend),
     ),
 )
+CACHED_ATTENTION = Operation("cached attention", (Implementation("tiled", cached.attend),))
 
 
 def attend(
@@ -71,6 +87,46 @@ def attend(
     sink_names = None if sinks is None else (heads,)
     names = (q_names, kv_names, kv_names, sink_names, [ROWS] * len(arrays))
     return per_device(call, operands, names)
+
+
+def attend_cached(
+    queries: Sequence[jax.Array],
+    read: Callable[[jax.Array | int, int], Tile],
+    q_positions: jax.Array,
+    kv_positions: jax.Array,
+    *,
+    in_use: jax.Array | int | None = None,
+    window_size: int | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+    implementation: str = "auto",
+) -> Query:
+    """Softmax attention of new queries over the slots of a cache; it has no gradient.
+
+    Args:
+      queries: parts of the queries, each [b, t, n, h_i]; scores are the sum of their products.
+      read: (first slot, number of slots) -> their keys' parts [b, k, s, h_i] and values.
+      q_positions: int32 [b, t].  kv_positions: int32 [b, s], -1 for an empty slot.
+      in_use: slots from here on are empty; None: all may be in use.
+      window_size, scale, softcap, sinks: as of `attend`.
+      implementation: "auto" or a name of `CACHED_ATTENTION.names`.
+    Returns: [b, t, n, h] in the queries' dtype; a query that sees no slot gives zeros.
+    Raises: Unsupported where the named implementation refuses.
+    """
+    values, num_slots = jax.eval_shape(lambda: read(0, 1)).values.values, kv_positions.shape[1]
+    request = CachedAttentionRequest.of(queries[0], values, num_slots, window_size)
+    return CACHED_ATTENTION.choose(request, implementation).function(
+        queries,
+        read,
+        q_positions,
+        kv_positions,
+        in_use=in_use,
+        window_size=window_size,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+    )
 
 
 def _check_shapes(q, k, v, band):

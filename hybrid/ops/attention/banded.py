@@ -9,8 +9,7 @@ Cost and memory are O(t·(w + c)); the gradient is autodiff's. `chunked.py` does
 block at a time, with less memory.
 """
 
-from typing import Any
-
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -36,13 +35,14 @@ def attend(
     v: Value,
     band: Band,
     *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
     block_size: int | None = None,
-    **scoring: Any,
 ) -> Query:
     """Causal attention over the last `band.window_size` tokens, the query's own included.
 
-    Args: as `hybrid.ops.attention.attend`, its `scale`, `softcap` and `sinks` in `scoring`;
-      `block_size` is c above, by default about w/4.
+    Args: as `hybrid.ops.attention.attend`; `block_size` is c above, by default about w/4.
     Returns: [b, t, n, h] in q's dtype; scores and softmax in at least float32.
     """
     batch, length = q.shape[:2]
@@ -71,7 +71,8 @@ def attend(
         q_segments=own(band.q_segments) if has_segments else None,
         kv_segments=reached(band.kv_segments) if has_segments else None,
     )
-    out = reference.attend(own(q), reached(k), reached(v), blocks, **scoring)
+    keys_values = reached(k), reached(v)
+    out = reference.attend(own(q), *keys_values, blocks, scale=scale, softcap=softcap, sinks=sinks)
     return rearrange(out, "(b i) c n h -> b (i c) n h", b=batch)[:, :length]
 
 

@@ -45,6 +45,10 @@ class Stored(NamedTuple):
     values: jax.Array
     scales: jax.Array | None = None
 
+    def tile(self, start, size: int) -> "Stored":
+        """`size` slots from `start` on."""
+        return jax.tree.map(lambda array: _cut(array, start, size, 2), self)
+
 
 class Tile(NamedTuple):
     """Some slots of a cache: parts of keys to go with the parts of queries, and values."""
@@ -53,7 +57,7 @@ class Tile(NamedTuple):
     values: Stored
 
 
-def attend_cached(
+def attend(
     queries: Sequence[jax.Array],
     read: Callable[[jax.Array | int, int], Tile],
     q_positions: jax.Array,
@@ -66,16 +70,10 @@ def attend_cached(
     sinks: jax.Array | None = None,
     tile_size: int | None = None,
 ) -> Query:
-    """Softmax attention of new queries over the slots of a cache; it has no gradient.
+    """As `hybrid.ops.attention.attend_cached`.
 
     Args:
-      queries: parts of the queries, each [b, t, n, h_i]; scores are the sum of their products.
-      read: (first slot, number of slots) -> their keys' parts [b, k, s, h_i] and values.
-      q_positions: int32 [b, t].  kv_positions: int32 [b, s], -1 for an empty slot.
-      in_use: slots from here on are empty; None: all may be in use.
-      window_size, scale, softcap, sinks: as of `hybrid.ops.attention.attend`.
       tile_size: slots at a time; None: as many as MOST_SCORES and TILE say.
-    Returns: [b, t, n, h] in the queries' dtype; a query that sees no slot gives zeros.
     """
     (batch, length, num_heads, _), num_slots = queries[0].shape, kv_positions.shape[1]
     first = jax.eval_shape(lambda: read(0, 1)).values.values.shape

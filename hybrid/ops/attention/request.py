@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 from hybrid import axes, sharding
 from hybrid.ops import dispatch
 from hybrid.ops.band import Band
@@ -17,6 +19,11 @@ def head_names(num_kv_heads: int) -> tuple[str | None, str | None]:
     """
     is_split = sharding.split_axes(axes.KV_HEADS, num_kv_heads)
     return (axes.HEADS, axes.KV_HEADS) if is_split or num_kv_heads == 1 else (None, None)
+
+
+def _local_heads(num_heads, num_kv_heads):
+    heads, kv_heads = head_names(num_kv_heads)
+    return sharding.local_size(heads, num_heads), sharding.local_size(kv_heads, num_kv_heads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,19 +59,56 @@ class AttentionRequest:
     @classmethod
     def of(cls, q, k, band: Band, softcap: float | None, sinks=None) -> "AttentionRequest":
         """The request of a call of `attend` with these arrays, or with arrays of these shapes."""
-        heads, kv_heads = head_names(k.shape[2])
+        num_heads, num_kv_heads = _local_heads(q.shape[2], k.shape[2])
         return cls(
             backend=dispatch.backend(),
             dtype=q.dtype.name,
             head_dim=q.shape[3],
             query_length=q.shape[1],
             key_length=k.shape[1],
-            num_heads=sharding.local_size(heads, q.shape[2]),
-            num_kv_heads=sharding.local_size(kv_heads, k.shape[2]),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
             window_size=band.window_size,
             is_regular=band.is_regular,
             offset=band.offset,
             has_segments=band.q_segments is not None,
             softcap=softcap,
             has_sinks=sinks is not None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedAttentionRequest:
+    """A call of `attend_cached`: t new queries over s slots; `head_dim` is that of the values."""
+
+    backend: str
+    dtype: str
+    stored_dtype: str
+    head_dim: int
+    query_length: int
+    num_slots: int
+    num_heads: int
+    num_kv_heads: int
+    window_size: int | None
+
+    @classmethod
+    def of(
+        cls,
+        query: jax.Array,
+        values: jax.ShapeDtypeStruct,
+        num_slots: int,
+        window_size: int | None,
+    ) -> "CachedAttentionRequest":
+        """The request of queries [b, t, n, h] over stored values [b, k, ..., h]."""
+        num_heads, num_kv_heads = _local_heads(query.shape[2], values.shape[1])
+        return cls(
+            backend=dispatch.backend(),
+            dtype=query.dtype.name,
+            stored_dtype=values.dtype.name,
+            head_dim=values.shape[-1],
+            query_length=query.shape[1],
+            num_slots=num_slots,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            window_size=window_size,
         )
