@@ -14,8 +14,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def report(script: str, num_devices: int = 8) -> Any:
-    """What `script` prints as JSON when run with `num_devices` CPU devices in float64."""
+def report(script: str, *words: str, num_devices: int = 8) -> Any:
+    """What `script WORDS` prints as JSON, run with `num_devices` CPU devices in float64."""
     flags = [
         f"--xla_force_host_platform_device_count={num_devices}",
         # Compiling is most of the time; unoptimised code runs small shapes just as well.
@@ -28,7 +28,7 @@ def report(script: str, num_devices: int = 8) -> Any:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     child = subprocess.run(
-        [sys.executable, script],
+        [sys.executable, script, *words],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         check=True,

@@ -12,7 +12,6 @@ import time
 import pytest
 import small_run
 
-pytestmark = pytest.mark.slow
 KILLED_RUN = small_run.ROOT / "tests" / "slow" / "killed_run.py"
 NUM_STEPS = 40
 
@@ -33,7 +32,10 @@ KILLS = (
     ("evaluate", 9, 28),
     ("delete", 2, 36),
 )
-SEEDS = range(5)
+SEEDS = [
+    pytest.param(range(2), marks=pytest.mark.slow, id="two"),
+    pytest.param(range(2, 20), marks=pytest.mark.weekly, id="many"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,7 @@ def check_equal(workdir, uninterrupted) -> None:
     assert all(name.isdecimal() for name in leftovers), leftovers
 
 
+@pytest.mark.slow
 def test_an_uninterrupted_run_has_a_row_for_each_step(uninterrupted):
     steps = [row["step"] for row in small_run.rows(uninterrupted) if "loss" in row]
     assert steps == list(range(1, NUM_STEPS + 1))
@@ -115,6 +118,7 @@ def test_an_uninterrupted_run_has_a_row_for_each_step(uninterrupted):
     assert evaluated == list(range(4, NUM_STEPS + 1, 4))
 
 
+@pytest.mark.slow
 def test_a_kill_in_each_phase_changes_no_bit(folder, command, uninterrupted):
     kinds = [phase.split()[0] for phase, _, _ in KILLS]
     assert all(kinds.count(kind) >= 2 for kind in ("write", "delete", "append", "evaluate"))
@@ -129,9 +133,11 @@ def test_a_kill_in_each_phase_changes_no_bit(folder, command, uninterrupted):
     check_equal(workdir, uninterrupted)
 
 
-def test_kills_at_random_times_change_no_bit(folder, command, uninterrupted):
-    words, workdir = command("random"), folder / "random"
-    for seed in SEEDS:
+@pytest.mark.parametrize("seeds", SEEDS)
+def test_kills_at_random_times_change_no_bit(folder, command, uninterrupted, seeds):
+    name = f"random{len(seeds)}"
+    words, workdir = command(name), folder / name
+    for seed in seeds:
         rng = random.Random(seed)
         process = small_run.start(folder, KILLED_RUN, "wait", 0, folder / "note", *words)
         if seed % 2:  # sometimes while it starts, else while it trains, saves and evaluates
@@ -154,6 +160,7 @@ def wait_for_evaluation(process: subprocess.Popen) -> None:
     pytest.fail("the run ended before it evaluated")
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_changes_nothing(folder, command, uninterrupted):
     before = small_run.rows(uninterrupted), small_run.checkpoint_steps(uninterrupted)
     errors = finish(folder, command("uninterrupted"))
