@@ -79,8 +79,8 @@ class SweepConfig:
                 raise ConfigError(name, "names one twice", values)
         if not self.seeds:
             raise ConfigError("seeds", "is empty", (), "at least one; three for intervals")
-        for name in ("learning_rates", "arms", "match") if self.trained else ():
-            if getattr(self, name) not in ((), "tokens"):
+        for name, unset in {"learning_rates": (), "arms": (), "match": "tokens"}.items():
+            if self.trained and getattr(self, name) != unset:
                 problem = "has no use where nothing is trained"
                 raise ConfigError(name, problem, getattr(self, name))
 

@@ -85,11 +85,13 @@ class Result:
 
         What text or a task doesn't have (`repeats`, `accuracy`, …) is left out.
         """
-        of_tasks = {"accuracy", "by_distance", "by_num_pairs"}
-        absent = of_tasks if self.accuracy is None else {"repeats"}
+        absent = {"repeats"}
+        if self.accuracy is None:
+            absent = {"accuracy", "by_distance", "by_num_pairs"}
+        if not self.by_context:
+            absent.add("by_context")
         values = to_json(dataclasses.replace(self, by_context=()))
         values["by_context"] = [result.to_dict(**about) for result in self.by_context]
-        absent |= set() if self.by_context else {"by_context"}
         return {name: values[name] for name in values if name not in absent} | about
 
 

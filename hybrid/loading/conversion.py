@@ -35,6 +35,7 @@ from hybrid.config import ConfigError
 from hybrid.model import stack
 from hybrid.model.config import ModelConfig
 from hybrid.model.params import Leaves, flat, layer_params, nested, param_name
+from hybrid.model.pattern import LayerSpec
 
 K_PROJ, V_PROJ = "mixer/k_proj/kernel", "mixer/v_proj/kernel"
 FRESH, MEAN = "fresh", "the mean of both projections"
@@ -87,7 +88,7 @@ def convert(
     for depth, spec in enumerate(new_plan.layers()):
         available = layer_params(old_plan, params, depth)
         layer_key = jax.random.fold_in(layers_key, depth)
-        fresh = functools.cache(functools.partial(stack.init_layer, spec, new, layer_key))
+        fresh = functools.cache(functools.partial(_fresh, spec, new, layer_key))
         wanted = _by_name(nnx.to_pure_dict(stack.abstract_layer(spec, new)[1]))
         layer, rules = _layer(available, wanted, fresh)
         layers.append(layer)
@@ -110,7 +111,7 @@ def shapes(config: ModelConfig) -> Any:
 
 
 def _layer(
-    available: Layer, shapes: Mapping[str, Any], fresh: Callable[[], Any]
+    available: Layer, shapes: Mapping[str, Any], fresh: Callable[[], Layer]
 ) -> tuple[Layer, dict[str, str]]:
     """A layer's tensors for `shapes`, and by which rule those were made that are not mapped."""
     layer, rules = {}, {}
@@ -119,7 +120,7 @@ def _layer(
         if value is not None and value.shape != shape.shape and tensor in (K_PROJ, V_PROJ):
             value, rule = _with_heads(value, shape.shape)
         if value is None or value.shape != shape.shape:
-            value, rule = _by_name(fresh())[tensor], FRESH
+            value, rule = fresh()[tensor], FRESH
         layer[tensor] = value
         if rule:
             rules[tensor] = rule
@@ -143,6 +144,10 @@ def _with_heads(kernel, shape):
     if kernel.shape[2] == shape[2] and heads % wanted == 0:
         return reduce(kernel, "d (k g) h -> d k h", "mean", k=wanted), "heads averaged in groups"
     return kernel, ""
+
+
+def _fresh(spec: LayerSpec, config: ModelConfig, key: jax.Array) -> Layer:
+    return _by_name(stack.init_layer(spec, config, key))
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

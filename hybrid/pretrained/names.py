@@ -21,8 +21,13 @@ from hybrid.model.config import ModelConfig
 from hybrid.model.params import Path, flat, param_name
 
 PREFIXES = ("model.", "model.language_model.", "language_model.model.")
-TOWERS = ("vision_tower.", "audio_tower.", "embed_vision.", "embed_audio.")
-IGNORED = (*TOWERS, "multi_modal_projector.")
+IGNORED = (
+    "vision_tower.",
+    "audio_tower.",
+    "embed_vision.",
+    "embed_audio.",
+    "multi_modal_projector.",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ On a mesh each device computes its own experts for its own rows and the results 
 Read next: `reference.py` (the oracle), `blocked.py` (what a CPU runs).
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -21,42 +20,12 @@ import jax.numpy as jnp
 
 from hybrid import axes
 from hybrid.axes import Hidden
-from hybrid.ops import dispatch
 from hybrid.ops.dispatch import Implementation, Operation, per_device
 from hybrid.ops.experts import blocked, ragged, reference
-from hybrid.sharding import local_size, split_axes
+from hybrid.ops.experts.request import ExpertsRequest
+from hybrid.sharding import split_axes
 
 __all__ = ["EXPERTS", "ExpertsRequest", "experts"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ExpertsRequest:
-    """A call of `experts`: e, a, d and f of one device, in `dtype` on "cpu", "gpu" or "tpu"."""
-
-    backend: str
-    dtype: str
-    num_experts: int
-    num_active: int
-    width: int
-    expert_width: int
-
-    def __str__(self) -> str:
-        sizes = f"e={self.num_experts}, a={self.num_active}, d={self.width}, f={self.expert_width}"
-        return f"experts [{sizes}, {self.dtype}, {self.backend}]"
-
-    @classmethod
-    def of(cls, choice: jax.Array, gate: jax.Array, dtype: str) -> "ExpertsRequest":
-        """The request that a call makes for tokens of `dtype`."""
-        num_experts, width, expert_width = gate.shape
-        return cls(
-            backend=dispatch.backend(),
-            dtype=dtype,
-            num_experts=local_size(axes.EXPERTS, num_experts),
-            num_active=choice.shape[2],
-            width=width,
-            expert_width=local_size(axes.FFN, expert_width),
-        )
-
 
 EXPERTS = Operation(
     "experts",

@@ -37,6 +37,7 @@ from einops import rearrange
 
 from hybrid.axes import Hidden
 from hybrid.ops.dispatch import Unsupported
+from hybrid.ops.experts.request import ExpertsRequest
 
 MOST_ROWS = 128  # of a block
 FEWEST_ROWS = 8
@@ -82,13 +83,20 @@ class Groups(NamedTuple):
         )
 
 
-def check(request) -> None:
+def check(request: ExpertsRequest) -> None:
     """Serves CPUs; elsewhere a loop over small products would leave the device idle."""
     if request.backend != "cpu":
         raise Unsupported("walks small blocks one by one: for CPUs")
 
 
-def experts(x: Hidden, choice, weights, gate, up, down) -> Hidden:
+def experts(
+    x: Hidden,
+    choice: jax.Array,
+    weights: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+) -> Hidden:
     """As `hybrid.ops.experts.experts`; a choice of e is none."""
     rows = rearrange(x, "b t d -> (b t) d")
     choice, weights = (rearrange(array, "b t a -> (b t) a") for array in (choice, weights))

@@ -10,15 +10,23 @@ from einops import rearrange
 
 from hybrid.axes import Hidden
 from hybrid.ops.dispatch import Unsupported
+from hybrid.ops.experts.request import ExpertsRequest
 
 
-def check(request) -> None:
+def check(request: ExpertsRequest) -> None:
     """Serves accelerators."""
     if request.backend == "cpu":
         raise Unsupported("ragged_dot computes all experts for all tokens on a CPU")
 
 
-def experts(x: Hidden, choice, weights, gate, up, down) -> Hidden:
+def experts(
+    x: Hidden,
+    choice: jax.Array,
+    weights: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+) -> Hidden:
     """As `hybrid.ops.experts.experts`; a choice of e is none."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     num_experts, num_active = gate.shape[0], choice.shape[-1]

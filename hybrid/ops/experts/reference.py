@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from hybrid.axes import Hidden
 
 
-def experts(x: Hidden, choice, weights, gate, up, down) -> Hidden:
+def experts(
+    x: Hidden,
+    choice: jax.Array,
+    weights: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    down: jax.Array,
+) -> Hidden:
     """As `hybrid.ops.experts.experts`; a choice of e is none."""
     num_experts, wide = gate.shape[0], jnp.promote_types(x.dtype, jnp.float32)
     hits = jax.nn.one_hot(choice, num_experts, dtype=wide)  # an index of e gives zeros
