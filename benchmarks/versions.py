@@ -5,18 +5,19 @@
 
 Each version is a process in its own checkout, so that it runs its own `benchmarks/ours.py` and
 `decode_ours.py`; they are asked in turn, round after round, the first of a round the second of the
-next. The table says whether their first losses or tokens are equal, and a ratio above 1 that the
-new version is faster.
+next. The table says whether their first losses or tokens are equal and whether they compiled the
+same programs (what takes equal time then), and a ratio above 1 that the new version is faster.
 """
 
 import argparse
 import itertools
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import decode, machine, train_step
+from benchmarks import decode, machine, programs, train_step
 from benchmarks.model import TRAIN_SHAPES, Shape
 from benchmarks.train_step import SETTLE
 from benchmarks.workers import Worker, quiet
@@ -79,15 +80,21 @@ def run(tasks: list[str], checkouts: dict[str, Path], rounds: int) -> dict[str, 
     rows = []
     for words, names in itertools.groupby(tasks, lambda name: TASKS[name].worker):
         workers = {}
-        try:
-            for side, checkout in checkouts.items():
-                workers[side] = Worker(*words, checkout=checkout)
-            for name in names:
-                rows.append({"task": name, **run_task(TASKS[name], workers, rounds)})
-                print(_line(rows[-1]), flush=True)
-        finally:
-            for worker in workers.values():
-                worker.close()
+        with tempfile.TemporaryDirectory() as folder:
+            dumps = {side: Path(folder, side) for side in checkouts}
+            try:
+                for side, checkout in checkouts.items():
+                    dumps[side].mkdir()
+                    flags = programs.flags(dumps[side])
+                    workers[side] = Worker(*words, checkout=checkout, xla_flags=flags)
+                for name in names:
+                    row = {"task": name, **run_task(TASKS[name], workers, rounds)}
+                    compiled = (programs.take(dumps[side]) for side in (OLD, NEW))
+                    rows.append(row | {"programs": programs.difference(*compiled)})
+                    print(_line(rows[-1]), flush=True)
+            finally:
+                for worker in workers.values():
+                    worker.close()
     return {"machine": machine.describe(), "rounds": rounds, "rows": rows}
 
 
@@ -146,7 +153,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The table of a result."""
     header = (
         *("task", "old, tokens/s, best", "median", "new, best", "median"),
-        *("new / old, best", "median", "quiet readings", "first numbers"),
+        *("new / old, best", "median", "quiet readings", "first numbers", "compiled programs"),
     )
     caption = f"{machine.line(result['machine'])}; {result['rounds']} interleaved rounds."
     return "\n\n".join([machine.table(header, map(_cells, result["rows"])), caption])
@@ -159,12 +166,13 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
     best, median = ratios(row)
     same = "equal" if row["same"] else "differ"
-    return (row["task"], *speeds, f"**{best:.3f}**", f"{median:.3f}", quiet, same)
+    ends = (quiet, same, row["programs"])
+    return (row["task"], *speeds, f"**{best:.3f}**", f"{median:.3f}", *ends)
 
 
 def _line(row: dict[str, Any]) -> str:
     best, median = ratios(row)
-    return f"{row['task']}: new / old {best:.3f} (medians {median:.3f})"
+    return f"{row['task']}: new / old {best:.3f} (medians {median:.3f}), programs: {row['programs']}"
 
 
 if __name__ == "__main__":

@@ -28,16 +28,20 @@ class Worker:
 
     checkout: the version of this repository that it runs, and leaves as it is; None for the
       parent's own.
+    xla_flags: its XLA_FLAGS besides those of the environment.
     """
 
-    def __init__(self, module: str, *arguments: str, checkout: Path | None = None):
+    def __init__(
+        self, module: str, *arguments: str, checkout: Path | None = None, xla_flags: str = ""
+    ):
         other = {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"} if checkout else {}
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}".strip()
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=checkout,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"} | other,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | other,
             text=True,
         )
 
