@@ -5,16 +5,19 @@ parameters is `initial.py`'s work.
 """
 
 import dataclasses
+import glob
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from hybrid.config import ConfigError, updated
+from hybrid.config import ConfigError, flatten, updated
 from hybrid.data.tasks import TASKS
 from hybrid.model.config import RUNTIME_KEYS
 
-CONFIG = "config.json"
+CONFIG, PROVENANCE, TOKENIZER = "config.json", "provenance.json", "tokenizer"
+PATHS = ("data.paths", "data.eval_paths", "init_from")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +55,69 @@ def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
         values = json.loads((folder / CONFIG).read_bytes())
     except FileNotFoundError:
         raise ConfigError(key, f"holds no {CONFIG}", str(path), accepted) from None
+    except OSError as error:
+        raise ConfigError(
+            key, f"its {CONFIG} can't be read ({error.strerror})", str(path)
+        ) from None
     except ValueError as error:
         raise ConfigError(key, f"its {CONFIG} is broken ({error})", str(path)) from None
     if isinstance(values, dict) and isinstance(values.get("model"), dict):
-        values = upgraded(values)
+        values = with_places(upgraded(values), folder)
         data = values.get("data", {})
         names = data.get("tokenizer", "byte"), data.get("bos", "auto")
         return Origin(folder, values["model"], *names, run=values, key=key)
     from hybrid import pretrained  # only those who read such folders pay for it
 
     return Origin(folder, *pretrained.describe(folder, key), key=key)
+
+
+def with_places(values: Mapping[str, Any], workdir: pathlib.Path) -> Mapping[str, Any]:
+    """A run's config values with its own tokenizer, and paths that lead to where things are now.
+
+    A path is looked up from the directory that the run was started in, then where it lies if it
+    was moved together with the workdir, then from here; what is nowhere stays as it is.
+    """
+    try:
+        started = json.loads((workdir / PROVENANCE).read_bytes())
+        began = [pathlib.Path(started[name]) for name in ("directory", "workdir")]
+    except (OSError, ValueError, KeyError, TypeError):  # a run of an earlier version
+        began = []
+    flat = flatten(values)
+    found: dict[str, Any] = {}
+    for name in PATHS:
+        value = flat.get(name)
+        if isinstance(value, str) and value:
+            found[name] = _place(value, workdir, *began)
+        elif isinstance(value, list | tuple):
+            found[name] = [_place(path, workdir, *began) for path in value]
+    if (workdir / TOKENIZER).is_dir():
+        found["data.tokenizer"] = str(workdir / TOKENIZER)
+    return updated(values, found)
+
+
+def leads_somewhere(values: Mapping[str, Any], name: str) -> bool:
+    """Whether all paths under a dotted key of a run's config lead to something."""
+    return all(map(_leads_somewhere, flatten(values).get(name) or ()))
+
+
+def _place(
+    path: str,
+    workdir: pathlib.Path,
+    directory: pathlib.Path | None = None,
+    workdir_then: pathlib.Path | None = None,
+) -> str:
+    """Where the file, folder or glob `path` of a run leads to now; `path` where that is nowhere."""
+    path = os.path.expanduser(path)
+    places = [path]
+    if directory and workdir_then:
+        then = os.path.join(directory, path)
+        beside = os.path.relpath(then, workdir_then)
+        places = [then, os.path.normpath(os.path.join(workdir.absolute(), beside)), path]
+    return next((place for place in places if _leads_somewhere(place)), path)
+
+
+def _leads_somewhere(path: str) -> bool:
+    return os.path.exists(path) or next(glob.iglob(path, recursive=True), None) is not None
 
 
 def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:

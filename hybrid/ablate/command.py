@@ -25,7 +25,6 @@ def _run(arguments: cli.Arguments) -> int:
         given = arguments.flags.config  # where given, it must be the folder's own
         return _report(sweep_lib.from_config(*load(arguments), folder) if given else held)
     sweep = sweep_lib.from_config(*load(arguments), folder)
-    sweep_lib.check_inputs(sweep)
     sweep_lib.run(sweep, SweepProgress())
     return _report(sweep)
 

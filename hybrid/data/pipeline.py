@@ -12,6 +12,7 @@ examples.
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 
 import grain
 import numpy as np
@@ -156,6 +157,7 @@ class EvalDocuments:
       pad_id: a valid id to fill rows with.
       fingerprint: of text, tokenizer and BOS policy.
       description: one line about the text, for a log.
+      identity: fingerprints of what an evaluation rests on, as the record of a run keeps them.
     """
 
     tokens: tuple[np.ndarray, ...]
@@ -166,6 +168,7 @@ class EvalDocuments:
     pad_id: int
     fingerprint: str
     description: str
+    identity: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -177,18 +180,20 @@ def open_held_out(
     vocab_size: int,
     context_length: int = 0,
     split: str = "eval",
+    held_out_below: bytes | None = None,
     progress: cache.Progress | None = None,
 ) -> EvalDocuments | Examples:
     """What an evaluation scores: documents, or a task's examples at `context_length`.
 
-    `split` is `eval` or, of documents, `all` of `data.paths`.  `progress(done, total)` is called
+    `split` is `eval` or, of documents, `all` of `data.paths`; `held_out_below` parts documents as
+    those of an earlier run.  `progress(done, total)` is called
     with bytes of text; an exception from it stops.  Examples can be made at another length later.
     Raises: ConfigError for wrong files, tokenizers, lengths and vocabularies.
     """
     if config.is_task:
         return Examples(config.source, config.task, "eval", context_length, vocab_size)
     tokenizer, bos = _tokenizer(config, vocab_size)
-    documents = sources.documents(config, split)
+    documents = sources.documents(config, split, held_out_below)
     tokens, num_bytes, done = [], [], 0
     for document in documents:
         ids, counts = _with_eos(document, tokenizer, vocab_size)
@@ -198,6 +203,7 @@ def open_held_out(
         if progress is not None:
             progress(done, documents.num_bytes)
     known = [counts for counts in num_bytes if counts is not None]
+    below = documents.held_out_below
     return EvalDocuments(
         tokens=tuple(tokens),
         num_bytes=tuple(known) if len(known) == len(tokens) else None,
@@ -207,6 +213,12 @@ def open_held_out(
         pad_id=_pad_id(tokenizer, vocab_size),
         fingerprint=_fingerprint(documents.fingerprint, tokenizer.fingerprint, bos),
         description=documents.description,
+        identity={
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "held_out_fingerprint": documents.fingerprint,
+            "held_out_below": below.hex() if below else None,
+            "corpus_fingerprint": documents.corpus,
+        },
     )
 
 

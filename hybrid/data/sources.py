@@ -19,6 +19,7 @@ import functools
 import glob
 import hashlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -70,10 +71,14 @@ class Documents:
     Attributes:
       references: the documents without their text, in the order of the source.
       origin: what they are, for people: `stdlib of Python 3.11.7`.
+      held_out_below: of a split by hash, the hash that parts it; None where files do.
+      corpus: the fingerprint of all of `data.paths`, this split and the others.
     """
 
     references: tuple[Reference, ...]
     origin: str
+    held_out_below: bytes | None = None
+    corpus: str = ""
 
     def __len__(self) -> int:
         return len(self.references)
@@ -94,7 +99,8 @@ class Documents:
     @functools.cached_property
     def by_hash(self) -> "Documents":
         """The same documents in the order of their hashes: mixed, and the same everywhere."""
-        return Documents(tuple(sorted(self.references, key=lambda r: r.digest)), self.origin)
+        ordered = tuple(sorted(self.references, key=lambda r: r.digest))
+        return dataclasses.replace(self, references=ordered)
 
     @property
     def description(self) -> str:
@@ -103,13 +109,16 @@ class Documents:
         return f"{self.origin}: {len(self):,} documents, {size:.2f} MB, fingerprint {short}"
 
 
-def documents(config: DataConfig, split: str = "train") -> Documents:
+def documents(
+    config: DataConfig, split: str = "train", held_out_below: bytes | None = None
+) -> Documents:
     """The documents of a split.
 
     `train` and `eval` share the documents of `data.paths` by hash, at least one each, unless
     `data.eval_paths` names the evaluation text: then `train` is everything in `data.paths`.
     `all` is everything in `data.paths`.
 
+    held_out_below: the hash that parted the documents of a run, whatever has come since.
     Raises: ConfigError for files that are missing, unreadable, malformed or too few.
     """
     if split == "eval" and config.eval_paths:
@@ -119,24 +128,32 @@ def documents(config: DataConfig, split: str = "train") -> Documents:
         everything = _stdlib()
     else:
         everything = _listed(config.source, config.paths, config.text_field, "data.paths")
+    everything = dataclasses.replace(everything, corpus=everything.fingerprint)
     if split == "all" or (split == "train" and config.eval_paths):
         return everything
     if split not in ("train", "eval"):
         raise ValueError(f"split: train, eval or all, got {split!r}")
-    held_out = _held_out(everything.references, config.eval_fraction)
-    keep = [r for r in everything.references if (r.digest in held_out) == (split == "eval")]
-    return Documents(tuple(keep), f"{everything.origin} ({split})")
+    threshold = held_out_below or _threshold(everything.references, config.eval_fraction)
+    is_eval = split == "eval"
+    keep = tuple(r for r in everything.references if (r.digest < threshold) == is_eval)
+    if not keep:
+        problem = f"nothing is left of the {len(everything)} documents for the run's {split} split"
+        raise ConfigError("data.paths", problem, list(config.paths) or config.source)
+    return Documents(keep, f"{everything.origin} ({split})", threshold, everything.corpus)
 
 
-def _held_out(references: Sequence[Reference], fraction: float) -> set[bytes]:
-    """Hashes of the evaluation documents: below `fraction`, at least one, never all."""
+def _threshold(references: Sequence[Reference], fraction: float) -> bytes:
+    """The hash below which documents are held out: at least one of them, never all."""
     ordered = sorted({reference.digest for reference in references})
     if len(ordered) < 2:
         remedy = "name files in data.eval_paths, or give at least two different documents"
         problem = "nothing is left to hold out for evaluation"
         raise ConfigError("data.eval_paths", problem, f"{len(ordered)} document", remedy)
     below = sum(int.from_bytes(d[:8], "big") < fraction * 2.0**64 for d in ordered)
-    return set(ordered[: min(max(below, 1), len(ordered) - 1)])
+    number = min(max(below, 1), len(ordered) - 1)
+    if number != below:
+        return ordered[number]
+    return math.ceil(fraction * 2.0**64).to_bytes(8, "big")
 
 
 # --- stdlib ----------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ import jax
 from hybrid import config as config_lib
 from hybrid import experiment, model, origin
 from hybrid.config import ConfigError
-from hybrid.data import cache, pipeline
+from hybrid.data import cache, pipeline, sources
 from hybrid.data.config import WITHOUT_PATHS
-from hybrid.data.tasks import TASKS
+from hybrid.data.tasks import TASKS, Examples
 from hybrid.evaluation import held_out
 from hybrid.evaluation.result import Result
 from hybrid.experiment import Experiment
@@ -29,7 +29,7 @@ from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts
 from hybrid.workdir import checkpoint, provenance
 
 TEXT_KEYS = ("data.source", "data.paths")
-FIXED_KEYS = ("model.pattern", "model.last_layer")
+FIXED_KEYS = ("model.pattern", "model.last_layer", "data.eval_fraction")
 Values = Mapping[str, Any]
 
 
@@ -44,6 +44,7 @@ class Target:
       name: the config's, for the result.
       split: `eval`, what the run held out, or `all` of the text.
       overrides: as values, by dotted key.
+      record: of a run's checkpoint, which says what it was trained on.
     """
 
     experiment: Experiment
@@ -52,13 +53,14 @@ class Target:
     name: str
     split: str = "eval"
     overrides: Values = dataclasses.field(default_factory=dict)
+    record: Values = dataclasses.field(default_factory=dict)
 
     def read_params(self, mesh: jax.sharding.Mesh) -> model.Params:
         """The parameters, each where the mesh has it; a folder's in the compute dtype."""
         config = self.experiment.model
         if self.step is None:
             return initial.read_params(self.origin, config, mesh, dtype=config.dtype)
-        return initial.read_params(self.origin, config, mesh, which=str(self.step))
+        return initial.read_params(self.origin, config, mesh, which=self.step)
 
 
 def evaluate_target(
@@ -69,13 +71,7 @@ def evaluate_target(
     `make_progress(name)` makes what is called with (done, total) while tokenizing and evaluating.
     """
     config, mesh = target.experiment, make_mesh(target.experiment.mesh)
-    documents = pipeline.open_held_out(
-        config.data,
-        vocab_size=config.model.vocab_size,
-        context_length=max(config.eval.lengths(config.training.context_length)),
-        split=target.split,
-        progress=make_progress("tokenizing") if make_progress else None,
-    )
+    documents = open_text(target, make_progress("tokenizing") if make_progress else None)
     if make_progress:
         kind = "task" if config.data.is_task else "text"
         print(f"{kind}: {documents.description}", file=sys.stderr)
@@ -95,6 +91,46 @@ def evaluate_target(
     return result
 
 
+def open_text(
+    target: Target, progress: cache.Progress | None = None
+) -> pipeline.EvalDocuments | Examples:
+    """What the target is scored on; a run's own text is parted as it was in training.
+
+    Raises: ConfigError for a text or tokenizer that can't be used, also because what the run
+      held out can no longer be told from what it was trained on. Other differences are warned of.
+    """
+    config, record = target.experiment, target.record
+    below = record.get("held_out_below") if target.split == "eval" else None
+    held_out = pipeline.open_held_out(
+        config.data,
+        vocab_size=config.model.vocab_size,
+        context_length=max(config.eval.lengths(config.training.context_length)),
+        split=target.split,
+        held_out_below=bytes.fromhex(below) if below else None,
+        progress=progress,
+    )
+    then, now = record, held_out.identity
+    if "data.tokenizer" not in target.overrides and _differ(then, now, "tokenizer_fingerprint"):
+        problem = "is not the tokenizer that the run was trained with"
+        got, accepted = (side["tokenizer_fingerprint"] for side in (now, then))
+        raise ConfigError("data.tokenizer", problem, f"fingerprint {got}", f"it had {accepted}")
+    is_own = target.split == "eval" and "data.eval_paths" not in target.overrides
+    if is_own and _differ(then, now, "held_out_fingerprint"):
+        got, was = (side["held_out_fingerprint"] for side in (now, then))
+        problem = "the held-out text is another than the run's"
+        if not below and not config.data.eval_paths:
+            key = "data.paths" if config.data.paths else "data.source"
+            raise ConfigError(key, problem, f"fingerprint {got}", f"it had {was}")
+        line = f"warning: {problem}: fingerprint {got}, was {was}; nothing of it was trained on"
+        print(line if below else line.partition(";")[0], file=sys.stderr)
+    return held_out
+
+
+def _differ(then: Values, now: Values, name: str) -> bool:
+    """Whether both records have a fingerprint and it is not the same."""
+    return None not in (then.get(name), now.get(name)) and then[name] != now[name]
+
+
 # --- Which config counts ---------------------------------------------------------------------
 
 
@@ -105,17 +141,36 @@ def of_run(workdir: str, which: str, page: str | None, texts: Mapping[str, str])
       page or override, and an override that trained parameters don't fit.
     """
     folder = pathlib.Path(workdir)
+    source = origin.find(folder, "--workdir")
+    if source.run is None:
+        problem = "is a Hugging Face folder"
+        raise ConfigError("--workdir", problem, workdir, "--pretrained reads it")
     # The devices are those that are here, however many the run had.
-    values = provenance.read_config(folder) | {"mesh": {}}
+    values = {**source.run, "mesh": {}}
     if page is not None:
         of_page = experiment.from_config(config_lib.load_page(page))
         values |= {"eval": config_lib.to_dict(of_page.eval)}
     overrides = config_lib.parse_overrides(Experiment, texts)
-    # Text named on the command line is scored whole; the run's own has a held-out part.
-    split = "all" if any(key in overrides for key in TEXT_KEYS) else "eval"
     config = changed(values, overrides)
     step, name = checkpoint.find_step(folder, which), page or str(folder / provenance.CONFIG)
-    return Target(config, origin.find(folder, "--workdir"), step, name, split, overrides)
+    record = checkpoint.read_record(folder, step)
+    # Text named on the command line is scored whole; the run's own has a held-out part.
+    is_own = not any(key in overrides for key in TEXT_KEYS)
+    if not is_own and not origin.leads_somewhere(source.run, "data.paths"):
+        is_own = _is_corpus_of(record, config)  # at a new place
+    if overrides.get("init_from"):
+        source = dataclasses.replace(
+            source, run=config_lib.updated(source.run, {"init_from": overrides["init_from"]})
+        )
+    split = "eval" if is_own else "all"
+    return Target(config, source, step, name, split, overrides, record)
+
+
+def _is_corpus_of(record: Values, config: Experiment) -> bool:
+    """Whether the text of a config is, by content, the one that a run's checkpoint names."""
+    if config.data.is_task or not record.get("corpus_fingerprint"):
+        return False
+    return sources.documents(config.data, "all").corpus == record["corpus_fingerprint"]
 
 
 def of_pretrained(folder: str, page: str | None, texts: Mapping[str, str]) -> Target:
@@ -147,9 +202,10 @@ def changed(values: Values, overrides: Values) -> Experiment:
 
 
 def check_fixed(trained: Experiment, overrides: Values) -> None:
-    """Raises: ConfigError for an override of what makes a layer the layer it was trained as."""
+    """Raises: ConfigError for an override of what training has decided: layers, and the split."""
+    of_run = config_lib.flatten(config_lib.to_dict(trained))
     for name in FIXED_KEYS:
-        has = getattr(trained.model, name.removeprefix("model."))
+        has = of_run[name]
         if overrides.get(name, has) != has:
             accepted = f"the model has {has}"
             raise ConfigError(name, "can't change in a trained model", overrides[name], accepted)

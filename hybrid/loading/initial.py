@@ -75,14 +75,14 @@ def read_params(
     config: ModelConfig,
     mesh: Mesh,
     *,
-    which: str = "latest",
+    which: str | int = "latest",
     dtype: Any = None,
 ) -> model.Params:
     """The parameters in a folder, each tensor where `mesh` has it; adapters are merged.
 
     Args:
       config: the folder's own model.
-      which: of a run, `latest`, `best` or a step.
+      which: of a run, `latest`, `best` or a step; the number that `find_step` gave.
       dtype: of the parameters; None: at least float32.
     """
     dtype = jnp.dtype(dtype or param_dtype(config))
@@ -100,7 +100,7 @@ def read_params(
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str) -> model.Params:
+def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str | int) -> model.Params:
     adapted, _ = abstract_trained(run.model, run.lora, ())
     logical_axes = lora.add_axes(run.lora, model.logical_axes(run.model))
     targets = lora.adapters(placed(adapted, shardings(mesh, logical_axes, adapted)))

@@ -28,16 +28,21 @@ def write_tokenizer(tokenizer: str, folder: pathlib.Path) -> dict[str, int]:
     if tokenizer == "byte":
         _write_byte_tokenizer(folder)
         return {f"{role}_id": token for token, (role, _) in _SPECIAL.items()}
-    source = pathlib.Path(tokenizer).expanduser()
-    beside = source if source.is_dir() else source.parent
-    for name in FILES:
-        file = source if name == "tokenizer.json" and source.is_file() else beside / name
-        if file.is_file():
-            shutil.copyfile(file, folder / name)
+    copy_files(tokenizer, folder)
     path = folder / FILES[0]
     loaded = ours.JsonTokenizer(path.read_bytes(), ours.neighbour_config(path))
     ids = {"bos": loaded.bos_id, "eos": loaded.eos_id, "pad": loaded.pad_id}
     return {f"{role}_token_id": token for role, token in ids.items() if token is not None}
+
+
+def copy_files(tokenizer: str, folder: pathlib.Path) -> None:
+    """Copies a tokenizer.json (or the one of a folder) and what stands beside it into a folder."""
+    source = pathlib.Path(tokenizer).expanduser()
+    beside = source if source.is_dir() else source.parent
+    for name in FILES:
+        file = source if name == FILES[0] and source.is_file() else beside / name
+        if file.is_file():
+            shutil.copyfile(file, folder / name)
 
 
 def raw_text_warning(folder: pathlib.Path) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from hybrid import model
+from hybrid.config import ConfigError
 from hybrid.costs.training_flops import trained_share, training_flops
 from hybrid.data.batch import Batch
 from hybrid.evaluation import held_out
@@ -34,8 +35,9 @@ from hybrid.training.progress import Progress
 from hybrid.training.step import build
 from hybrid.training.window_schedule import Stage, stage_at
 from hybrid.workdir import metrics as metrics_lib
-from hybrid.workdir import provenance
-from hybrid.workdir.checkpoint import Checkpoints, restore_state
+from hybrid.workdir import provenance, tokenizer
+from hybrid.workdir.checkpoint import Checkpoints, checkpoint_steps, restore_state
+from hybrid.workdir.lock import WriterLock
 
 
 class NotFinite(RuntimeError):
@@ -52,15 +54,27 @@ def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None
       NotFinite: after `training.max_bad_steps` non-finite steps in a row.
     """
     progress = progress or Progress()
-    with signals.caught() as interrupts:
-        prepared = prepare(experiment, pathlib.Path(workdir), progress)
+    workdir = pathlib.Path(workdir)
+    with signals.caught() as interrupts, WriterLock(workdir) as lock:
+        prepared = prepare(experiment, workdir, progress)
         if prepared is None:
             return
+        _claim(lock, prepared)
         with (
             jax.set_mesh(prepared.mesh),
             contextlib.closing(Run(prepared, progress, interrupts)) as started,
         ):
             started.train()
+
+
+def _claim(lock: WriterLock, prepared: Prepared) -> None:
+    """Makes this the one writer of the workdir.  Raises: ConfigError where another has been."""
+    if jax.process_index() > 0 or lock.claim():
+        return
+    newest = checkpoint_steps(prepared.workdir)[-1:]
+    if newest != ([prepared.resume.step] if prepared.resume else []):
+        problem = "was written to by another run in the meantime"
+        raise ConfigError("--workdir", problem, str(prepared.workdir), "start again to go on")
 
 
 class Run:
@@ -232,7 +246,9 @@ class Run:
         plan = model.layer_plan(self.prepared.experiment.model)
         record = {
             "first_row": step * self.training.batch_size,
-            "data_fingerprint": self.prepared.rows.fingerprint,
+            **self.prepared.identity,
+            "evaluation": self._evaluated_as(),
+            "num_rows": self.metrics.count(),
             "seed": self.training.seed,
             "tokens_seen": self.tokens_seen,
             "evaluation_due": self.evaluation_due,
@@ -241,6 +257,11 @@ class Run:
         }
         self.checkpoints.save(step, self.state, record)
         self.saved_step = step
+
+    def _evaluated_as(self) -> list[Any]:
+        """What evaluations have to share to be compared: their text and what counts of it."""
+        text = self.prepared.identity.get("held_out_fingerprint")
+        return [text, *self.prepared.experiment.eval.counted()]
 
     def stop(self, step: int) -> None:
         """Saves `step` if it isn't and raises what ends the command."""
@@ -289,9 +310,10 @@ class Run:
         """Creates or cleans up the workdir: the first thing that a start writes."""
         experiment, workdir = self.prepared.experiment, self.prepared.workdir
         self.checkpoints = Checkpoints(workdir, experiment.checkpoint)
+        tokenizer.keep(experiment.data.tokenizer, workdir)
         provenance.write(workdir, experiment, self.prepared.provenance)
         self.metrics = metrics_lib.MetricsFile(workdir / metrics_lib.METRICS)
-        self.metrics.cut(self.step)
+        self.metrics.cut(self.prepared.resume.rows if self.prepared.resume else [])
         self.tensorboard = None
         if self.training.tensorboard:
             self.tensorboard = metrics_lib.TensorBoard(workdir / "tensorboard", self.step + 1)

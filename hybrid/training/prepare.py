@@ -24,7 +24,7 @@ from hybrid.training import step
 from hybrid.training.progress import Progress
 from hybrid.training.window_schedule import Stage, stages
 from hybrid.workdir import checkpoint, provenance
-from hybrid.workdir.metrics import METRICS, read_rows
+from hybrid.workdir.metrics import METRICS, Row, read_rows, rows_until
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Resume:
     Attributes:
       step: finished steps.
       record: the checkpoint's JSON record.
+      rows: of metrics.jsonl, those up to the step.
       evaluation_due: whether the step has still to be evaluated.
     """
 
     step: int
     record: dict[str, Any]
+    rows: list[Row]
     evaluation_due: bool
 
 
@@ -49,6 +51,7 @@ class Prepared:
     Attributes:
       stages: of the window schedule.  program: of the last one; states fit all of them.
       rows: training rows.  held_out: what is evaluated on.
+      identity: the fingerprints of both texts and the tokenizer.
       resume: the checkpoint to go on from, None for a new run.
       provenance: of this start.
       peak_flops: of all devices together, None without MFU.
@@ -61,6 +64,7 @@ class Prepared:
     program: step.Program
     rows: pipeline.Rows
     held_out: pipeline.EvalDocuments | Examples
+    identity: dict[str, Any]
     resume: Resume | None
     provenance: dict[str, Any]
     peak_flops: float | None
@@ -97,29 +101,56 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         vocab_size=model.vocab_size,
         progress=progress.tokenizing,
     )
+    identity = {"data_fingerprint": rows.fingerprint, **held_out.identity}
     if resume:
-        _check_fingerprint(experiment, resume.record, rows.fingerprint)
-    now = provenance.describe(rows.fingerprint, sys.argv)
+        provenance.check_identity(experiment, resume.record, identity)
+    now = provenance.describe(workdir, identity, sys.argv)
     for warning in provenance.changed_machine(workdir, now) if resume else ():
         progress.say(f"warning: {warning}")
     devices = list(mesh.devices.flat)
-    peak = peak_flops(training.peak_flops, model.dtype, devices)
-    return Prepared(experiment, workdir, mesh, schedule, program, rows, held_out, resume, now, peak)
+    return Prepared(
+        experiment=experiment,
+        workdir=workdir,
+        mesh=mesh,
+        stages=schedule,
+        program=program,
+        rows=rows,
+        held_out=held_out,
+        identity=identity,
+        resume=resume,
+        provenance=now,
+        peak_flops=peak_flops(training.peak_flops, model.dtype, devices),
+    )
 
 
 def _find_resume(
     experiment: Experiment, workdir: pathlib.Path, progress: Progress
 ) -> Resume | None:
-    saved = checkpoint.checkpoint_steps(workdir)
-    if not saved:
+    step = checkpoint.newest_sound(workdir)
+    if step is None:
+        _check_nothing_lost(workdir)
         return None
     for warning in provenance.check_resume(workdir, experiment):
         progress.say(f"warning: {warning}")
-    last = saved[-1]
-    record = checkpoint.read_record(workdir, last)
-    rows = read_rows(workdir / METRICS, "eval/loss")
-    evaluated = any(row["step"] == last for row in rows)
-    return Resume(last, record, bool(record["evaluation_due"]) and not evaluated)
+    record = checkpoint.read_record(workdir, step)
+    rows = rows_until(workdir / METRICS, step, record.get("num_rows"))
+    evaluated = any(row["step"] == step and "eval/loss" in row for row in rows)
+    return Resume(step, record, rows, bool(record["evaluation_due"]) and not evaluated)
+
+
+def _check_nothing_lost(workdir: pathlib.Path) -> None:
+    """Raises: ConfigError for rows that tell of a checkpoint although there is none.
+
+    The second checkpoint begins when the first is whole. Fewer rows are those of a run that was
+    stopped before it had one, which begins anew.
+    """
+    rows = read_rows(workdir / METRICS)
+    every = (provenance.read_json(workdir / provenance.CONFIG) or {}).get("checkpoint", {})
+    every = every.get("every_steps", 0)
+    if rows and 0 < 2 * every < rows[-1]["step"]:
+        problem = f"holds rows up to step {rows[-1]['step']} and no checkpoint"
+        accepted = f"{checkpoint.FOLDER}/ back in its place, or another --workdir"
+        raise ConfigError("--workdir", problem, str(workdir), accepted)
 
 
 def check_writable(workdir: pathlib.Path) -> None:
@@ -131,15 +162,6 @@ def check_writable(workdir: pathlib.Path) -> None:
         raise ConfigError("--workdir", "is not a folder", str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError("--workdir", "cannot be written to", str(folder))
-
-
-def _check_fingerprint(experiment: Experiment, record: dict[str, Any], fingerprint: str) -> None:
-    before = record["data_fingerprint"]
-    if before != fingerprint:
-        name = "data.paths" if experiment.data.paths else "data.source"
-        problem = "the text is another than that of the run in the workdir"
-        accepted = f"fingerprint {before}, or another workdir"
-        raise ConfigError(name, problem, f"fingerprint {fingerprint}", accepted)
 
 
 def _check_held_out(documents: pipeline.EvalDocuments | Examples) -> None:

@@ -1,10 +1,12 @@
 """The `checkpoint.` section and `checkpoints/STEP/`: saving while training goes on, and restoring.
 
 Orbax writes a folder beside its final name and renames it when everything is in it, so a folder
-named by a step is whole. Two faults remain, and both are met here:
+named by a step is whole. What remains is met here:
 
     a kill while an old checkpoint is deleted   it is renamed before its files are removed
-    a folder that something else has damaged    a step counts only with its metadata whole
+    files that something else has damaged       checksums: a step counts as it was saved or not
+    files that cannot be read just now          refused by name; nothing is concluded from them
+    checkpoints that are there no longer        `saved_step`, beside them, names the newest
 
 A checkpoint holds `params`, `opt_state` and `counters` (Orbax arrays: any mesh and device count
 can read them back) and `run`, a JSON record: step, data state, what was due, layer plan. Of a model
@@ -15,74 +17,208 @@ Read next: `training/loop.py`, for the order in which rows and checkpoints reach
 
 import dataclasses
 import json
+import logging
+import os
 import pathlib
 import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from hybrid.config import ConfigError
 from hybrid.model import lora
+from hybrid.process.files import write_whole
+from hybrid.workdir import checksums
 from hybrid.workdir.config import CheckpointConfig
 from hybrid.workdir.metrics import METRICS, read_rows
 
-FOLDER = "checkpoints"
+FOLDER, SAVED = "checkpoints", "saved_step"
+FORMAT = 2  # of the record; from 2 on a checkpoint has checksums
 _COUNTERS = ("step", "skipped", "bad_in_a_row")
 _DELETING = "deleting-"
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
+_log = logging.getLogger("hybrid")
 
 
 # --- Finding ---------------------------------------------------------------------------------
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of all sound checkpoints, in order."""
+    """The steps of all checkpoints with sound metadata, in order.
+
+    Raises: ConfigError for a folder that is there and can't be read, here and in all below.
+    """
     folder = workdir / FOLDER
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in entries if path.name.isdecimal() and is_sound(path))
+    return [step for step in _all_steps(workdir) if not damage(folder / str(step))]
 
 
-def is_sound(path: pathlib.Path) -> bool:
-    """Whether Orbax committed the checkpoint and its metadata can be read."""
+def newest_sound(workdir: pathlib.Path) -> int | None:
+    """The newest checkpoint that is as it was saved, None where none was ever saved.
+
+    A warning names newer ones that are damaged or gone.
+    Raises: ConfigError where checkpoints were saved and none is sound.
+    """
+    if jax.process_count() == 1:
+        return _newest_sound(workdir)
+    return _by_first_process(workdir)
+
+
+def _by_first_process(workdir: pathlib.Path) -> int | None:
+    """`newest_sound` as the first of several processes finds it: one reading, one answer."""
+    from jax.experimental import multihost_utils
+
+    step, error = None, None
+    if jax.process_index() == 0:
+        try:
+            step = _newest_sound(workdir)
+        except ConfigError as refusal:
+            error = refusal
+    none, refused = -1, -2
+    code = refused if error else none if step is None else step
+    code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
+    if error:
+        raise error
+    if code == refused:
+        raise ConfigError("--workdir", "is refused by the first process", str(workdir))
+    return None if code == none else code
+
+
+def _newest_sound(workdir: pathlib.Path) -> int | None:
+    saved, steps = _saved_step(workdir), _all_steps(workdir)
+    problems = {}
+    if saved is not None and saved not in steps and saved > max(steps, default=-1):
+        problems[saved] = "it isn't there"
+    for step in reversed(steps):
+        problem = damage(workdir / FOLDER / str(step), contents=True)
+        if not problem:
+            for damaged, reason in problems.items():
+                _log.warning(
+                    "warning: checkpoint %d is damaged (%s): using %d", damaged, reason, step
+                )
+            return step
+        problems[step] = problem
+    if problems:
+        listed = "; ".join(f"{step}: {problem}" for step, problem in problems.items())
+        accepted = "what was saved, back in its place, or another --workdir"
+        raise ConfigError(
+            "--workdir", f"holds no sound checkpoint ({listed})", str(workdir), accepted
+        )
+    return None
+
+
+def _all_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps that `checkpoints` names, whatever they hold, in order."""
+    folder = workdir / FOLDER
     try:
-        committed = json.loads((path / "_CHECKPOINT_METADATA").read_text())
-        record = json.loads((path / "run" / "metadata").read_text())
-    except (OSError, ValueError):
-        return False
-    has_arrays = all((path / item / "_METADATA").is_file() for item in ("params", "opt_state"))
-    is_committed = bool(committed.get("commit_timestamp_nsecs"))
-    return has_arrays and is_committed and str(record["step"]) == path.name
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise _unreadable(
+                folder, f"leads to {os.readlink(folder)}, which isn't there"
+            ) from None
+        return []
+    except OSError as error:
+        raise _unreadable(folder, error.strerror) from None
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
+def damage(path: pathlib.Path, *, contents: bool = False) -> str:
+    """Why a checkpoint can't be used; empty for a sound one.
+
+    contents: whether all files are compared with their checksums, not the metadata alone.
+    """
+    try:
+        committed = _read_object(path / "_CHECKPOINT_METADATA")
+        record = _read_object(path / "run" / "metadata")
+        for item in ("params", "opt_state"):
+            os.stat(path / item / "_METADATA")
+        if not committed.get("commit_timestamp_nsecs"):
+            return "it was not committed"
+        if str(record.get("step")) != path.name:
+            return f"its record is of step {record.get('step')}"
+        if contents and record.get("format", 1) > 1:
+            return checksums.difference(path)
+    except checksums.ABSENT as error:
+        return f"{pathlib.Path(error.filename).relative_to(path)} is missing"
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from None
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in a file.  Raises: OSError; ValueError for anything else."""
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.parent.name}/{path.name} is broken")
+    return values
+
+
+def _unreadable(path: pathlib.Path, reason: str | None) -> ConfigError:
+    accepted = "nothing was changed; try again when it can be"
+    return ConfigError("--workdir", f"{path.name} can't be read ({reason})", str(path), accepted)
+
+
+def _saved_step(workdir: pathlib.Path) -> int | None:
+    """The newest step that was ever saved whole; None where that isn't known."""
+    try:
+        return int((workdir / SAVED).read_text())
+    except (*checksums.ABSENT, ValueError):
+        return None
+    except OSError as error:
+        raise _unreadable(workdir / SAVED, error.strerror) from None
 
 
 def best_step(workdir: pathlib.Path, available: Sequence[int]) -> int | None:
-    """The step of `available` with the lowest eval/loss in metrics.jsonl; None without one."""
+    """The step of `available` with the lowest eval/loss in metrics.jsonl; None without one.
+
+    Only those that were evaluated on the same text and in the same way as the newest compare.
+    """
+    ways = {step: read_record(workdir, step).get("evaluation") for step in available}
     losses = {
         row["step"]: row["eval/loss"]
         for row in read_rows(workdir / METRICS, "eval/loss")
-        if row.get("eval/loss") is not None and row["step"] in available
+        if row.get("eval/loss") is not None
+        and row["step"] in ways
+        and ways[row["step"]] == ways[max(ways)]
     }
     return min(losses, key=lambda step: (losses[step], step)) if losses else None
 
 
 def find_step(workdir: pathlib.Path, which: str = "latest") -> int:
-    """The step that `latest`, `best` or a number names.  Raises: ConfigError if it isn't there."""
+    """The step that `latest`, `best` or a number names.
+
+    Raises: ConfigError if it isn't there, or is damaged; `latest` takes the newest sound one.
+    """
     if not workdir.is_dir():
         raise ConfigError("--workdir", "no such folder", str(workdir), "the workdir of a run")
+    if which == "latest":
+        newest = newest_sound(workdir)
+        if newest is None:
+            accepted = "the workdir of a run"
+            raise ConfigError("--workdir", "holds no checkpoint", str(workdir), accepted)
+        return newest
     available = checkpoint_steps(workdir)
     if not available:
         raise ConfigError("--workdir", "holds no checkpoint", str(workdir), "the workdir of a run")
-    if which == "latest":
-        return available[-1]
-    if which == "best":
-        best = best_step(workdir, available)
-        if best is None:
-            raise ConfigError("--checkpoint", "no checkpoint was evaluated", which, "latest, STEP")
-        return best
-    if which.isdecimal() and int(which) in available:
-        return int(which)
     accepted = "latest, best or one of " + ", ".join(map(str, available))
-    raise ConfigError("--checkpoint", "no such checkpoint", which, accepted)
+    step = best_step(workdir, available) if which == "best" else None
+    if which == "best" and step is None:
+        raise ConfigError("--checkpoint", "no checkpoint was evaluated", which, "latest, STEP")
+    if step is None:
+        step = int(which) if which.isdecimal() else -1
+        if step not in available:
+            raise ConfigError("--checkpoint", "no such checkpoint", which, accepted)
+    problem = damage(workdir / FOLDER / str(step), contents=True)
+    if problem:
+        raise ConfigError("--checkpoint", f"step {step} is damaged ({problem})", which, accepted)
+    return step
 
 
 # --- Reading ---------------------------------------------------------------------------------
@@ -93,15 +229,17 @@ def read_record(workdir: pathlib.Path, step: int) -> dict[str, Any]:
     return json.loads((workdir / FOLDER / str(step) / "run" / "metadata").read_text())
 
 
-def restore_params(workdir: pathlib.Path, which: str, abstract_params: Any) -> tuple[Any, int]:
+def restore_params(
+    workdir: pathlib.Path, which: str | int, abstract_params: Any
+) -> tuple[Any, int]:
     """The parameters of a checkpoint, placed as `abstract_params`, and its step.
 
     Args:
-      which: `latest`, `best` or a step as text.
+      which: `latest`, `best` or a step as text; or the number that `find_step` gave.
       abstract_params: tree of ShapeDtypeStructs with the shardings of the arrays.
     Raises: ConfigError for a workdir or checkpoint that isn't there.
     """
-    step = find_step(workdir, which)
+    step = which if isinstance(which, int) else find_step(workdir, which)
     return _restore(workdir, step, {"params": abstract_params})["params"], step
 
 
@@ -148,8 +286,11 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
         import orbax.checkpoint as ocp
 
-        self._args, self._writer = ocp.args, ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        options = ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums)
+        handler = ocp.CompositeCheckpointHandler()
+        self._args, self._writer = ocp.args, ocp.AsyncCheckpointer(handler, async_options=options)
         self._workdir, self._config = workdir, config
+        self._saved: int | None = None
         self._folder = (workdir / FOLDER).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
@@ -162,7 +303,7 @@ class Checkpoints:
         remove(path)  # a damaged one
         args = self._args
         items = {name: args.StandardSave(tree) for name, tree in _items(state).items()}
-        run = args.JsonSave({"step": step, **record})
+        run = args.JsonSave({"step": step, "format": FORMAT, **record})
         self._writer.save(path, args=args.Composite(run=run, **items))
         if not self._config.asynchronous:
             self.finish()
@@ -172,6 +313,11 @@ class Checkpoints:
         self._writer.wait_until_finished()
         if jax.process_index() == 0:
             available = checkpoint_steps(self._workdir)
+            if not available:
+                return
+            if available[-1] != self._saved:
+                self._saved = available[-1]
+                write_whole(self._workdir / SAVED, f"{self._saved}\n")
             keep = {*available[-self._config.keep :], best_step(self._workdir, available)}
             for step in available:
                 if step not in keep:
@@ -181,11 +327,16 @@ class Checkpoints:
         """Ends the writer's threads; a save under way is finished first."""
         self._writer.close()
 
-    def _remove_leftovers(self) -> None:
-        """Removes what a killed run was writing or deleting, and emptied steps."""
+    def _add_checksums(self) -> None:
+        """Called when all files of the save under way are written, before it gets its name."""
         for path in self._folder.iterdir():
-            leftover = path.name.startswith(_DELETING) or _ORBAX_TEMPORARY in path.name
-            if leftover or (path.name.isdecimal() and not is_sound(path)):
+            if jax.process_index() == 0 and _ORBAX_TEMPORARY in path.name:
+                checksums.write(path)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a killed run was writing or deleting; a damaged step stays where it is."""
+        for path in self._folder.iterdir():
+            if path.name.startswith(_DELETING) or _ORBAX_TEMPORARY in path.name:
                 remove(path)
 
 

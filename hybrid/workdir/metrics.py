@@ -10,8 +10,9 @@ import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
+from hybrid.config import ConfigError
 from hybrid.process.files import write_whole
 
 METRICS = "metrics.jsonl"
@@ -40,22 +41,73 @@ class MetricsFile:
         with open(self.path, "a", encoding="utf-8") as file:
             os.fsync(file.fileno())
 
-    def cut(self, last_step: int) -> None:
-        """Drops rows beyond `last_step` and a torn line, by writing a new file in its place."""
-        kept = [row for row in read_rows(self.path) if row["step"] <= last_step]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        write_whole(self.path, text)
+    def count(self) -> int:
+        """How many lines the file holds."""
+        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+
+    def cut(self, rows: Iterable[Row]) -> None:
+        """Keeps `rows` alone, by writing a new file in the place of the old one."""
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_rows(path: pathlib.Path, holding: str = "") -> list[Row]:
     """The rows of a metrics file whose text holds `holding`; none if there is no file.
 
-    A line torn by a kill is left out.
+    Broken lines at its end, as a kill or a full disk leaves them, are left out.
+    Raises: ConfigError naming a broken line with a row behind it, or a file that can't be read.
     """
-    if not path.exists():
+    lines = _lines(path)
+    last = next((i for i in range(len(lines) - 1, -1, -1) if _row(lines[i])), -1)
+    found = []
+    for number, line in enumerate(lines[: last + 1], 1):
+        if holding.encode() in line:
+            found.append(_row(line) or _raise_broken(path, number))
+    return found
+
+
+def rows_until(path: pathlib.Path, step: int, num_rows: int | None = None) -> list[Row]:
+    """The rows that belong to the checkpoint of `step`; what is behind them, broken or not, goes.
+
+    Args:
+      num_rows: lines of the file when the checkpoint was saved; None where that isn't known. Its
+        evaluation may stand behind them.
+    Raises: ConfigError naming a line among them that is broken, or a file that can't be read.
+    """
+    lines = _lines(path)
+    rows = [_row(line) for line in lines]
+    belong = [index for index, row in enumerate(rows) if row and row["step"] <= step]
+    end = max(belong, default=-1) + 1
+    if num_rows is not None and len(lines) < num_rows:
+        problem = f"{path.name} has lost rows: the checkpoint of step {step} had {num_rows}"
+        raise ConfigError("--workdir", problem, f"{len(lines)} lines")
+    for index in range(max(end, num_rows or 0)):
+        if rows[index] is None:
+            _raise_broken(path, index + 1)
+    return [row for row in rows[:end] if row and row["step"] <= step]
+
+
+def _lines(path: pathlib.Path) -> list[bytes]:
+    """The whole lines of a file; what follows the last newline is torn."""
+    try:
+        return path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
-    return [json.loads(line) for line in lines if line and holding.encode() in line]
+    except OSError as error:
+        raise ConfigError("--workdir", f"can't be read ({error.strerror})", str(path)) from None
+
+
+def _row(line: bytes) -> Row | None:
+    """The row in a line; None for what is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:  # of JSON and of UTF-8
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _raise_broken(path: pathlib.Path, number: int) -> NoReturn:
+    problem = f"line {number} of {path.name} is broken"
+    raise ConfigError("--workdir", problem, accepted="the file as it was written")
 
 
 def training_row(

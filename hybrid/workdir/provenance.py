@@ -5,7 +5,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -19,13 +19,35 @@ from hybrid.origin import upgraded
 from hybrid.process.files import write_json
 
 CONFIG, PROVENANCE = "config.json", "provenance.json"
-# Keys that a resumed run may set anew; of training.num_steps, only more.
-MAY_CHANGE = ("training.log_every", "eval.", "checkpoint.", "mesh.")
+# Keys that a resumed run may set anew, since no number of the run depends on them; of
+# training.num_steps, only more.
+MAY_CHANGE = (
+    "training.log_every",
+    "training.profile_",
+    "training.tensorboard",
+    "training.peak_flops",
+    "training.max_bad_steps",
+    "eval.",
+    "checkpoint.",
+    "mesh.",
+    "inference.",
+    "model.remat",
+    "data.cache_dir",
+)
+# Those too, but sums are formed in another order.
+MAY_CHANGE_BITS = ("training.num_microbatches", "model.unroll", "model.attention")
+# What these name is compared by its content, wherever it lies.
+COMPARED_BY_CONTENT = ("data.paths", "data.eval_paths", "data.tokenizer", "init_from")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def describe(data_fingerprint: str, command_line: Sequence[str]) -> dict[str, Any]:
-    """Everything outside the config that decides a run's numbers or tells where they come from."""
+def describe(
+    workdir: pathlib.Path, identity: Mapping[str, Any], command_line: Sequence[str]
+) -> dict[str, Any]:
+    """Everything outside the config that decides a run's numbers or tells where they come from.
+
+    identity: the fingerprints of text and tokenizer.
+    """
     devices = jax.devices()
     has_affinity = hasattr(os, "sched_getaffinity")
     num_threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
@@ -40,8 +62,11 @@ def describe(data_fingerprint: str, command_line: Sequence[str]) -> dict[str, An
         "device_count": len(devices),
         "process_count": jax.process_count(),
         "thread_count": num_threads,
-        "data_fingerprint": data_fingerprint,
+        **identity,
         "command_line": list(command_line),
+        # From where the config's paths are meant, and what has moved with the workdir.
+        "directory": str(pathlib.Path.cwd()),
+        "workdir": str(workdir.absolute()),
     }
 
 
@@ -104,19 +129,44 @@ def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
     recorded = config_lib.flatten(experiment_lib.defaults().to_dict())
     recorded |= config_lib.flatten(read_config(workdir))
     current = config_lib.flatten(experiment_lib.to_dict(experiment))
+    warnings = []
     for name in sorted(recorded.keys() | current.keys()):
         old, new = recorded.get(name), current.get(name)
         if _plain(old) == _plain(new) or name.startswith(MAY_CHANGE):
             continue
+        if name in COMPARED_BY_CONTENT and bool(old) == bool(new):
+            continue
+        if name in MAY_CHANGE_BITS:
+            warnings.append(f"{name} was {old!r}, is {new!r}: bits may differ")
+            continue
         if name == "training.num_steps" and (new or 0) > (old or 0):
+            if experiment.optimizer.schedule != "constant":
+                problem = f"{name} grew from {old} to {new}: the schedule is another one"
+                warnings.append(problem)
             continue
         remedy = "it may only grow" if name == "training.num_steps" else "use another --workdir"
         accepted = f"this run has {old!r}; {remedy}"
         raise ConfigError(name, "differs from the run in --workdir", new, accepted)
-    old, new = recorded["training.num_steps"], current["training.num_steps"]
-    if old == new or experiment.optimizer.schedule == "constant":
-        return []
-    return [f"training.num_steps grew from {old} to {new}: the schedule is another one"]
+    return warnings
+
+
+def check_identity(
+    experiment: Experiment, record: Mapping[str, Any], identity: Mapping[str, Any]
+) -> None:
+    """Raises: ConfigError where text or tokenizer are not those in the record of a checkpoint."""
+    data = experiment.data
+    corpus = "data.paths" if data.paths else "data.source"
+    compared = {
+        "tokenizer_fingerprint": ("data.tokenizer", "the tokenizer"),
+        "data_fingerprint": (corpus, "the text"),
+        "held_out_fingerprint": ("data.eval_paths" if data.eval_paths else corpus, "held-out text"),
+    }
+    for name, (key, what) in compared.items():
+        before, now = record.get(name), identity.get(name)
+        if before is not None and now is not None and before != now:
+            problem = f"{what} is another than that of the run in the workdir"
+            accepted = f"fingerprint {before}, or another workdir"
+            raise ConfigError(key, problem, f"fingerprint {now}", accepted)
 
 
 def _plain(value: Any) -> Any:

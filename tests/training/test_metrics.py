@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from hybrid.config import ConfigError
 from hybrid.costs import peaks
 from hybrid.training.progress import Progress, clock
 from hybrid.workdir import metrics
@@ -33,14 +34,44 @@ def test_rows_are_appended_and_read_back(file):
     assert metrics.read_rows(file.path, "eval/loss") == [row(2, **{"eval/loss": 1.5})]
 
 
-def test_cutting_drops_later_rows_and_a_torn_line(file):
+def test_what_is_behind_a_checkpoint_goes_whole_or_torn(file):
     file.append([row(1), row(2), row(3)])
     with open(file.path, "a") as torn:
         torn.write('{"step": 4, "lo')
-    file.cut(2)
+    file.cut(metrics.rows_until(file.path, 2, num_rows=2))
     assert file.path.read_text() == "".join(json.dumps(row(step)) + "\n" for step in (1, 2))
     file.append([row(3)])
     assert [r["step"] for r in metrics.read_rows(file.path)] == [1, 2, 3]
+    assert file.count() == 3
+
+
+BROKEN = (b"\0" * 40, b'{"step": 3, "lo', b"\xff\xfe", b"[3]", b"{}", b'{"step": "3"}', b"")
+
+
+@pytest.mark.parametrize("line", BROKEN)
+@pytest.mark.parametrize("num_rows", [2, None])
+def test_a_broken_row_goes_behind_the_checkpoint_and_is_named_before_it(file, line, num_rows):
+    rows = [json.dumps(row(step)).encode() for step in (1, 2, 3)]
+    file.path.write_bytes(b"\n".join([*rows[:2], line, rows[2], b""]))
+    assert metrics.rows_until(file.path, 2, num_rows) == [row(1), row(2)]
+    with pytest.raises(ConfigError, match=r"line 3 of metrics.jsonl is broken"):
+        metrics.rows_until(file.path, 3, num_rows and 4)
+    with pytest.raises(ConfigError, match=r"line 3 of metrics.jsonl is broken"):
+        metrics.read_rows(file.path)
+    file.path.write_bytes(b"\n".join([*rows, line, b""]))
+    assert metrics.read_rows(file.path) == [row(1), row(2), row(3)]
+
+
+def test_the_evaluation_of_a_checkpoint_may_stand_behind_its_rows(file):
+    file.append([row(1), row(2)])
+    file.append([{"step": 2, "eval/loss": 1.5}, row(3)])
+    assert len(metrics.rows_until(file.path, 2, num_rows=2)) == 3
+
+
+def test_rows_that_are_gone_are_named(file):
+    file.append([row(1), row(2)])
+    with pytest.raises(ConfigError, match="lost rows: the checkpoint of step 3 had 3"):
+        metrics.rows_until(file.path, 3, num_rows=3)
 
 
 def test_a_kill_while_cutting_leaves_the_old_file(file, monkeypatch):
@@ -51,7 +82,7 @@ def test_a_kill_while_cutting_leaves_the_old_file(file, monkeypatch):
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(InterruptedError):
-        file.cut(1)
+        file.cut([row(1)])
     assert [r["step"] for r in metrics.read_rows(file.path)] == [1, 2]
 
 

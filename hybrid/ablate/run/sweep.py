@@ -22,7 +22,8 @@ from hybrid.ablate.run.cells import SweepRun, cell_name, cells, crossed, runs
 from hybrid.ablate.run.match import train_flops
 from hybrid.ablate.run.progress import SweepProgress
 from hybrid.config import ConfigError
-from hybrid.data import pipeline
+from hybrid.data import pipeline, sources
+from hybrid.data.config import DataConfig
 from hybrid.evaluation.target import Target, check_fixed, check_shapes, evaluate_target
 from hybrid.evaluation.token_records import save_records
 from hybrid.process import signals
@@ -31,6 +32,8 @@ from hybrid.sharding import make_mesh
 from hybrid.training import loop
 from hybrid.training.prepare import check_writable
 from hybrid.workdir import checkpoint, provenance
+from hybrid.workdir.lock import FILE as LOCK
+from hybrid.workdir.lock import WriterLock
 
 SWEEP = "sweep.json"
 EVALUATION, SCORES, ERROR = "evaluation.json", "scores.npz", "error.txt"
@@ -38,12 +41,17 @@ EVALUATION, SCORES, ERROR = "evaluation.json", "scores.npz", "error.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep: its config, its name, its folder and all its runs."""
+    """A sweep: its config, its name, its folder and all its runs.
+
+    Attributes:
+      trained_step: with `trained` a run, the checkpoint that all cells are scored at.
+    """
 
     config: SweepConfig
     name: str
     folder: pathlib.Path
     runs: tuple[SweepRun, ...]
+    trained_step: int | None = None
 
     def is_finished(self, run: SweepRun) -> bool:
         """Whether a run's raw rows are on the disk."""
@@ -51,8 +59,8 @@ class Sweep:
 
     def to_dict(self) -> dict[str, Any]:
         """What `sweep.json` holds: enough to make the sweep again."""
-        values = config_lib.to_dict(self.config)
-        return {"name": self.name, "config": json.loads(json.dumps(values))}
+        values = json.loads(json.dumps(config_lib.to_dict(self.config)))
+        return {"name": self.name, "config": values, "trained_step": self.trained_step}
 
 
 def from_config(config: SweepConfig, name: str, folder: pathlib.Path) -> Sweep:
@@ -63,7 +71,7 @@ def from_config(config: SweepConfig, name: str, folder: pathlib.Path) -> Sweep:
     config = with_trained_base(config)
     sweep = Sweep(config, name, folder, runs(config))
     _check_folder(sweep)
-    return sweep
+    return dataclasses.replace(sweep, trained_step=_trained_step(sweep))
 
 
 def read(folder: pathlib.Path) -> Sweep:
@@ -79,9 +87,20 @@ def read(folder: pathlib.Path) -> Sweep:
 
 
 def run(sweep: Sweep, progress: SweepProgress) -> None:
-    """Does the unfinished runs.  Raises: Preempted or KeyboardInterrupt after a signal."""
-    sweep.folder.mkdir(parents=True, exist_ok=True)
-    write_json(sweep.folder / SWEEP, sweep.to_dict(), indent=1, allow_nan=False)
+    """Does the unfinished runs.
+
+    Raises: ConfigError for what a run could not use, or text that is not that of the cells
+      before; Preempted or KeyboardInterrupt after a signal.
+    """
+    with WriterLock(sweep.folder) as lock:
+        texts = check_inputs(sweep)
+        lock.claim()
+        held = sweep.to_dict() | {"texts": texts}
+        write_json(sweep.folder / SWEEP, held, indent=1, allow_nan=False)
+        _run_unfinished(sweep, progress)
+
+
+def _run_unfinished(sweep: Sweep, progress: SweepProgress) -> None:
     unfinished = [run for run in sweep.runs if not sweep.is_finished(run)]
     progress.begin([train_flops(run.experiment) for run in unfinished], len(sweep.runs))
     for sweep_run in unfinished:
@@ -107,9 +126,12 @@ def _train_and_score(sweep: Sweep, run: SweepRun, progress: SweepProgress) -> fl
     if not sweep.config.trained:
         loop.run(run.experiment, folder, progress)
     source = origin.find(sweep.config.trained or folder)
-    step = checkpoint.find_step(source.path) if source.is_run else None
-    split = "eval" if source.is_run else "all"
-    result = evaluate_target(Target(run.experiment, source, step, sweep.name, split))
+    step, split, record = None, "all", {}
+    if source.is_run:
+        step, split = sweep.trained_step or checkpoint.find_step(source.path), "eval"
+        record = checkpoint.read_record(source.path, step)
+    target = Target(run.experiment, source, step, sweep.name, split, record=record)
+    result = evaluate_target(target)
     save_records(folder / SCORES, result.records_by_length)
     values = result.to_dict(step=step, config=sweep.name)
     write_json(folder / EVALUATION, values, indent=1, allow_nan=False)
@@ -145,32 +167,92 @@ def with_trained_base(config: SweepConfig) -> SweepConfig:
     return result
 
 
-def check_inputs(sweep: Sweep) -> None:
-    """Raises: ConfigError for devices, text or a task that a run could not use."""
-    inputs = set()
-    for experiment in (run.experiment for run in sweep.runs):
+def _trained_step(sweep: Sweep) -> int | None:
+    """The step of the trained run that this sweep's cells are scored at: that of its first start.
+
+    Raises: ConfigError where that checkpoint is gone.
+    """
+    if not sweep.config.trained or not origin.find(sweep.config.trained, "trained").is_run:
+        return None
+    pinned = (provenance.read_json(sweep.folder / SWEEP) or {}).get("trained_step")
+    if pinned is None:  # of an earlier version: what its cells say
+        done = [run for run in sweep.runs if sweep.is_finished(run)]
+        results = (provenance.read_json(sweep.folder / run.folder / EVALUATION) for run in done)
+        pinned = next((result["step"] for result in results if result), None)
+    trained = pathlib.Path(sweep.config.trained).expanduser()
+    if pinned is None:
+        return checkpoint.find_step(trained)
+    try:
+        return checkpoint.find_step(trained, str(pinned))
+    except ConfigError as error:
+        problem = f"lacks the checkpoint that the cells of --workdir are scored at: {error.problem}"
+        raise ConfigError("trained", problem, error.got, error.accepted) from None
+
+
+def check_inputs(sweep: Sweep) -> dict[str, dict[str, str | None]]:
+    """The fingerprints of text, tokenizer or task of each cell, by its folder.
+
+    Raises: ConfigError for devices, text or a task that a run could not use, and for text that is
+      not what cells of this sweep have used before.
+    """
+    inputs: dict[tuple, dict[str, str | None]] = {}
+    texts = {}
+    for run in sweep.runs:
+        experiment = run.experiment
         experiment.check_mesh(make_mesh(experiment.mesh))
         longest = max(experiment.eval.lengths(experiment.training.context_length))
-        inputs.add((experiment.data, experiment.model.vocab_size, longest))
-    for data, vocab_size, longest in inputs:
-        pipeline.open_held_out(data, vocab_size=vocab_size, context_length=longest)
+        use = experiment.data, experiment.model.vocab_size, longest
+        if use not in inputs:
+            inputs[use] = _identity(*use, is_trained=bool(sweep.config.trained))
+        texts[str(pathlib.PurePath(run.folder).parent)] = inputs[use]
+    _check_texts(provenance.read_json(sweep.folder / SWEEP) or {}, texts)
+    return texts
+
+
+def _identity(
+    data: DataConfig, vocab_size: int, longest: int, is_trained: bool
+) -> dict[str, str | None]:
+    held_out = pipeline.open_held_out(data, vocab_size=vocab_size, context_length=longest)
+    if data.is_task:
+        return {"task": held_out.fingerprint}
+    identity = {"held-out text": held_out.identity["held_out_fingerprint"]}
+    identity["tokenizer"] = held_out.identity["tokenizer_fingerprint"]
+    if not is_trained:
+        identity["text"] = sources.documents(data).fingerprint
+    return identity
+
+
+def _check_texts(held: Mapping[str, Any], texts: Mapping[str, Mapping[str, str | None]]) -> None:
+    """Raises: ConfigError unless cells are on the text that they, or those before, were on."""
+    before = held.get("texts", {})
+    for cell, identity in texts.items():
+        for what, now in identity.items():
+            was = before.get(cell, {}).get(what, now)
+            if was != now:
+                key = {"tokenizer": "data.tokenizer", "task": "data.source"}.get(what, "data.paths")
+                problem = f"the {what} is another than that of the sweep's cells"
+                accepted = f"they have {was}; use another --workdir"
+                raise ConfigError(f"base.{key}", problem, f"fingerprint {now}", accepted)
 
 
 def _check_folder(sweep: Sweep) -> None:
     """Raises: ConfigError unless the folder is new, empty, or this sweep's (seeds may be added)."""
     check_writable(sweep.folder)
-    if not sweep.folder.is_dir() or not any(sweep.folder.iterdir()):
+    if not sweep.folder.is_dir() or not {path.name for path in sweep.folder.iterdir()} - {LOCK}:
         return
     held = provenance.read_json(sweep.folder / SWEEP)
     if held is None:
         accepted = "a new folder, or that of this sweep"
         raise ConfigError("--workdir", "holds something else", str(sweep.folder), accepted)
     before, now = map(config_lib.flatten, (upgraded(held["config"]), sweep.to_dict()["config"]))
+    by_content = {f"base.{name}" for name in provenance.COMPARED_BY_CONTENT} | {"trained"}
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         adds_seeds = name == "seeds" and set(old or ()) <= set(new or ())
         is_unused = name == "base.training.window_schedule" and sweep.config.trained
-        if old != new and not adds_seeds and not is_unused:
+        is_compared = name in by_content and bool(old) == bool(new)
+        is_free = name.startswith("base.data.cache_dir")
+        if old != new and not (adds_seeds or is_unused or is_compared or is_free):
             problem = "differs from the sweep in --workdir"
             accepted = f"it has {old!r}; use another --workdir"
             raise ConfigError(name, problem, new, accepted)

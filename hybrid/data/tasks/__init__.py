@@ -91,6 +91,11 @@ class Examples:
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
     @property
+    def identity(self) -> dict[str, str | None]:
+        """Nothing: config and rows say all of it."""
+        return {}
+
+    @property
     def description(self) -> str:
         """One line for a log."""
         return f"{self.name} ({self.split}): {self.num_rows:,} examples, {self.config}"
