@@ -19,6 +19,7 @@ from hybrid.data import pipeline
 from hybrid.data.tasks import Examples
 from hybrid.experiment import Experiment
 from hybrid.loading import initial
+from hybrid.origin import TOKENIZER
 from hybrid.sharding import make_mesh
 from hybrid.training import step
 from hybrid.training.progress import Progress
@@ -87,6 +88,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         return None
     if experiment.init_from and (resume is None or experiment.lora.rank):
         initial.check_initial(experiment)
+    experiment = _with_tokenizer(experiment, workdir, progress)
     # First what is evaluated: it is only tokenized, while the rows leave a cache on disk.
     held_out = pipeline.open_held_out(
         experiment.data,
@@ -136,6 +138,19 @@ def _find_resume(
     rows = rows_until(workdir / METRICS, step, record.get("num_rows"))
     evaluated = any(row["step"] == step and "eval/loss" in row for row in rows)
     return Resume(step, record, rows, bool(record["evaluation_due"]) and not evaluated)
+
+
+def _with_tokenizer(
+    experiment: Experiment, workdir: pathlib.Path, progress: Progress
+) -> Experiment:
+    """With the run's own copy of its tokenizer, where the original is gone."""
+    named, own = experiment.data.tokenizer, workdir / TOKENIZER
+    if named == "byte" or pathlib.Path(named).expanduser().exists() or not own.is_dir():
+        return experiment
+    progress.say(f"data.tokenizer: {named} is gone; the run's own copy is used")
+    return dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, tokenizer=str(own))
+    )
 
 
 def _check_nothing_lost(workdir: pathlib.Path) -> None:
