@@ -37,12 +37,14 @@ class Rows:
       fingerprint: of everything that decides the rows of an epoch: text, tokenizer, BOS policy,
         context length and packing, or a task's keys.
       description: one line about the source, for a log.
+      corpus: of text, the fingerprint of all of `data.paths`.
     """
 
     source: packing.Packing | Examples
     seed: int
     fingerprint: str
     description: str
+    corpus: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -119,7 +121,7 @@ def open_rows(
         raise ConfigError("data.paths", "the text has no token to predict", list(config.paths))
     text = (documents.fingerprint, tokenizer.fingerprint, bos, tokenizer.bos_id, tokenizer.eos_id)
     fingerprint = _fingerprint(cache.FORMAT, *text, context_length, config.cross_document)
-    return Rows(packed, seed, fingerprint, documents.description)
+    return Rows(packed, seed, fingerprint, documents.description, documents.corpus)
 
 
 def _tokenizer(config: DataConfig, vocab_size: int) -> tuple[tokenizers.Tokenizer, str]:
@@ -217,7 +219,6 @@ def open_held_out(
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "held_out_fingerprint": documents.fingerprint,
             "held_out_below": below.hex() if below else None,
-            "corpus_fingerprint": documents.corpus,
         },
     )
 

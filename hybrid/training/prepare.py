@@ -103,7 +103,8 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         vocab_size=model.vocab_size,
         progress=progress.tokenizing,
     )
-    identity = {"data_fingerprint": rows.fingerprint, **held_out.identity}
+    identity = {"data_fingerprint": rows.fingerprint, "corpus_fingerprint": rows.corpus}
+    identity |= held_out.identity
     if resume:
         provenance.check_identity(experiment, resume.record, identity)
     now = provenance.describe(workdir, identity, sys.argv)

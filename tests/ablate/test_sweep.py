@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import small_run
-from training.tiny_run import experiment_of
+from training.tiny_run import experiment_of, snapshot
 
 from hybrid import config as config_lib
 from hybrid.ablate.__main__ import main
@@ -17,6 +17,7 @@ from hybrid.evaluation.token_records import load_records
 from hybrid.loading import api
 from hybrid.process import signals
 from hybrid.training import loop
+from hybrid.workdir.lock import WriterLock
 
 PAGE = """
 import json, pathlib
@@ -31,10 +32,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sweep")
 
 
+def base_of(folder):
+    return config_lib.to_dict(experiment_of(folder, training__num_steps=4, eval__every_steps=2))
+
+
 @pytest.fixture(scope="module")
 def page(folder):
     """Writes a sweep's page; keys are put over a sweep of two windows and two seeds."""
-    base = config_lib.to_dict(experiment_of(folder, training__num_steps=4, eval__every_steps=2))
+    base = base_of(folder)
 
     def write(name="page", **keys):
         values = {
@@ -162,6 +167,83 @@ def test_seeds_may_be_added(whole, folder, page):
     shutil.copytree(whole, grown)
     assert main([page("grown_page", seeds=[0, 1, 2]), f"--workdir={grown}"]) == 0
     assert len(results(grown)["cells"]) == 6
+
+
+@pytest.fixture
+def edited(folder):
+    """The texts of all sweeps with one of them edited, for one test."""
+    text = folder / "texts" / "0.txt"
+    was = text.read_text()
+    text.write_text(was + " edited")
+    yield
+    text.write_text(was)
+
+
+@pytest.mark.parametrize("keys", [{}, {"seeds": [0, 1, 2]}])
+def test_cells_of_another_text_are_refused(whole, page, edited, capsys, keys):
+    before = snapshot(whole)
+    assert main([page("edited_page", **keys), f"--workdir={whole}"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: base.data.paths: the ")
+    held = json.loads((whole / "sweep.json").read_text())["texts"]["runs/window_size=2"]
+    assert any(fingerprint in line for fingerprint in held.values())
+    assert snapshot(whole) == before
+
+
+def test_a_text_that_changes_while_a_sweep_runs_fails_the_cells_behind(folder, page, monkeypatch):
+    """As an edit between the first cell and the second."""
+    mixed, train, num = folder / "mixed", loop.run, iter(range(9))
+    texts = folder / "texts_mixed"
+    shutil.copytree(folder / "texts", texts)
+    keys = {"base.data.paths": [str(texts / "*.txt")], "seeds": [0]}
+
+    def run(experiment, workdir, progress):
+        if next(num) == 1:
+            (texts / "0.txt").write_text("alpha beta gamma")
+        train(experiment, workdir, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run", run)
+        base = config_lib.updated({"base": base_of(folder)}, keys)
+        assert main([page("mixed_page", **base), f"--workdir={mixed}"]) == 1
+    first, second = results(mixed)["cells"]
+    assert (first["status"], second["status"]) == ("finished", "failed")
+    assert "is another than that of the sweep's cells" in second["error"]
+
+
+def test_a_moved_text_is_the_same_text(whole, folder, page):
+    shutil.copytree(folder / "texts", folder / "texts_moved")
+    keys = {"base.data.paths": [str(folder / "texts_moved" / "*.txt")]}
+    base = config_lib.updated({"base": base_of(folder)}, keys)["base"]
+    assert main([page("moved_page", base=base), f"--workdir={whole}"]) == 0
+    assert main([page(), f"--workdir={whole}"]) == 0
+
+
+def test_a_sweep_in_use_is_refused(whole, page, capsys):
+    with WriterLock(whole):
+        assert main([page(), f"--workdir={whole}"]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+
+
+def test_cells_are_scored_at_the_step_of_the_first_start(whole, folder, page, capsys):
+    run = folder / "goes_on"
+    shutil.copytree(whole / "runs" / "window_size=32" / "seed=1", run)
+    words = page("pinned_page", trained=str(run), axes=[["model.window_size", [1, 32]]])
+    pinned = folder / "pinned"
+    assert main([words, f"--workdir={pinned}"]) == 0
+    expected = results(pinned)["cells"]
+    keys = {"training__num_steps": 6, "eval__every_steps": 2, "training__seed": 1}
+    loop.run(experiment_of(folder, model__window_size=32, **keys), run)
+    shutil.rmtree(pinned / "runs" / "window_size=1")
+    assert main([words, f"--workdir={pinned}"]) == 0
+    assert [cell["metrics"] for cell in results(pinned)["cells"]] == [
+        cell["metrics"] for cell in expected
+    ]
+    shutil.rmtree(run / "checkpoints" / "4")
+    assert main([words, f"--workdir={pinned}"]) == 2
+    assert "lacks the checkpoint that the cells of --workdir are scored at" in (
+        capsys.readouterr().err
+    )
 
 
 def test_report_only_draws_what_is_there(whole, folder, monkeypatch):

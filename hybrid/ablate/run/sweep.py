@@ -36,6 +36,10 @@ from hybrid.workdir.lock import FILE as LOCK
 from hybrid.workdir.lock import WriterLock
 
 SWEEP = "sweep.json"
+# What a trained run may change while it goes on, and its scores don't depend on.
+OF_TRAINING = ("base.training.", "base.optimizer.", "base.checkpoint.", "base.mesh.")
+SCORED_AT = "base.training.context_length"
+Texts = dict[str, Mapping[str, str | None]]  # of each cell, by its folder
 EVALUATION, SCORES, ERROR = "evaluation.json", "scores.npz", "error.txt"
 
 
@@ -97,10 +101,10 @@ def run(sweep: Sweep, progress: SweepProgress) -> None:
         lock.claim()
         held = sweep.to_dict() | {"texts": texts}
         write_json(sweep.folder / SWEEP, held, indent=1, allow_nan=False)
-        _run_unfinished(sweep, progress)
+        _run_unfinished(sweep, texts, progress)
 
 
-def _run_unfinished(sweep: Sweep, progress: SweepProgress) -> None:
+def _run_unfinished(sweep: Sweep, texts: Texts, progress: SweepProgress) -> None:
     unfinished = [run for run in sweep.runs if not sweep.is_finished(run)]
     progress.begin([train_flops(run.experiment) for run in unfinished], len(sweep.runs))
     for sweep_run in unfinished:
@@ -109,7 +113,7 @@ def _run_unfinished(sweep: Sweep, progress: SweepProgress) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
         try:
-            loss = _train_and_score(sweep, sweep_run, progress)
+            loss = _train_and_score(sweep, sweep_run, texts[_cell_folder(sweep_run)], progress)
         except signals.Preempted:
             raise
         except Exception as error:  # the others go on
@@ -121,7 +125,9 @@ def _run_unfinished(sweep: Sweep, progress: SweepProgress) -> None:
             progress.end_run(f"loss {loss:.4f}")
 
 
-def _train_and_score(sweep: Sweep, run: SweepRun, progress: SweepProgress) -> float:
+def _train_and_score(
+    sweep: Sweep, run: SweepRun, text: Mapping[str, str | None], progress: SweepProgress
+) -> float:
     folder = sweep.folder / run.folder
     if not sweep.config.trained:
         loop.run(run.experiment, folder, progress)
@@ -130,6 +136,8 @@ def _train_and_score(sweep: Sweep, run: SweepRun, progress: SweepProgress) -> fl
     if source.is_run:
         step, split = sweep.trained_step or checkpoint.find_step(source.path), "eval"
         record = checkpoint.read_record(source.path, step)
+        if not sweep.config.trained:
+            _check_text(text, {name: record.get(name, text[name]) for name in text})
     target = Target(run.experiment, source, step, sweep.name, split, record=record)
     result = evaluate_target(target)
     save_records(folder / SCORES, result.records_by_length)
@@ -189,50 +197,52 @@ def _trained_step(sweep: Sweep) -> int | None:
         raise ConfigError("trained", problem, error.got, error.accepted) from None
 
 
-def check_inputs(sweep: Sweep) -> dict[str, dict[str, str | None]]:
+def check_inputs(sweep: Sweep) -> Texts:
     """The fingerprints of text, tokenizer or task of each cell, by its folder.
 
     Raises: ConfigError for devices, text or a task that a run could not use, and for text that is
       not what cells of this sweep have used before.
     """
     inputs: dict[tuple, dict[str, str | None]] = {}
-    texts = {}
+    texts: Texts = {}
+    before = (provenance.read_json(sweep.folder / SWEEP) or {}).get("texts", {})
     for run in sweep.runs:
         experiment = run.experiment
         experiment.check_mesh(make_mesh(experiment.mesh))
         longest = max(experiment.eval.lengths(experiment.training.context_length))
         use = experiment.data, experiment.model.vocab_size, longest
         if use not in inputs:
-            inputs[use] = _identity(*use, is_trained=bool(sweep.config.trained))
-        texts[str(pathlib.PurePath(run.folder).parent)] = inputs[use]
-    _check_texts(provenance.read_json(sweep.folder / SWEEP) or {}, texts)
+            inputs[use] = _identity(*use)
+        cell = _cell_folder(run)
+        texts[cell] = inputs[use]
+        _check_text(before.get(cell, texts[cell]), texts[cell])
     return texts
 
 
-def _identity(
-    data: DataConfig, vocab_size: int, longest: int, is_trained: bool
-) -> dict[str, str | None]:
+def _cell_folder(run: SweepRun) -> str:
+    return str(pathlib.PurePath(run.folder).parent)
+
+
+def _identity(data: DataConfig, vocab_size: int, longest: int) -> dict[str, str | None]:
+    """Fingerprints by the names that the records of checkpoints have for them."""
     held_out = pipeline.open_held_out(data, vocab_size=vocab_size, context_length=longest)
     if data.is_task:
-        return {"task": held_out.fingerprint}
-    identity = {"held-out text": held_out.identity["held_out_fingerprint"]}
-    identity["tokenizer"] = held_out.identity["tokenizer_fingerprint"]
-    if not is_trained:
-        identity["text"] = sources.documents(data).fingerprint
-    return identity
+        return {"task_fingerprint": held_out.fingerprint}
+    names = ("tokenizer_fingerprint", "held_out_fingerprint")
+    identity = {name: held_out.identity[name] for name in names}
+    return {"corpus_fingerprint": sources.documents(data).corpus, **identity}
 
 
-def _check_texts(held: Mapping[str, Any], texts: Mapping[str, Mapping[str, str | None]]) -> None:
-    """Raises: ConfigError unless cells are on the text that they, or those before, were on."""
-    before = held.get("texts", {})
-    for cell, identity in texts.items():
-        for what, now in identity.items():
-            was = before.get(cell, {}).get(what, now)
-            if was != now:
-                key = {"tokenizer": "data.tokenizer", "task": "data.source"}.get(what, "data.paths")
-                problem = f"the {what} is another than that of the sweep's cells"
-                accepted = f"they have {was}; use another --workdir"
-                raise ConfigError(f"base.{key}", problem, f"fingerprint {now}", accepted)
+def _check_text(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
+    """Raises: ConfigError unless a cell is on the text that it, or those before, were on."""
+    keys = {"tokenizer_fingerprint": "data.tokenizer", "task_fingerprint": "data.source"}
+    for name in before.keys() & now.keys():
+        if before[name] != now[name]:
+            what = {"corpus_fingerprint": "text"}.get(name, name.removesuffix("_fingerprint"))
+            problem = f"the {what.replace('_', '-')} is another than that of the sweep's cells"
+            accepted = f"they have {before[name]}; use another --workdir"
+            key = f"base.{keys.get(name, 'data.paths')}"
+            raise ConfigError(key, problem, f"fingerprint {now[name]}", accepted)
 
 
 def _check_folder(sweep: Sweep) -> None:
@@ -249,7 +259,7 @@ def _check_folder(sweep: Sweep) -> None:
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         adds_seeds = name == "seeds" and set(old or ()) <= set(new or ())
-        is_unused = name == "base.training.window_schedule" and sweep.config.trained
+        is_unused = sweep.config.trained and name.startswith(OF_TRAINING) and name != SCORED_AT
         is_compared = name in by_content and bool(old) == bool(new)
         is_free = name.startswith("base.data.cache_dir")
         if old != new and not (adds_seeds or is_unused or is_compared or is_free):
