@@ -282,3 +282,14 @@ def test_a_run_refuses_a_workdir_in_use(trained):
     with WriterLock(trained / "run"), pytest.raises(ConfigError, match="is in use"):
         loop.run(longer(trained), trained / "run")
     assert tiny_run.snapshot(trained / "run") == before
+
+
+def test_the_page_names_all_keys_that_may_change():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "workdir.md").read_text()
+    names = (
+        *provenance.MAY_CHANGE,
+        *provenance.MAY_CHANGE_BITS,
+        *provenance.COMPARED_BY_CONTENT,
+    )
+    for name in names:
+        assert f"`{name}*`" in page or f"`{name}`" in page
