@@ -172,7 +172,10 @@ def _check_nothing_lost(workdir: pathlib.Path) -> None:
 def check_writable(workdir: pathlib.Path) -> None:
     """Raises: ConfigError unless the folder is there or can be made, and can be written to."""
     folder = workdir.absolute()
-    while not folder.exists():
+    while not os.path.exists(folder):
+        if folder.is_symlink():
+            problem = f"leads to {os.readlink(folder)}, which isn't there"
+            raise ConfigError("--workdir", problem, str(folder))
         folder = folder.parent
     if not folder.is_dir():
         raise ConfigError("--workdir", "is not a folder", str(folder))

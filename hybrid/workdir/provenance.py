@@ -98,11 +98,13 @@ def write(workdir: pathlib.Path, experiment: Experiment, record: dict[str, Any])
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    """The object in a file; None without a file.  Raises: ConfigError for a broken one."""
-    if not path.is_file():
-        return None
+    """The object in a file; None without one.  Raises: ConfigError where it can't be read."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ConfigError("--workdir", f"can't be read ({error.strerror})", str(path)) from None
     except ValueError as error:
         raise ConfigError("--workdir", f"{path.name} is broken ({error})", str(path)) from None
     if not isinstance(values, dict):

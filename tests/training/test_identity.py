@@ -293,3 +293,11 @@ def test_the_page_names_all_keys_that_may_change():
     )
     for name in names:
         assert f"`{name}*`" in page or f"`{name}`" in page
+
+
+def test_a_workdir_that_leads_nowhere_is_refused_and_not_made(trained, tmp_path):
+    (tmp_path / "run").symlink_to("/not/mounted/run")
+    for workdir in (tmp_path / "run", tmp_path / "run" / "inner"):
+        with pytest.raises(ConfigError, match="leads to /not/mounted/run, which isn't there"):
+            loop.run(longer(trained), workdir)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
