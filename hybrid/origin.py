@@ -6,11 +6,12 @@ parameters is `initial.py`'s work.
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from hybrid.config import ConfigError, updated
+from hybrid.config import ConfigError, opened_path, updated
 from hybrid.data.tasks import TASKS
 from hybrid.model.config import RUNTIME_KEYS
 
@@ -44,9 +45,9 @@ class Origin:
 
 def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
     """What the folder `path` holds.  Raises: ConfigError under `key` where it is neither kind."""
-    folder = pathlib.Path(path).expanduser()
+    folder = pathlib.Path(opened_path(key, os.fspath(path)))
     accepted = "the workdir of a run, or a Hugging Face folder"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError(key, "no such folder", str(path), accepted)
     try:
         values = json.loads((folder / CONFIG).read_bytes())

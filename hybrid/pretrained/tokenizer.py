@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 
+from hybrid.config import opened_path
 from hybrid.data import tokenizers as ours
 from hybrid.process.files import write_json
 
@@ -28,7 +29,7 @@ def write_tokenizer(tokenizer: str, folder: pathlib.Path) -> dict[str, int]:
     if tokenizer == "byte":
         _write_byte_tokenizer(folder)
         return {f"{role}_id": token for token, (role, _) in _SPECIAL.items()}
-    source = pathlib.Path(tokenizer).expanduser()
+    source = pathlib.Path(opened_path("data.tokenizer", tokenizer))
     beside = source if source.is_dir() else source.parent
     for name in FILES:
         file = source if name == "tokenizer.json" and source.is_file() else beside / name
