@@ -54,6 +54,7 @@ def _one_line(value: Any) -> str:
 
 
 _MOST_NAME = 255  # bytes of one name on a file system
+_MOST_FLOAT = float(np.finfo(np.float32).max)  # numbers become float32 somewhere
 
 # A limit of a number: what is said of one beyond it, and which ones are.
 _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -104,13 +105,14 @@ class OpenSection:
 
 @dataclasses.dataclass(frozen=True)
 class KeyInfo:
-    """One leaf of a config: its dotted name, type, default, meaning and former name."""
+    """One leaf of a config: its dotted name, type, default, meaning, former name and choices."""
 
     name: str
     type: Any
     default: Any
     doc: str
     formerly: str
+    choices: tuple[str, ...]
 
 
 def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
@@ -120,8 +122,8 @@ def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
             yield from walk(typing.cast(type, kind), f"{prefix}{name}.")
         else:
             assert field is not None
-            doc, formerly = field.metadata["doc"], field.metadata["formerly"]
-            yield KeyInfo(prefix + name, kind, field.default, doc, formerly)
+            about = (field.metadata[part] for part in ("doc", "formerly", "choices"))
+            yield KeyInfo(prefix + name, kind, field.default, *about)
 
 
 def _entries(cls: type) -> dict[str, tuple[Any, dataclasses.Field | None]]:
@@ -236,10 +238,10 @@ def _as_type(name: str, kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         return _as_tuple(name, kind, value)
     if kind is float and type(value) is int:
-        value = float(value) if abs(value) < 1 << 1000 else math.inf
+        value = float(value) if abs(value) < _MOST_FLOAT else math.inf
     if type(value) is not kind:
         raise ConfigError(name, f"must be {_type_name(kind)}", value)
-    if kind is float and not math.isfinite(value):
+    if kind is float and not abs(value) <= _MOST_FLOAT:
         raise ConfigError(name, "must be a finite number", value)
     if kind is int and not -(1 << 63) <= value < 1 << 63:
         raise ConfigError(name, "must fit in 64 bits", value)
@@ -293,7 +295,8 @@ def _type_name(kind: Any) -> str:
             nested = typing.get_origin(items[0]) is tuple
             return f"a list of {_type_name(items[0]) if nested else items[0].__name__}"
         return "(" + ", ".join(item.__name__ for item in items) + ")"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    return names.get(kind, "a Python literal")
 
 
 # --- Overrides as text -----------------------------------------------------------------------
@@ -361,13 +364,18 @@ def _literal(name: str, kind: Any, text: str) -> Any:
 
 
 def updated(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested `values` with the dotted `overrides` set; the input is left alone."""
+    """Nested `values` with the dotted `overrides` set; the input is left alone.
+
+    Raises: ConfigError for an override within what is no section.
+    """
     result = {k: updated(v, {}) if isinstance(v, Mapping) else v for k, v in values.items()}
     for name, value in overrides.items():
         *path, leaf = name.split(".")
         node = result
-        for part in path:
+        for depth, part in enumerate(path, start=1):
             node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(".".join(path[:depth]), "must be a section of keys", node)
         node[leaf] = value
     return result
 

@@ -37,7 +37,17 @@ def load_page(spec: str) -> dict[str, Any]:
         page = get_config(argument) if argument else get_config()
     if not isinstance(page, ml_collections.ConfigDict | Mapping):
         raise ConfigError("--config", "get_config() must return a ConfigDict", spec)
-    return page.to_dict() if isinstance(page, ml_collections.ConfigDict) else dict(page)
+    values = page.to_dict() if isinstance(page, ml_collections.ConfigDict) else dict(page)
+    _check_names(values)
+    return values
+
+
+def _check_names(values: Any) -> None:
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            if not isinstance(name, str):
+                raise ConfigError("--config", "the page has a key that is no string", name)
+            _check_names(value)
 
 
 def split_spec(spec: str) -> tuple[str, str]:

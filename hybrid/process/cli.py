@@ -28,7 +28,7 @@ _DEFINE: dict[type, Callable] = {
     bool: flags.DEFINE_boolean,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
-    pathlib.Path: flags.DEFINE_string,  # opened by `_open_paths`
+    pathlib.Path: flags.DEFINE_string,  # opened by `_reachable`
 }
 OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143  # tracebacks: 1, by Python
 
@@ -112,33 +112,35 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
     """Splits config overrides from flags and parses both.  Raises: ConfigError."""
     words, overrides = _split(argv)
     values = _flag_values(command)
-    try:
-        rest = values([command.name, *words])[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = ", ".join(f"--{name}" for name in sorted(values))
-        raise ConfigError(f"--{error.flagname}", "unknown flag", accepted=known) from None
+    try:  # unknown flags come back, without the search for a similar name that recurses by letter
+        rest = values([command.name, *words], known_only=True)[1:]
     except flags.Error as error:
         raise _flag_error(str(error)) from None
+    if rest and rest[0].startswith("-") and rest[0].strip("-"):
+        known = ", ".join(f"--{name}" for name in sorted(values))
+        name = rest[0].lstrip("-").partition("=")[0]
+        raise ConfigError(f"--{name}", "unknown flag", accepted=known)
     if rest:
         raise ConfigError("arguments", "takes only --flags", " ".join(rest))
-    _open_paths(command, values)
+    for name, (_, kind) in command.flags.items():
+        value = values[name].value
+        if kind is pathlib.Path and value:
+            values[name].value = _reachable(f"--{name}", value)
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            raise ConfigError(f"--{name}", "must fit in 64 bits", value)
     return Arguments(values, overrides)
 
 
-def _open_paths(command: Command, values: flags.FlagValues) -> None:
-    """Opens `~` in the flags that name files.  Raises: ConfigError for what can't be reached."""
-    for name, (_, kind) in command.flags.items():
-        text = values[name].value
-        if kind is not pathlib.Path or not text:
-            continue
-        values[name].value = path = config_lib.opened_path(f"--{name}", text)
-        try:
-            os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # whether it must be there is the command's business
-        except OSError as error:
-            problem = f"can't be reached ({error.strerror})"
-            raise ConfigError(f"--{name}", problem, text) from None
+def _reachable(name: str, text: str) -> str:
+    """The path that a flag names, `~` opened.  Raises: ConfigError where no file could be."""
+    path = config_lib.opened_path(name, text)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # whether it must be there is the command's business
+    except OSError as error:
+        raise ConfigError(name, f"can't be reached ({error.strerror})", text) from None
+    return path
 
 
 def _flag_values(command: Command) -> flags.FlagValues:
