@@ -25,7 +25,8 @@ HEADER = """# Config keys
 
 Made by `make docs` from the dataclasses; each section's class stands beside its reader.
 Set a key in a page (`config.model.window_size = 64`) or on the command line
-(`--config.model.window_size=64`). Lists have commas: `--config.eval.context_length=128,512`.
+(`--config.model.window_size=64`). Lists have commas: `--config.eval.context_length=128,512`;
+quotes protect an item: `--config.data.paths="'a,b.txt','c.txt'"`.
 """
 
 

@@ -1,27 +1,32 @@
-"""From a config page and overrides to frozen, checked dataclasses; it has no key of its own.
+"""From values and overrides to frozen, checked dataclasses; it has no key of its own.
 
 A section is a frozen dataclass whose fields are made by `key(default, doc, ...)`. At the door
 stands ml_collections' ConfigDict, as pages write it; `build` turns it into dataclasses and
 refuses unknown keys, wrong types and impossible values by their dotted key. Everything a user
 can get wrong ends in one `ConfigError`, which the commands print as one line.
 
-Read next: `model/config.py` for a section, `experiment.py` for all of them together.
+Read next: `pages.py` for where values come from, `model/config.py` for a section,
+`experiment.py` for all of them together.
 """
 
 import ast
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import math
 import operator
-import pathlib
-import runpy
-import types
+import os
+import re
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import ml_collections
+import numpy as np
+
+MOST_SEED = 2**32 - 1  # jax.random.key(2**32) is key(0): beyond it two seeds would be alike
 
 
 class ConfigError(ValueError):
@@ -34,16 +39,22 @@ class ConfigError(ValueError):
     def __str__(self) -> str:
         got = "" if self.got is None else f", got {_one_line(self.got)}"
         accepted = f"; {self.accepted}" if self.accepted else ""
-        return f"{self.key}: {self.problem}{got}{accepted}"
+        return " ".join(f"{self.key}: {self.problem}{got}{accepted}".split())
 
 
 def _one_line(value: Any) -> str:
-    text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
+    try:
+        text = " ".join(str(value).split()) if isinstance(value, str) else repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "a number of thousands of digits"
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 # --- Declaring a section ---------------------------------------------------------------------
 
+
+_MOST_NAME = 255  # bytes of one name on a file system
+_MOST_FLOAT = float(np.finfo(np.float32).max)  # numbers become float32 somewhere
 
 # A limit of a number: what is said of one beyond it, and which ones are.
 _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -54,17 +65,24 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 
 def key(
-    default: Any, doc: str, *, choices: tuple[str, ...] = (), formerly: str = "", **limits: float
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] = (),
+    formerly: str = "",
+    path: bool = False,
+    **limits: float,
 ) -> Any:
     """A config key: a dataclass field with its meaning, and the values it may take.
 
     Args:
       formerly: the dotted name that an earlier version had for it.
+      path: whether it names a file, a folder or several: see `opened_path`.
       limits: `at_least`, `more_than` and `at_most`, also of each item of a list.
     """
     assert limits.keys() <= _LIMITS.keys()
-    metadata = {"doc": doc, "choices": choices, "formerly": formerly, "limits": limits}
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = {"doc": doc, "choices": choices, "formerly": formerly, "path": path}
+    return dataclasses.field(default=default, metadata={**metadata, "limits": limits})
 
 
 def section(cls: type) -> Any:
@@ -87,13 +105,14 @@ class OpenSection:
 
 @dataclasses.dataclass(frozen=True)
 class KeyInfo:
-    """One leaf of a config: its dotted name, type, default, meaning and former name."""
+    """One leaf of a config: its dotted name, type, default, meaning, former name and choices."""
 
     name: str
     type: Any
     default: Any
     doc: str
     formerly: str
+    choices: tuple[str, ...]
 
 
 def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
@@ -103,8 +122,8 @@ def walk(cls: type, prefix: str = "") -> Iterator[KeyInfo]:
             yield from walk(typing.cast(type, kind), f"{prefix}{name}.")
         else:
             assert field is not None
-            doc, formerly = field.metadata["doc"], field.metadata["formerly"]
-            yield KeyInfo(prefix + name, kind, field.default, doc, formerly)
+            about = (field.metadata[part] for part in ("doc", "formerly", "choices"))
+            yield KeyInfo(prefix + name, kind, field.default, *about)
 
 
 def _entries(cls: type) -> dict[str, tuple[Any, dataclasses.Field | None]]:
@@ -116,7 +135,8 @@ def _entries(cls: type) -> dict[str, tuple[Any, dataclasses.Field | None]]:
 
 def defaults(cls: type) -> ml_collections.ConfigDict:
     """The ConfigDict of a config class with every key at its default, for pages to fill in."""
-    return ml_collections.ConfigDict(to_dict(cls()))
+    # Types are checked by `build`, which names the key and also takes numpy's numbers.
+    return ml_collections.ConfigDict(to_dict(cls()), type_safe=False)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -184,8 +204,18 @@ def unknown_key(name: str, root: type, section: str = "") -> ConfigError:
     return ConfigError(name, "unknown key", accepted=hint)
 
 
+def checked(cls: type, name: str, value: Any) -> Any:
+    """`value` as the key `name` of the config class `cls` holds it.  Raises: ConfigError."""
+    kind, field = _entries(cls)[name]
+    return _checked(field, kind, value)
+
+
 def _checked(field: Any, kind: Any, value: Any) -> Any:
     value = _as_type(field.name, kind, value)
+    if field.metadata["path"]:
+        is_list = isinstance(value, tuple)
+        opened = tuple(opened_path(field.name, item) for item in (value if is_list else [value]))
+        value = opened if is_list else opened[0]
     choices, limits = field.metadata["choices"], field.metadata["limits"]
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item not in choices:
@@ -202,17 +232,29 @@ def _checked(field: Any, kind: Any, value: Any) -> Any:
 
 def _as_type(name: str, kind: Any, value: Any) -> Any:
     """`value` as type `kind`; a list also accepts a single item, a float an int, Any anything."""
+    value = _plain(value)
     if kind is Any:
         return value
     if typing.get_origin(kind) is tuple:
         return _as_tuple(name, kind, value)
     if kind is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) < _MOST_FLOAT else math.inf
     if type(value) is not kind:
         raise ConfigError(name, f"must be {_type_name(kind)}", value)
-    if kind is float and not math.isfinite(value):
+    if kind is float and not abs(value) <= _MOST_FLOAT:
         raise ConfigError(name, "must be a finite number", value)
+    if kind is int and not -(1 << 63) <= value < 1 << 63:
+        raise ConfigError(name, "must fit in 64 bits", value)
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Python's own numbers, texts and lists in place of numpy's, in lists and dicts too."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _as_tuple(name: str, kind: Any, value: Any) -> tuple:
@@ -226,6 +268,26 @@ def _as_tuple(name: str, kind: Any, value: Any) -> tuple:
     return tuple(_as_type(name, item, x) for item, x in zip(items, value, strict=True))
 
 
+def opened_path(name: str, text: str) -> str:
+    """A path as the file system takes it: a leading `~` or `~user` is a home folder.
+
+    Every flag and key that names files is read through this, and nothing else opens a `~`.
+    Raises: ConfigError under `name` for what no file can be called, or a home that is unknown.
+    """
+    path = os.path.expanduser(text)
+    first, slash, _ = path.partition("/")
+    if first == "~" or (first.startswith("~") and slash):
+        raise ConfigError(name, "there is no such home folder", text, "a path without ~")
+    try:
+        longest = max(map(len, os.fsencode(path).split(b"/")))
+    except UnicodeEncodeError:
+        raise ConfigError(name, "holds half a surrogate pair", ascii(text)) from None
+    if "\0" in path or longest > _MOST_NAME:
+        problem = "holds a NUL" if "\0" in path else f"has a name beyond {_MOST_NAME} bytes"
+        raise ConfigError(name, problem, ascii(text))
+    return path
+
+
 def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         items = typing.get_args(kind)
@@ -233,7 +295,8 @@ def _type_name(kind: Any) -> str:
             nested = typing.get_origin(items[0]) is tuple
             return f"a list of {_type_name(items[0]) if nested else items[0].__name__}"
         return "(" + ", ".join(item.__name__ for item in items) + ")"
-    return {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    return names.get(kind, "a Python literal")
 
 
 # --- Overrides as text -----------------------------------------------------------------------
@@ -257,32 +320,62 @@ def _parse(name: str, kind: Any, text: str) -> Any:
         item = typing.get_args(kind)[0]
         if typing.get_origin(item) is tuple:
             return _as_type(name, kind, _literal(name, kind, text))
-        inner = text.strip()
-        if inner[:1] in ("(", "[") and inner[-1:] in (")", "]"):
-            inner = inner[1:-1]
-        parts = [part.strip() for part in inner.split(",") if part.strip()]
-        parts = [part.strip("'\"") for part in parts] if item is str else parts
-        return tuple(_parse(name, item, part) for part in parts)
+        return tuple(_parse(name, item, part) for part in split_list(text))
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     return _as_type(name, kind, _literal(name, kind, text))
 
 
+# An item and what ends it: within quotes, where a quote is written twice, or as it stands.
+_QUOTED = r"""(['"])((?:(?!\1).|\1\1)*)\1"""
+_ITEM = re.compile(rf"\s*(?:{_QUOTED}|([^,]*?))\s*(?:,|$)", re.DOTALL)
+_QUOTED_ITEM = re.compile(rf"(?:^|(?<=[,(\[]))\s*{_QUOTED}(?=\s*(?:[,)\]]|$))", re.DOTALL)
+
+
+def split_list(text: str) -> list[str]:
+    """The items of a list: separated by commas, in brackets or not; quotes protect an item.
+
+    >>> split_list("a b.txt, 'c,d.txt'")
+    ['a b.txt', 'c,d.txt']
+    >>> split_list("[01]/[ab]"), split_list("[1, 2]")
+    (['[01]/[ab]'], ['1', '2'])
+    """
+    text = text.strip()
+    text = text[1:-1] if _in_brackets(text) else text
+    items = ((m[1], m[2].replace(m[1] * 2, m[1]) if m[1] else m[3]) for m in _ITEM.finditer(text))
+    return [item for quote, item in items if quote or item]
+
+
+def _in_brackets(text: str) -> bool:
+    """Whether the first character is a bracket that the last one closes."""
+    if text[:1] + text[-1:] not in ("()", "[]"):
+        return False
+    outside = _QUOTED_ITEM.sub(lambda match: "." * len(match[0]), text)
+    steps = ((c in "([") - (c in ")]") for c in outside)
+    return list(itertools.accumulate(steps)).index(0) == len(text) - 1
+
+
 def _literal(name: str, kind: Any, text: str) -> Any:
     try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes in a text
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise ConfigError(name, f"must be {_type_name(kind)}", text) from None
 
 
 def updated(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested `values` with the dotted `overrides` set; the input is left alone."""
+    """Nested `values` with the dotted `overrides` set; the input is left alone.
+
+    Raises: ConfigError for an override within what is no section.
+    """
     result = {k: updated(v, {}) if isinstance(v, Mapping) else v for k, v in values.items()}
     for name, value in overrides.items():
         *path, leaf = name.split(".")
         node = result
-        for part in path:
+        for depth, part in enumerate(path, start=1):
             node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(".".join(path[:depth]), "must be a section of keys", node)
         node[leaf] = value
     return result
 
@@ -294,52 +387,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, Mapping)
         flat.update(flatten(value, f"{prefix}{name}.") if inner else {prefix + name: value})
     return flat
-
-
-# --- Config pages ----------------------------------------------------------------------------
-
-
-def load_page(spec: str) -> dict[str, Any]:
-    """The values of a page: `PATH.py` or `PATH.py:ARG`, run as `get_config()` or `get_config(ARG)`.
-
-    A relative path is looked up in the current directory, then among the packaged configs.
-    Raises: ConfigError under `--config` for a missing, broken or refusing page.
-    """
-    path, _, argument = spec.partition(":")
-    file = find_page(path)
-    if file.suffix != ".py":
-        raise ConfigError("--config", "must be a Python file", str(file))
-    with _page_errors(str(file)):
-        get_config = runpy.run_path(str(file), run_name=f"page_{file.stem}").get("get_config")
-    if not isinstance(get_config, types.FunctionType):
-        raise ConfigError("--config", "the page defines no get_config()", path)
-    with _page_errors(spec):
-        try:
-            page = get_config(argument) if argument else get_config()
-        except KeyError as error:
-            raise ConfigError("--config", f"has no variant {error}", spec) from error
-    if not isinstance(page, ml_collections.ConfigDict | Mapping):
-        raise ConfigError("--config", "get_config() must return a ConfigDict", spec)
-    return page.to_dict() if isinstance(page, ml_collections.ConfigDict) else dict(page)
-
-
-@contextlib.contextmanager
-def _page_errors(got: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise ConfigError("--config", f"the page failed ({error!r})", got) from error
-
-
-def find_page(path: str) -> pathlib.Path:
-    """The file of a config page.  Raises: ConfigError listing the packaged pages."""
-    here = pathlib.Path(__file__).resolve().parent  # installed, or the package of a checkout
-    packaged = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
-    name = path.removeprefix("configs/")
-    for candidate in (pathlib.Path(path), packaged / name, packaged / f"{name}.py"):
-        if candidate.is_file():
-            return candidate
-    pages = ", ".join(f"configs/{page.name}" for page in sorted(packaged.glob("[!_]*.py")))
-    raise ConfigError("--config", "no such file", path or "nothing", f"packaged pages: {pages}")

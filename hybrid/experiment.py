@@ -21,6 +21,7 @@ from hybrid.inference.config import InferenceConfig
 from hybrid.model.config import LoraConfig, ModelConfig
 from hybrid.model.pattern import plan_layers
 from hybrid.ops.attention import ATTENTION
+from hybrid.pages import load_page
 from hybrid.sharding import MeshConfig, num_batch_parts
 from hybrid.training.config import OptimizerConfig, TrainingConfig
 from hybrid.workdir.config import CheckpointConfig
@@ -40,7 +41,9 @@ class Experiment:
     inference: InferenceConfig = section(InferenceConfig)
     lora: LoraConfig = section(LoraConfig)
     init_from: str = key(
-        "", "start from the parameters of this folder: a run's workdir or a Hugging Face folder"
+        "",
+        "start from the parameters of this folder: a run's workdir or a Hugging Face folder",
+        path=True,
     )
     inherit_model: bool = key(
         False,
@@ -135,14 +138,18 @@ def from_config(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Experi
 def load(page: str, overrides: Mapping[str, str] | None = None) -> Experiment:
     """The experiment of a page (`configs/tiny.py:local`) with `overrides` (dotted key -> text)."""
     parsed = config_lib.parse_overrides(Experiment, overrides or {})
-    values = config_lib.updated(config_lib.load_page(page), parsed)
-    if values.get("inherit_model") and not values.get("init_from"):
+    values = config_lib.updated(load_page(page), parsed)
+    init_from, inherits = (
+        config_lib.checked(Experiment, name, values.get(name, default))
+        for name, default in (("init_from", ""), ("inherit_model", False))
+    )
+    if inherits and not init_from:
         raise ConfigError("init_from", "is empty although inherit_model is set")
-    if values.get("init_from"):
-        origin = origins.find(values["init_from"])
+    if init_from:
+        origin = origins.find(init_from)
         # From any directory: a run remembers where its base is.
         parsed["init_from"] = str(origin.path.resolve())
-        made = origins.inherit if values.get("inherit_model") else origins.with_bos
+        made = origins.inherit if inherits else origins.with_bos
         values = config_lib.updated(made(values, origin), parsed)
     return from_config(values)
 

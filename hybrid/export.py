@@ -27,9 +27,9 @@ COMMAND = cli.Command(
     name="python -m hybrid.export",
     doc="Writes a run's model as a Hugging Face folder that transformers loads.",
     flags={
-        "workdir": ("folder of the run to export", str),
+        "workdir": ("folder of the run to export", pathlib.Path),
         "checkpoint": ("latest, best (by eval/loss) or a step", "latest"),
-        "output": ("the folder to write: new, or empty", str),
+        "output": ("the folder to write: new, or empty", pathlib.Path),
     },
     config_class=Experiment,
     run=_run,

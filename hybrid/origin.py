@@ -5,14 +5,14 @@ parameters is `initial.py`'s work.
 """
 
 import dataclasses
-import glob
 import json
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from hybrid.config import ConfigError, flatten, updated
+from hybrid.config import ConfigError, flatten, opened_path, updated
+from hybrid.data.sources import matches_of
 from hybrid.data.tasks import TASKS
 from hybrid.model.config import RUNTIME_KEYS
 
@@ -47,9 +47,9 @@ class Origin:
 
 def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
     """What the folder `path` holds.  Raises: ConfigError under `key` where it is neither kind."""
-    folder = pathlib.Path(path).expanduser()
+    folder = pathlib.Path(opened_path(key, os.fspath(path)))
     accepted = "the workdir of a run, or a Hugging Face folder"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError(key, "no such folder", str(path), accepted)
     try:
         values = json.loads((folder / CONFIG).read_bytes())
@@ -87,9 +87,9 @@ def with_places(values: Mapping[str, Any], workdir: pathlib.Path) -> Mapping[str
     for name in PATHS:
         value = flat.get(name)
         if isinstance(value, str) and value:
-            found[name] = _place(value, workdir, *began)
+            found[name] = _place(opened_path(name, value), workdir, *began)
         elif isinstance(value, list | tuple):
-            found[name] = [_place(path, workdir, *began) for path in value]
+            found[name] = [_place(opened_path(name, path), workdir, *began) for path in value]
     if (workdir / TOKENIZER).is_dir():
         found["data.tokenizer"] = str(workdir / TOKENIZER)
     return updated(values, found)
@@ -97,7 +97,7 @@ def with_places(values: Mapping[str, Any], workdir: pathlib.Path) -> Mapping[str
 
 def leads_somewhere(values: Mapping[str, Any], name: str) -> bool:
     """Whether all paths under a dotted key of a run's config lead to something."""
-    return all(map(_leads_somewhere, flatten(values).get(name) or ()))
+    return all(map(matches_of, flatten(values).get(name) or ()))
 
 
 def _place(
@@ -107,17 +107,12 @@ def _place(
     workdir_then: pathlib.Path | None = None,
 ) -> str:
     """Where the file, folder or glob `path` of a run leads to now; `path` where that is nowhere."""
-    path = os.path.expanduser(path)
     places = [path]
     if directory and workdir_then:
         then = os.path.join(directory, path)
         beside = os.path.relpath(then, workdir_then)
         places = [then, os.path.normpath(os.path.join(workdir.absolute(), beside)), path]
-    return next((place for place in places if _leads_somewhere(place)), path)
-
-
-def _leads_somewhere(path: str) -> bool:
-    return os.path.exists(path) or next(glob.iglob(path, recursive=True), None) is not None
+    return next(filter(matches_of, places), path)
 
 
 def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,9 +2,14 @@
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
+import re
 
+import jax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from pretrained import tiny_folder
 
@@ -13,6 +18,8 @@ from hybrid import experiment
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.run.cells import cells
 from hybrid.config import ConfigError
+from hybrid.generate import checked_seeds
+from hybrid.pages import load_page
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ALL_PAGES = sorted(page.stem for page in (ROOT / "configs").glob("[!_]*.py"))
@@ -33,7 +40,7 @@ def test_every_page_and_variant_loads(page, variant):
 
 @pytest.mark.parametrize("page", [page for page in SWEEPS if page != "ablate_window_eval"])
 def test_every_sweep_can_be_planned(page):
-    sweep = config_lib.build(SweepConfig, config_lib.load_page(f"configs/{page}.py"))
+    sweep = config_lib.build(SweepConfig, load_page(f"configs/{page}.py"))
     assert len(sweep.seeds) >= 3
     assert len(cells(sweep)) >= 2
 
@@ -139,3 +146,109 @@ def test_init_from_is_remembered_whole_and_gives_model_and_tokenizer(tmp_path, m
     assert other.model == loaded("configs/tiny.py").model
     task = loaded("configs/tiny.py", init_from="folder", data__source="needle")
     assert task.data.bos == "auto"  # a task has no BOS
+
+
+# --- Lists and paths as text -----------------------------------------------------------------
+
+ITEMS = st.lists(st.text(alphabet="ab ,'\"[]().*~/é", max_size=6), max_size=4)
+
+
+def quoted(item, quote):
+    return quote + item.replace(quote, quote * 2) + quote
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(items=ITEMS, quotes=st.lists(st.sampled_from("'\""), min_size=4, max_size=4),
+       brackets=st.sampled_from(["{}", "[{}]", "({})", " [ {} ] "]))  # fmt: skip
+def test_any_list_goes_through_quotes(items, quotes, brackets):
+    text = ", ".join(map(quoted, items, quotes))
+    assert config_lib.split_list(brackets.format(text)) == items
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("a.txt,b c.txt", ["a.txt", "b c.txt"]),
+        ("'a,b/1.txt','a,b/2.txt'", ["a,b/1.txt", "a,b/2.txt"]),
+        ("[01]/[ab]", ["[01]/[ab]"]),
+        ("[01]/a,b/[ab]", ["[01]/a", "b/[ab]"]),
+        ("[[01]/a,b/[ab]]", ["[01]/a", "b/[ab]"]),
+        ("'[ab]'", ["[ab]"]),
+        ("['a]',\"b)\"]", ["a]", "b)"]),
+        ("it's,don't", ["it's", "don't"]),
+        ("(8,)", ["8"]),
+        ("", []),
+        ("[]", []),
+        ("[", ["["]),
+    ],
+)
+def test_lists_are_read_as_they_are_meant(text, items):
+    assert config_lib.split_list(text) == items
+
+
+def test_a_tilde_is_opened_in_every_key_that_names_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = [
+        key
+        for key in config_lib.walk(experiment.Experiment)
+        if re.search("files or|path of|folder of|this folder", key.doc)
+    ]
+    assert {key.name for key in keys} == {
+        "data.paths", "data.tokenizer", "data.eval_paths", "data.cache_dir", "init_from"
+    }  # fmt: skip
+    data = {"source": "text", "paths": ["~/a/*.txt", "b~"], "eval_paths": "~/e"}
+    data |= {"tokenizer": "~/t", "cache_dir": "~"}
+    built = experiment.from_config({"data": data, "init_from": "~/run"})
+    assert built.data.paths == (f"{tmp_path}/a/*.txt", "b~")
+    assert built.data.eval_paths == (f"{tmp_path}/e",)
+    assert built.data.tokenizer == f"{tmp_path}/t"
+    assert built.data.cache_dir == str(tmp_path)
+    assert built.init_from == f"{tmp_path}/run"
+    swept = config_lib.build(SweepConfig, {"trained": "~/run", "axes": [("eval.stride", [1])]})
+    assert swept.trained == f"{tmp_path}/run"
+
+
+@pytest.mark.parametrize(
+    "path", ["~", "~/x", "~nobody_of_this_name/x", "a\0b", "a" * 300, "\ud800"]
+)
+def test_a_path_that_names_nothing_is_refused_by_key(monkeypatch, path):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # no home is known
+    with pytest.raises(ConfigError, match=r"^data\.cache_dir: "):
+        experiment.from_config({"data": {"cache_dir": path}})
+
+
+@pytest.mark.parametrize("number", [-1, 2**32, 2**63, 2**64, 10**5000], ids=int.bit_length)
+def test_seeds_that_would_be_alike_are_refused_everywhere(number):
+    assert (
+        jax.random.key_data(jax.random.key(0)) == jax.random.key_data(jax.random.key(2**32))
+    ).all()
+    assert config_lib.MOST_SEED == 2**32 - 1
+    sweep = {"axes": [("model.window_size", (8,))], "seeds": [0, number]}
+    with pytest.raises(ConfigError, match=r"^training\.seed: must"):
+        experiment.from_config({"training": {"seed": number}})
+    with pytest.raises(ConfigError, match=r"^seeds: must"):
+        config_lib.build(SweepConfig, sweep)
+    with pytest.raises(ConfigError, match=r"^seed: must be a whole number"):
+        checked_seeds(number, 1)
+    with pytest.raises(ConfigError, match=r"^seed: must be a whole number"):
+        checked_seeds([0, number], 2)
+
+
+def test_the_largest_seed_is_accepted_and_is_none_of_the_others():
+    largest = config_lib.MOST_SEED
+    assert experiment.from_config({"training": {"seed": largest}}).training.seed == largest
+    assert checked_seeds([0, largest], 2).tolist() == [0, largest]
+    for seed in (True, 0.5, "1", None):
+        with pytest.raises(ConfigError, match=r"^seed: must be a whole number"):
+            checked_seeds(seed, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 5000, "0x" + "f" * 5000, "1e999", "nan", "{[]: 1}", "((((", "'\\d'", "1is 2"]
+)
+def test_texts_that_are_no_number_are_refused_by_key(text, recwarn):
+    for key in ("optimizer.learning_rate", "training.num_steps", "training.window_schedule"):
+        with pytest.raises(ConfigError, match=rf"^{key.replace('.', '[.]')}: must"):
+            loaded(**{key.replace(".", "__"): text})
+    assert not recwarn

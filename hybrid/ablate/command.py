@@ -11,6 +11,7 @@ from hybrid.ablate.run import run_result
 from hybrid.ablate.run import sweep as sweep_lib
 from hybrid.ablate.run.cells import SweepRun, runs
 from hybrid.ablate.run.progress import SweepProgress
+from hybrid.pages import load_page, split_spec
 from hybrid.process import cli
 
 
@@ -32,9 +33,9 @@ def _run(arguments: cli.Arguments) -> int:
 def load(arguments: cli.Arguments) -> tuple[SweepConfig, str]:
     """The sweep of `--config` with its overrides, and its name.  Raises: ConfigError."""
     page = arguments.require("config")
-    values = config_lib.load_page(page)
+    values = load_page(page)
     parsed = config_lib.parse_overrides(SweepConfig, arguments.overrides)
-    path, _, argument = page.partition(":")
+    path, argument = split_spec(page)
     name = ":".join([pathlib.Path(path).stem, *([argument] if argument else [])])
     return config_lib.build(SweepConfig, config_lib.updated(values, parsed)), name
 
@@ -93,8 +94,8 @@ COMMAND = cli.Command(
     results.csv, figures and report.html. The same command goes on with a sweep that was stopped.
     """,
     flags={
-        "config": ("the sweep's page, PATH.py or PATH.py:ARG", str),
-        "workdir": ("folder of the sweep, new or to go on with", str),
+        "config": ("the sweep's page, PATH.py or PATH.py:ARG", pathlib.Path),
+        "workdir": ("folder of the sweep, new or to go on with", pathlib.Path),
         "dry_run": ("print the cells with their costs; run and create nothing", False),
         "report_only": ("write results and report of what is there; run nothing", False),
     },

@@ -19,8 +19,9 @@ from typing import Any
 import ml_collections
 
 from hybrid import config as config_lib
-from hybrid.config import ConfigError, key, section
+from hybrid.config import MOST_SEED, ConfigError, key, section
 from hybrid.experiment import Experiment
+from hybrid.pages import load_page
 
 MATCHES = ("tokens", "flops", "params")
 NAME = "name"  # the one entry of a cell's dict that is no key of the base
@@ -41,7 +42,9 @@ class SweepConfig:
     baseline: Any = key(
         None, "the overrides that other cells are paired with; empty: those of the first cell"
     )
-    seeds: tuple[int, ...] = key((0, 1, 2), "training seeds of every cell", at_least=0)
+    seeds: tuple[int, ...] = key(
+        (0, 1, 2), "training seeds of every cell", at_least=0, at_most=MOST_SEED
+    )
     learning_rates: tuple[float, ...] = key(
         (), "every cell is trained at each and the best is used; empty: the base's", more_than=0
     )
@@ -55,7 +58,9 @@ class SweepConfig:
         0, "context of the KV-cache figures; 0: training.context_length", at_least=0
     )
     trained: str = key(
-        "", "a workdir or Hugging Face folder to evaluate under the cells, in place of training"
+        "",
+        "a workdir or Hugging Face folder to evaluate under the cells, in place of training",
+        path=True,
     )
 
     def __post_init__(self):
@@ -88,8 +93,8 @@ class SweepConfig:
 def defaults(page: str | None = None) -> ml_collections.ConfigDict:
     """A sweep's page whose base is a run's page, or all defaults; nothing is varied yet."""
     values = {field.name: field.default for field in dataclasses.fields(SweepConfig)}
-    base = config_lib.load_page(page) if page else config_lib.to_dict(Experiment())
-    return ml_collections.ConfigDict({**values, "base": base})
+    base = load_page(page) if page else config_lib.to_dict(Experiment())
+    return ml_collections.ConfigDict({**values, "base": base}, type_safe=False)
 
 
 # --- One form for what pages may write -------------------------------------------------------

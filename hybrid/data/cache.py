@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from hybrid.config import ConfigError
+from hybrid.config import ConfigError, opened_path
 from hybrid.data.sources import Document, Documents
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.process.files import write_json, write_whole
@@ -45,10 +45,12 @@ class TokenStream:
     Attributes:
       tokens: unsigned integers [num_tokens], mapped from disk.
       starts: int64 [num_documents], where each document begins.
+      num_empty: how many documents gave no token, not even BOS or EOS; they have no start.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
+    num_empty: int = 0
 
 
 def token_stream(
@@ -91,11 +93,9 @@ def token_stream(
 
 
 def cache_root(cache_dir: str = "") -> pathlib.Path:
-    """The folder of all caches."""
-    if cache_dir:
-        return pathlib.Path(cache_dir).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "hybrid"
+    """The folder of all caches.  Raises: ConfigError where there is no home to put them in."""
+    base = cache_dir or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/hybrid"
+    return pathlib.Path(opened_path("data.cache_dir", base)).absolute()
 
 
 def check_ids(largest: int, vocab_size: int) -> None:
@@ -107,7 +107,7 @@ def check_ids(largest: int, vocab_size: int) -> None:
 
 def undecodable(document: Document, error: UnicodeDecodeError) -> ConfigError:
     """The error for a text that is not the UTF-8 its tokenizer needs."""
-    problem = f"{document.name} is not UTF-8 (byte {error.start})"
+    problem = f"{document.name} is not UTF-8 (byte {document.start + error.start})"
     accepted = "UTF-8 text, or data.tokenizer=byte, which takes any bytes"
     return ConfigError("data.paths", problem, accepted=accepted)
 
@@ -125,9 +125,11 @@ def _load(folder: pathlib.Path, vocab_size: int) -> TokenStream | None:
         largest = int(meta["largest_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if whole:
-        check_ids(largest, vocab_size)
-    return TokenStream(tokens, starts) if whole else None
+    if not whole:
+        return None
+    check_ids(largest, vocab_size)
+    has_tokens = np.diff(starts, append=len(tokens)) > 0
+    return TokenStream(tokens, starts[has_tokens], int(np.sum(~has_tokens)))
 
 
 def _checksum(array: np.ndarray) -> int:
@@ -166,7 +168,10 @@ def _encode(tokenizer: Tokenizer, chunk: Sequence[Document]) -> list[np.ndarray]
 
 
 def _write(folder: pathlib.Path, pieces, tokenizer_size: int, vocab_size: int) -> None:
-    """Makes and fills `folder`.  Raises: ConfigError for an id beyond `vocab_size`."""
+    """Makes and fills `folder`.
+
+    Raises: ConfigError for an id beyond `vocab_size`, or no token at all.
+    """
     folder.mkdir()
     dtype = np.dtype("<u2" if tokenizer_size <= 1 << 16 else "<u4")
     largest, checksum, lengths = 0, 0, []
@@ -181,6 +186,8 @@ def _write(folder: pathlib.Path, pieces, tokenizer_size: int, vocab_size: int) -
             file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    if not any(lengths):
+        raise ConfigError("data.paths", "the text has no token to predict (all of it is blank)")
     starts = np.cumsum([0, *lengths[:-1]]).astype("<i8")
     write_whole(folder / "starts.bin", starts.tobytes())
     sums = [checksum, _checksum(starts)]

@@ -61,11 +61,16 @@ class DataConfig:
         choices=SOURCES,
     )
     paths: tuple[str, ...] = key(
-        (), "files or globs (** goes into folders) of the sources text and jsonl"
+        (),
+        "files or globs (** goes into folders) of the sources text and jsonl; quotes protect "
+        "commas: 'a,b.txt','c.txt'",
+        path=True,
     )
     text_field: str = key("text", "field of a jsonl line that holds the document's text")
     tokenizer: str = key(
-        "byte", "byte (byte b is id b, pad 256, BOS 257, EOS 258) or the path of a tokenizer.json"
+        "byte",
+        "byte (byte b is id b, pad 256, BOS 257, EOS 258) or the path of a tokenizer.json",
+        path=True,
     )
     bos: str = key(
         "auto",
@@ -75,7 +80,10 @@ class DataConfig:
         choices=BOS_POLICIES,
     )
     eval_paths: tuple[str, ...] = key(
-        (), "files or globs to evaluate on; empty: a part of the documents is held out by hash"
+        (),
+        "files or globs to evaluate on; empty: a part of the documents is held out by hash, of a "
+        "single document its end",
+        path=True,
     )
     eval_fraction: float = key(
         0.05, "part of the documents held out when eval_paths is empty", more_than=0, at_most=0.99
@@ -84,7 +92,9 @@ class DataConfig:
         False, "packed documents of a training row see each other (an axis for ablations)"
     )
     cache_dir: str = key(
-        "", "folder of the token cache; empty: $XDG_CACHE_HOME/hybrid, else ~/.cache/hybrid"
+        "",
+        "folder of the token cache; empty: $XDG_CACHE_HOME/hybrid, else ~/.cache/hybrid",
+        path=True,
     )
     mqar: MqarConfig = section(MqarConfig)
     needle: NeedleConfig = section(NeedleConfig)

@@ -121,7 +121,13 @@ def open_rows(
         raise ConfigError("data.paths", "the text has no token to predict", list(config.paths))
     text = (documents.fingerprint, tokenizer.fingerprint, bos, tokenizer.bos_id, tokenizer.eos_id)
     fingerprint = _fingerprint(cache.FORMAT, *text, context_length, config.cross_document)
-    return Rows(packed, seed, fingerprint, documents.description, documents.corpus)
+    description = _described(documents, stream.num_empty)
+    return Rows(packed, seed, fingerprint, description, documents.corpus)
+
+
+def _described(documents: sources.Documents, num_empty: int) -> str:
+    skipped = f", {num_empty:,} without a token skipped" if num_empty else ""
+    return documents.description + skipped
 
 
 def _tokenizer(config: DataConfig, vocab_size: int) -> tuple[tokenizers.Tokenizer, str]:
@@ -146,7 +152,7 @@ def _fingerprint(*parts) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class EvalDocuments:
-    """The documents of an evaluation in the order of the source, tokenized.
+    """The documents of an evaluation in the order of the source, tokenized; each has a token.
 
     Attributes:
       tokens: for each document int32 [n], its text's tokens and EOS where the tokenizer has
@@ -160,6 +166,7 @@ class EvalDocuments:
       fingerprint: of text, tokenizer and BOS policy.
       description: one line about the text, for a log.
       identity: fingerprints of what an evaluation rests on, as the record of a run keeps them.
+      has_eos: whether the last token of each document is EOS.
     """
 
     tokens: tuple[np.ndarray, ...]
@@ -171,9 +178,22 @@ class EvalDocuments:
     fingerprint: str
     description: str
     identity: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    has_eos: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def without_eos(self) -> "EvalDocuments":
+        """The same documents, the EOS of each left out."""
+        if not self.has_eos:
+            return self
+        counts = self.num_bytes
+        return dataclasses.replace(
+            self,
+            tokens=tuple(tokens[:-1] for tokens in self.tokens),
+            num_bytes=None if counts is None else tuple(each[:-1] for each in counts),
+            has_eos=False,
+        )
 
 
 def open_held_out(
@@ -196,30 +216,36 @@ def open_held_out(
         return Examples(config.source, config.task, "eval", context_length, vocab_size)
     tokenizer, bos = _tokenizer(config, vocab_size)
     documents = sources.documents(config, split, held_out_below)
-    tokens, num_bytes, done = [], [], 0
+    tokens, num_bytes, names, done = [], [], [], 0
     for document in documents:
         ids, counts = _with_eos(document, tokenizer, vocab_size)
-        tokens.append(ids)
-        num_bytes.append(counts)
+        if ids.size:
+            tokens.append(ids)
+            num_bytes.append(counts)
+            names.append(document.name)
         done += len(document.text)
         if progress is not None:
             progress(done, documents.num_bytes)
+    if not tokens:
+        key = "data.eval_paths" if split == "eval" and config.eval_paths else "data.paths"
+        raise ConfigError(key, "the text has no token to predict (all of it is blank)")
     known = [counts for counts in num_bytes if counts is not None]
     below = documents.held_out_below
     return EvalDocuments(
         tokens=tuple(tokens),
         num_bytes=tuple(known) if len(known) == len(tokens) else None,
-        names=tuple(reference.name for reference in documents.references),
+        names=tuple(names),
         bos=bos,
         bos_id=None if bos == "never" else tokenizer.bos_id,
         pad_id=_pad_id(tokenizer, vocab_size),
         fingerprint=_fingerprint(documents.fingerprint, tokenizer.fingerprint, bos),
-        description=documents.description,
         identity={
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "held_out_fingerprint": documents.fingerprint,
             "held_out_below": below.hex() if below else None,
         },
+        description=_described(documents, len(documents) - len(tokens)),
+        has_eos=tokenizer.eos_id is not None,
     )
 
 
@@ -230,6 +256,8 @@ def _with_eos(
         ids, num_bytes = tokenizer.encode_with_bytes(document.text)
     except UnicodeDecodeError as error:
         raise cache.undecodable(document, error) from None
+    if not ids.size:
+        num_bytes = np.zeros(0, np.int64)  # no token stands for the blanks
     cache.check_ids(int(ids.max(initial=0)), vocab_size)
     if tokenizer.eos_id is not None:
         ids = np.append(ids, np.int32(tokenizer.eos_id))

@@ -6,10 +6,12 @@ never has to fit in memory. Everything a user can get wrong about files is refus
 
 The hash of a document decides its split (below `data.eval_fraction` of the range: held out),
 so a document stays where it is when others come and go, and copies of a text fall together.
+A text that stands alone is cut in two instead, and its end is held out.
 The fingerprint is a hash over the sorted hashes: the same text in other files or another
 order has the same one.
 
-Documents without any text are left out. What `stdlib` leaves out is said at `_stdlib_files`.
+Documents without any text are counted and left out. What `stdlib` leaves out is said at
+`_stdlib_files`.
 Read next: `tokenizers.py`.
 """
 
@@ -34,10 +36,11 @@ from hybrid.data.config import DataConfig
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text and where it came from (`FILE` or `FILE:LINE`), for messages."""
+    """A text and where it came from, for messages: `FILE` or `FILE:LINE`, from byte `start` on."""
 
     name: str
     text: bytes
+    start: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Reference:
     num_bytes: int
     offset: int = -1  # where its line starts; -1: the whole file
     text_field: str = ""
+    span: tuple[int, int | None] = (0, None)  # which bytes of that text it is
 
     def read(self) -> Document:
         """Raises: ConfigError when the file is gone or is no longer what was listed."""
@@ -59,9 +63,17 @@ class Reference:
             with _opened(self.path) as file:
                 file.seek(self.offset)
                 text = _line_text(self.name, file.readline(), self.text_field)
+        text = text[slice(*self.span)]
         if _digest(text) != self.digest:
             raise ConfigError("data.paths", f"{self.name} changed while it was being read")
-        return Document(self.name, text)
+        return Document(self.name, text, self.span[0])
+
+    def part(self, text: bytes, start: int, stop: int) -> "Reference":
+        """The bytes [start, stop) of its `text` as a document of their own."""
+        part = text[start:stop]
+        return dataclasses.replace(
+            self, digest=_digest(part), num_bytes=len(part), span=(start, stop)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +85,16 @@ class Documents:
       origin: what they are, for people: `stdlib of Python 3.11.7`.
       held_out_below: of a split by hash, the hash that parts it; None where files do.
       corpus: the fingerprint of all of `data.paths`, this split and the others.
+      num_empty: how many documents without any text were left out.
+      no_files: what a glob found that is neither file nor folder, as a link that leads nowhere.
     """
 
     references: tuple[Reference, ...]
     origin: str
     held_out_below: bytes | None = None
     corpus: str = ""
+    num_empty: int = 0
+    no_files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.references)
@@ -106,7 +122,14 @@ class Documents:
     def description(self) -> str:
         """One line for a log: origin, number of documents, size and fingerprint."""
         size, short = self.num_bytes / 1e6, self.fingerprint[:12]
-        return f"{self.origin}: {len(self):,} documents, {size:.2f} MB, fingerprint {short}"
+        counted = f"{len(self):,} documents" if len(self) > 1 else "1 document"
+        line = f"{self.origin}: {counted}, {size:.2f} MB, fingerprint {short}"
+        if self.num_empty:
+            line += f", {self.num_empty:,} without text left out"
+        if self.no_files:
+            more = f" and {len(self.no_files) - 3:,} more" * (len(self.no_files) > 3)
+            line += f", no file: {', '.join(self.no_files[:3])}{more}"
+        return line
 
 
 def documents(
@@ -114,12 +137,12 @@ def documents(
 ) -> Documents:
     """The documents of a split.
 
-    `train` and `eval` share the documents of `data.paths` by hash, at least one each, unless
-    `data.eval_paths` names the evaluation text: then `train` is everything in `data.paths`.
-    `all` is everything in `data.paths`.
+    `train` and `eval` share the documents of `data.paths` by hash, at least one each, or the one
+    text that is there, unless `data.eval_paths` names the evaluation text: then `train` is
+    everything in `data.paths`.  `all` is everything in `data.paths`.
 
     held_out_below: the hash that parted the documents of a run, whatever has come since.
-    Raises: ConfigError for files that are missing, unreadable, malformed or too few.
+    Raises: ConfigError for files that are missing, unreadable, malformed or too short.
     """
     if split == "eval" and config.eval_paths:
         source = "jsonl" if config.source == "jsonl" else "text"
@@ -133,27 +156,62 @@ def documents(
         return everything
     if split not in ("train", "eval"):
         raise ValueError(f"split: train, eval or all, got {split!r}")
+    documents_differ = len({reference.digest for reference in everything.references}) > 1
+    if not documents_differ and held_out_below is None:
+        return _part_of_one(everything, config.eval_fraction, split)
     threshold = held_out_below or _threshold(everything.references, config.eval_fraction)
     is_eval = split == "eval"
     keep = tuple(r for r in everything.references if (r.digest < threshold) == is_eval)
     if not keep:
         problem = f"nothing is left of the {len(everything)} documents for the run's {split} split"
         raise ConfigError("data.paths", problem, list(config.paths) or config.source)
-    return Documents(keep, f"{everything.origin} ({split})", threshold, everything.corpus)
+    origin = f"{everything.origin} ({split})"
+    return dataclasses.replace(everything, references=keep, origin=origin, held_out_below=threshold)
 
 
 def _threshold(references: Sequence[Reference], fraction: float) -> bytes:
     """The hash below which documents are held out: at least one of them, never all."""
     ordered = sorted({reference.digest for reference in references})
-    if len(ordered) < 2:
-        remedy = "name files in data.eval_paths, or give at least two different documents"
-        problem = "nothing is left to hold out for evaluation"
-        raise ConfigError("data.eval_paths", problem, f"{len(ordered)} document", remedy)
     below = sum(int.from_bytes(d[:8], "big") < fraction * 2.0**64 for d in ordered)
     number = min(max(below, 1), len(ordered) - 1)
     if number != below:
         return ordered[number]
     return math.ceil(fraction * 2.0**64).to_bytes(8, "big")
+
+
+def _part_of_one(everything: Documents, fraction: float, split: str) -> Documents:
+    """Of the one text that is there (and its copies) the end is held out, the rest is trained on.
+
+    Raises: ConfigError for a text too short to cut.
+    """
+    text = everything.references[0].read().text
+    cut = end_of_training(text, fraction)
+    if not cut:
+        remedy = "name files in data.eval_paths, or give more text"
+        problem = "nothing is left to hold out for evaluation"
+        raise ConfigError("data.eval_paths", problem, f"{len(text)} bytes of text", remedy)
+    start, stop = (cut, len(text)) if split == "eval" else (0, cut)
+    parts = tuple(reference.part(text, start, stop) for reference in everything.references)
+    shown = "the last" if split == "eval" else "without the last"
+    origin = f"{everything.origin} ({split}: {shown} {len(text) - cut:,} bytes of the one document)"
+    return dataclasses.replace(everything, references=parts, origin=origin)
+
+
+def end_of_training(text: bytes, fraction: float) -> int:
+    """Where the held-out end of a text begins: behind a line's end near there, else a character.
+
+    About `fraction` of the text is held out, at most twice as much; 0 for a text of one character.
+    """
+    size = min(max(round(fraction * len(text)), 1), len(text) - 1)
+    goal = len(text) - size
+    line = text.rfind(b"\n", max(goal - size, 0), goal) + 1
+    if line:
+        return line
+    # Bytes 10xxxxxx go on with a character, at most three of them in UTF-8.
+    near = sorted(range(goal - 3, goal + 4), key=lambda place: abs(place - goal))
+    inside = (place for place in near if 0 < place < len(text))
+    begin = next((place for place in inside if text[place] & 0xC0 != 0x80), 0)
+    return begin or (goal if len(text) > 4 else 0)
 
 
 # --- stdlib ----------------------------------------------------------------------------------
@@ -206,7 +264,8 @@ def _listed(source: str, patterns: Sequence[str], text_field: str, config_key: s
     """The documents of the files that `patterns` name, in that order, each file once."""
     references: list[Reference] = []
     try:
-        for path in _expand(patterns, config_key):
+        files, no_files = _expand(patterns, config_key)
+        for path in files:
             if source == "text":
                 references.append(_reference(path, path, _read_file(path)))
             else:
@@ -217,23 +276,53 @@ def _listed(source: str, patterns: Sequence[str], text_field: str, config_key: s
     with_text = tuple(reference for reference in references if reference.num_bytes)
     if not with_text:
         raise ConfigError(config_key, "no text in these files", list(patterns))
-    return Documents(with_text, source)
+    num_empty = len(references) - len(with_text)
+    return Documents(with_text, source, num_empty=num_empty, no_files=tuple(no_files))
 
 
-def _expand(patterns: Sequence[str], config_key: str) -> list[str]:
-    """The files of paths and globs; a glob's files sorted.  Raises: ConfigError for a miss."""
-    files: dict[str, None] = {}
+def _expand(patterns: Sequence[str], config_key: str) -> tuple[list[str], list[str]]:
+    """The files of paths and globs, and what else they name that is no folder.
+
+    A glob's files are sorted, and a file is there once however it is spelled. What exists under
+    the very name that is given is no glob.
+    Raises: ConfigError for a pattern without a file.
+    """
+    files: dict[str, str] = {}  # by real path
+    others: dict[str, None] = {}
     for pattern in patterns:
-        full = os.path.expanduser(pattern)
-        matches = [full] if os.path.exists(full) else sorted(glob.glob(full, recursive=True))
+        matches = matches_of(pattern)
         matched = [match for match in matches if os.path.isfile(match)]
         if not matched:
-            is_folder = any(os.path.isdir(match) for match in matches)
-            problem = "is a folder" if is_folder else "no such file"
-            remedy = "files or globs" + (f", such as {pattern.rstrip('/')}/**/*" * is_folder)
-            raise ConfigError(config_key, problem, pattern, remedy)
-        files.update(dict.fromkeys(matched))
-    return list(files)
+            raise _no_file(pattern, matches, config_key)
+        for match in matched:
+            files.setdefault(os.path.realpath(match), match)
+        no_files = (m for m in matches if not os.path.isfile(m) and not os.path.isdir(m))
+        others.update(dict.fromkeys(no_files))
+    return list(files.values()), list(others)
+
+
+def matches_of(pattern: str) -> list[str]:
+    """What a path or glob names; folders that exist as they are spelled stay so, `[ ]` or not."""
+    if os.path.lexists(pattern):
+        return [pattern]
+    ends = [place for place, c in enumerate(pattern) if c == "/" and os.path.isdir(pattern[:place])]
+    literal = pattern[: max(ends, default=0)]
+    return sorted(glob.glob(glob.escape(literal) + pattern[len(literal) :], recursive=True))
+
+
+def _no_file(pattern: str, matches: Sequence[str], config_key: str) -> ConfigError:
+    """The error for a pattern that names no file, by what it names instead."""
+    remedy = "files or globs"
+    if any(map(os.path.isdir, matches)):
+        folder = f"{pattern.rstrip('/')}/**/*"
+        return ConfigError(config_key, "is a folder", pattern, f"{remedy}, such as {folder}")
+    if matches:
+        nowhere = os.path.islink(matches[0])
+        problem = "is a link that leads nowhere" if nowhere else "is no regular file"
+        return ConfigError(config_key, problem, matches[0], remedy)
+    if "[" in pattern:
+        remedy += ", in which [ ] hold characters to choose from ([[] is a bracket itself)"
+    return ConfigError(config_key, "no such file", pattern, remedy)
 
 
 def _reference(name: str, path: str, text: bytes, *line: Any) -> Reference:
@@ -241,13 +330,14 @@ def _reference(name: str, path: str, text: bytes, *line: Any) -> Reference:
 
 
 def _line_references(path: str, text_field: str) -> Iterator[Reference]:
-    """A reference for each line; blank ones have no text."""
+    """A reference for each line but blank ones."""
     offset = 0
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             name = f"{path}:{number}"
-            text = _line_text(name, line, text_field) if line.strip() else b""
-            yield _reference(name, path, text, offset, text_field)
+            if line.strip():
+                text = _line_text(name, line, text_field)
+                yield _reference(name, path, text, offset, text_field)
             offset += len(line)
     if not offset:
         raise ConfigError("data.paths", f"{path} line 1: the file is empty", accepted="JSON lines")
@@ -282,11 +372,20 @@ def _read_file(path: str) -> bytes:
         return file.read()
 
 
+# How files of gzip, zstd, bzip2 and xz begin, and how their names end.
+_COMPRESSED = re.compile(rb"\x1f\x8b\x08|\x28\xb5\x2f\xfd|BZh[1-9]1AY&SY|\xfd7zXZ\0")
+_COMPRESSED_NAMES = (".gz", ".zst", ".bz2", ".xz")
+
+
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
-    """The file, open to read bytes.  Raises: ConfigError where that fails."""
+    """The file, open to read bytes.  Raises: ConfigError where that fails or would be no text."""
     try:
         with open(path, "rb") as file:
+            begins = _COMPRESSED.match(file.read(10))
+            if begins or path.lower().endswith(_COMPRESSED_NAMES):
+                raise ConfigError("data.paths", "is compressed", path, "unpack it first")
+            file.seek(0)
             yield file
     except OSError as error:
         raise ConfigError("data.paths", f"can't be read ({error.strerror})", path) from None

@@ -13,13 +13,14 @@ Read next: `cache.py`.
 import functools
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from hybrid.config import ConfigError
+from hybrid.config import ConfigError, opened_path
 
 BYTE_PAD, BYTE_BOS, BYTE_EOS = 256, 257, 258
 Ids = Sequence[int | np.integer] | np.ndarray
@@ -65,10 +66,10 @@ def load(name: str) -> Tokenizer:
     """
     if name == "byte":
         return ByteTokenizer()
-    path = pathlib.Path(name).expanduser()
-    path = path / "tokenizer.json" if path.is_dir() else path
+    path = pathlib.Path(opened_path("data.tokenizer", name))
+    path = path / "tokenizer.json" if os.path.isdir(path) else path
     accepted = "byte or the path of a tokenizer.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError("data.tokenizer", "no such file", name, accepted)
     try:
         return JsonTokenizer(path.read_bytes(), neighbour_config(path))

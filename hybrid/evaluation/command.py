@@ -104,12 +104,12 @@ COMMAND = cli.Command(
     detail.
     """,
     flags={
-        "config": ("config page whose eval.* keys are used; default: the run's own", str),
-        "workdir": ("folder of the run to evaluate", str),
+        "config": ("config page whose eval.* keys are used; default: the run's own", pathlib.Path),
+        "workdir": ("folder of the run to evaluate", pathlib.Path),
         "checkpoint": ("latest, best (by eval/loss) or a step", "latest"),
-        "pretrained": ("a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir", str),
-        "output": ("write the result to this JSON file", str),
-        "per_token": ("write the nats of every predicted token to this .npy file", str),
+        "pretrained": ("a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir", pathlib.Path),
+        "output": ("write the result to this JSON file", pathlib.Path),
+        "per_token": ("write the nats of every predicted token to this .npy file", pathlib.Path),
     },
     config_class=Experiment,
     run=_run,

@@ -29,6 +29,11 @@ class EvalConfig:
         "inference.*, for contexts that do not fit otherwise and to measure a cache's dtype",
         choices=("forward", "cached"),
     )
+    count_eos: bool = key(
+        True,
+        "each document's EOS is predicted and counted, as in training; it has no bytes, so bits a "
+        "byte of short documents rise by it; false: neither",
+    )
     batch_size: int = key(0, "rows scored at a time; 0: chosen by size", at_least=0)
 
     def __post_init__(self):

@@ -15,6 +15,8 @@ The host adds up in float64 and in input order, so packing and batches do not ch
 Pure of files. `held_out.evaluate` calls `evaluate`.
 """
 
+from typing import Any
+
 import numpy as np
 
 from hybrid.config import ConfigError
@@ -30,10 +32,11 @@ from hybrid.evaluation.token_records import TokenRecords
 def evaluate(
     scorer: BatchScorer, documents: EvalDocuments, config: EvalConfig, length: int
 ) -> Result:
-    """Scores documents in windows of `length`.
+    """Scores documents in windows of `length`, their EOS too where `config.count_eos` says so.
 
     Raises: ConfigError for a stride that doesn't fit, or text without a token to predict; Stopped.
     """
+    documents = documents if config.count_eos else documents.without_eos()
     packed = windows.pack_windows(
         [len(tokens) for tokens in documents.tokens],
         context_length=length,
@@ -48,7 +51,8 @@ def evaluate(
         raise ConfigError("data.paths", "hold no token to predict (the text is empty)")
     records = _records(scorer, packed, documents)
     num_bytes = count_bytes(documents, packed.num_tokens)
-    return summarize(records, num_bytes, length, config.stride or length, documents.bos)
+    stride, counts_eos = config.stride or length, config.count_eos
+    return summarize(records, num_bytes, length, stride, documents.bos, counts_eos)
 
 
 def _records(
@@ -81,10 +85,16 @@ def count_bytes(documents: EvalDocuments, num_tokens: int) -> int | None:
 
 
 def summarize(
-    records: TokenRecords, num_bytes: int | None, context_length: int, stride: int, bos: str
+    records: TokenRecords,
+    num_bytes: int | None,
+    context_length: int,
+    stride: int,
+    bos: str,
+    count_eos: bool = True,
 ) -> Result:
     """The Result of a text's records, whose nll may be wider than float32."""
     repeated = records.repeat_distance > 0
     repeats = doubling_buckets(records.nll[repeated], records.repeat_distance[repeated])
-    about = {"context_length": context_length, "stride": stride, "bos": bos}
+    about: dict[str, Any] = {"context_length": context_length, "stride": stride, "bos": bos}
+    about["count_eos"] = count_eos
     return summarized(records, num_bytes=num_bytes, repeats=repeats, **about)

@@ -39,7 +39,7 @@ def _totals(result: Result) -> str:
         ("tokens", f"{result.num_tokens:,}"),
         *([("bytes", num_bytes)] if is_text else []),
         ("context length", f"{result.context_length} (stride {result.stride})"),
-        *([("bos", result.bos)] if is_text else []),
+        *([("bos", result.bos), ("count_eos", str(result.count_eos).lower())] if is_text else []),
     ]
     return "\n".join(f"{name:<15} {value}" for name, value in rows)
 

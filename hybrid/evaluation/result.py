@@ -43,6 +43,7 @@ class Result:
       num_tokens: predicted tokens.
       by_position: losses by how many inputs of its window precede the one that predicts.
       context_length, stride: as used.  bos: the policy.
+      count_eos: of text, the key: whether EOS, which has no bytes, is among the predicted tokens.
       records: the raw rows.
       repeats: of text: losses on repeated bigrams by distance to the latest earlier sight.
       accuracy, by_distance, by_num_pairs: of tasks: shares of right answers.
@@ -58,6 +59,7 @@ class Result:
     context_length: int
     stride: int
     bos: str
+    count_eos: bool | None = None
     repeats: tuple[Bucket, ...] = ()
     accuracy: float | None = None
     by_distance: Mapping[int, Share] = keyed("distance")
@@ -85,7 +87,7 @@ class Result:
 
         What text or a task doesn't have (`repeats`, `accuracy`, …) is left out.
         """
-        absent = {"repeats"}
+        absent = {"repeats", "count_eos"}
         if self.accuracy is None:
             absent = {"accuracy", "by_distance", "by_num_pairs"}
         if not self.by_context:

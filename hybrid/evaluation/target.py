@@ -25,6 +25,7 @@ from hybrid.experiment import Experiment
 from hybrid.loading import initial
 from hybrid.loading.conversion import shapes
 from hybrid.origin import Origin
+from hybrid.pages import load_page
 from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts
 from hybrid.workdir import checkpoint, provenance
 
@@ -148,7 +149,7 @@ def of_run(workdir: str, which: str, page: str | None, texts: Mapping[str, str])
     # The devices are those that are here, however many the run had.
     values = {**source.run, "mesh": {}}
     if page is not None:
-        of_page = experiment.from_config(config_lib.load_page(page))
+        of_page = experiment.from_config(load_page(page))
         values |= {"eval": config_lib.to_dict(of_page.eval)}
     overrides = config_lib.parse_overrides(Experiment, texts)
     config = changed(values, overrides)
@@ -181,7 +182,7 @@ def of_pretrained(folder: str, page: str | None, texts: Mapping[str, str]) -> Ta
     source = origin.find(folder, "--pretrained")
     if source.is_run:
         raise ConfigError("--pretrained", "is a run's workdir", folder, "--workdir reads it")
-    of_page = config_lib.load_page(page) if page else {}
+    of_page = load_page(page) if page else {}
     overrides = config_lib.parse_overrides(Experiment, texts)
     own = {**of_page, "init_from": "", "inherit_model": False}
     values = origin.inherit(own, source)

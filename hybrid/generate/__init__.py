@@ -14,15 +14,13 @@ import jax
 import numpy as np
 
 from hybrid import config as config_lib
-from hybrid.config import ConfigError
+from hybrid.config import MOST_SEED, ConfigError
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling, row_keys
 from hybrid.inference.session import MOST_STOP_TOKENS, Session, checked_lengths
 from hybrid.loading.api import Model
 
 __all__ = ["generate", "session_of"]
-
-MOST_SEED = 2**32 - 1
 
 _sessions: weakref.WeakKeyDictionary[Model, Session] = weakref.WeakKeyDictionary()
 
@@ -104,8 +102,8 @@ def checked_seeds(seed: Any, batch: int) -> np.ndarray:
     seeds = np.asarray(seed)
     if seeds.shape not in ((), (batch,)):
         raise ConfigError("seed", f"must be a number or {batch} of them, one a row", seed)
-    if seeds.min() < 0 or seeds.max() > MOST_SEED:
-        raise ConfigError("seed", f"must be 0 to {MOST_SEED}", seed)
+    if any(type(item) is not int or not 0 <= item <= MOST_SEED for item in seeds.ravel().tolist()):
+        raise ConfigError("seed", f"must be a whole number from 0 to {MOST_SEED}", seed)
     return seeds.astype(np.uint32)
 
 

@@ -45,7 +45,9 @@ LONG_PROMPT = 4096  # tokens from which on progress is shown
 class TextConfig:
     """Keys under `data.` that the command takes."""
 
-    tokenizer: str = key("", "byte, a tokenizer.json or a folder that holds one; empty: its own")
+    tokenizer: str = key(
+        "", "byte, a tokenizer.json or a folder that holds one; empty: its own", path=True
+    )
     bos: str = key(
         "auto",
         "whether BOS comes first: auto as the model was trained, document and window yes, never no",
@@ -173,12 +175,12 @@ COMMAND = cli.Command(
     name="python -m hybrid.generate",
     doc="Continues a prompt with a trained run or a Hugging Face folder, printing as it goes.",
     flags={
-        "workdir": ("folder of a run", str),
+        "workdir": ("folder of a run", pathlib.Path),
         "checkpoint": ("of the run: latest, best (by eval/loss) or a step", "latest"),
-        "pretrained": ("a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir", str),
+        "pretrained": ("a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir", pathlib.Path),
         "dtype": ("compute dtype of a Hugging Face folder", "float32"),
         "prompt": ("the text to continue; empty: from the tokenizer's BOS", str),
-        "prompt_file": ("a file that holds it; -: standard input", str),
+        "prompt_file": ("a file that holds it; -: standard input", pathlib.Path),
         "max_new_tokens": ("tokens to add, fewer if EOS comes first", 128),
         "temperature": ("0: the likeliest token; else drawn", 0.0),
         "top_k": ("draw from the k likeliest; 0: all", 0),

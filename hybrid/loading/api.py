@@ -7,6 +7,7 @@ hybrid.save_pretrained(model, folder)
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from hybrid import model as model_lib
 from hybrid.axes import Logits
-from hybrid.config import ConfigError
+from hybrid.config import ConfigError, opened_path
 from hybrid.data import tokenizers
 from hybrid.loading import initial
 from hybrid.model.config import ModelConfig
@@ -85,7 +86,8 @@ def save_pretrained(model: Model, path: str | pathlib.Path) -> None:
     """
     from hybrid import pretrained
 
-    pretrained.write_folder(model.params, model.config, pathlib.Path(path), model.origin.tokenizer)
+    folder = pathlib.Path(opened_path("path", os.fspath(path)))
+    pretrained.write_folder(model.params, model.config, folder, model.origin.tokenizer)
 
 
 def _read(origin: Origin, config: ModelConfig, **keys) -> Model:

@@ -33,7 +33,9 @@ class ModelConfig(OpenSection):
         "what to do when the last layer would not be global",
         choices=LAST_LAYER,
     )
-    num_layers: int = key(6, "depth; the pattern repeats and is cut at it", at_least=1)
+    num_layers: int = key(
+        6, "depth; the pattern repeats and is cut at it", at_least=1, at_most=10_000
+    )
     window_size: int = key(64, "tokens a local layer sees, the token itself counted", at_least=1)
     window_sizes: tuple[int, ...] = key(
         (), "a window for each letter of the period (0 at G); empty: window_size everywhere"

@@ -1,6 +1,7 @@
 """`python -m hybrid.plan --config=...`: what a config costs, before anything runs."""
 
 import json
+import pathlib
 import sys
 
 from hybrid import experiment
@@ -28,7 +29,7 @@ COMMAND = cli.Command(
     name="python -m hybrid.plan",
     doc="Prints what a config costs: parameters, FLOPs a token, KV-cache bytes, attention paths.",
     flags={
-        "config": ("config page, PATH.py or PATH.py:ARG", str),
+        "config": ("config page, PATH.py or PATH.py:ARG", pathlib.Path),
         "context": ("tokens a row; default: training.context_length", int),
         "batch": ("rows, which multiply the cache bytes", 1),
         "topology": ("compile for devices such as v5p:4x4x4 (not built yet)", str),

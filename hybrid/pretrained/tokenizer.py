@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 
+from hybrid.config import opened_path
 from hybrid.data import tokenizers as ours
 from hybrid.process.files import write_json
 
@@ -37,7 +38,7 @@ def write_tokenizer(tokenizer: str, folder: pathlib.Path) -> dict[str, int]:
 
 def copy_files(tokenizer: str, folder: pathlib.Path) -> None:
     """Copies a tokenizer.json (or the one of a folder) and what stands beside it into a folder."""
-    source = pathlib.Path(tokenizer).expanduser()
+    source = pathlib.Path(opened_path("data.tokenizer", tokenizer))
     beside = source if source.is_dir() else source.parent
     for name in FILES:
         file = source if name == FILES[0] and source.is_file() else beside / name

@@ -4,9 +4,12 @@ absl parses the flags into a `FlagValues` of the command's own; the rest is ours
 itself exits 1 on a wrong flag and has no config keys.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import logging
+import os
+import pathlib
 import re
 import sys
 import textwrap
@@ -25,6 +28,7 @@ _DEFINE: dict[type, Callable] = {
     bool: flags.DEFINE_boolean,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
+    pathlib.Path: flags.DEFINE_string,  # opened by `_reachable`
 }
 OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143  # tracebacks: 1, by Python
 
@@ -37,7 +41,7 @@ class Command:
       name: as typed, `python train.py`.
       doc: what it does, for `--help`.
       flags: meaning and default of each flag by name; the default's type is the flag's, and a
-        flag without a default has its type in that place.
+        flag without a default has its type in that place, `pathlib.Path` for what names a file.
       config_class: the dataclass behind `--config.KEY`.
       run: does the work, given the parsed `Arguments`; may return an exit status.
     """
@@ -78,14 +82,17 @@ def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
                 return _run(importlib.import_module(command).COMMAND, argv)
             return _run(command, argv)
         except ConfigError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return WRONG_INPUT
+            return _ended(WRONG_INPUT, f"error: {error}")
         except signals.Preempted as stop:
-            print(f"stopped: {stop}", file=sys.stderr)
-            return PREEMPTED
+            return _ended(PREEMPTED, f"stopped: {stop}")
         except KeyboardInterrupt as stop:
-            print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
-            return INTERRUPTED
+            return _ended(INTERRUPTED, f"interrupted{': ' if str(stop) else ''}{stop}")
+
+
+def _ended(status: int, line: str) -> int:
+    with contextlib.suppress(OSError):  # after a SIGHUP the terminal is gone
+        print(line, file=sys.stderr)
+    return status
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:
@@ -105,16 +112,35 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
     """Splits config overrides from flags and parses both.  Raises: ConfigError."""
     words, overrides = _split(argv)
     values = _flag_values(command)
-    try:
-        rest = values([command.name, *words])[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = ", ".join(f"--{name}" for name in sorted(values))
-        raise ConfigError(f"--{error.flagname}", "unknown flag", accepted=known) from None
+    try:  # unknown flags come back, without the search for a similar name that recurses by letter
+        rest = values([command.name, *words], known_only=True)[1:]
     except flags.Error as error:
         raise _flag_error(str(error)) from None
+    if rest and rest[0].startswith("-") and rest[0].strip("-"):
+        known = ", ".join(f"--{name}" for name in sorted(values))
+        name = rest[0].lstrip("-").partition("=")[0]
+        raise ConfigError(f"--{name}", "unknown flag", accepted=known)
     if rest:
         raise ConfigError("arguments", "takes only --flags", " ".join(rest))
+    for name, (_, kind) in command.flags.items():
+        value = values[name].value
+        if kind is pathlib.Path and value:
+            values[name].value = _reachable(f"--{name}", value)
+        if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+            raise ConfigError(f"--{name}", "must fit in 64 bits", value)
     return Arguments(values, overrides)
+
+
+def _reachable(name: str, text: str) -> str:
+    """The path that a flag names, `~` opened.  Raises: ConfigError where no file could be."""
+    path = config_lib.opened_path(name, text)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # whether it must be there is the command's business
+    except OSError as error:
+        raise ConfigError(name, f"can't be reached ({error.strerror})", text) from None
+    return path
 
 
 def _flag_values(command: Command) -> flags.FlagValues:

@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT: stop at a good moment, or at once where there is nothing to save.
+"""Signals to stop: at a good moment, or at once where there is nothing to save.
+
+SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (what schedulers send before a time limit) are
+alike; SIGINT has a status of its own. Where a signal was ignored before, as under nohup, SIGHUP
+stays so.
 
 Outside `deferred()` (reading data, tokenizing, compiling) a signal stops at once: the handler
 raises, and since the main thread may be deep inside a compiler, where Python runs no handler, a
@@ -19,11 +23,14 @@ from collections.abc import Iterator
 from typing import Any
 
 GRACE_SECONDS = 3.0
-WATCHED = (signal.SIGTERM, signal.SIGINT)
+WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
-class Preempted(Exception):
-    """The end after SIGTERM, when what had to be saved is saved. Commands exit 143."""
+class Preempted(BaseException):
+    """The end after any signal but SIGINT, when all that had to be saved is. Commands exit 143.
+
+    No `Exception`, so that a broad `except` around a user's code does not take it for a mistake.
+    """
 
 
 class Interrupts:
@@ -77,7 +84,8 @@ class Interrupts:
             if not self._left.wait(GRACE_SECONDS) and self._is_at_once(num_sigints):
                 print(f"{signal.Signals(number[0]).name}: stopped at once", file=sys.stderr)
                 sys.stderr.flush()
-                os._exit(128 + number[0])
+                by_user = number[0] == signal.SIGINT
+                os._exit(128 + (signal.SIGINT if by_user else signal.SIGTERM))
 
     def _unraisable(self, unraisable: Any) -> None:
         """Sends the signal again where its exception was raised in a `__del__` or weakref callback.
@@ -102,7 +110,7 @@ _current: Interrupts | None = None
 
 @contextlib.contextmanager
 def caught() -> Iterator[Interrupts]:
-    """Catches SIGTERM and SIGINT inside; nested uses share the outermost one's Interrupts.
+    """Catches the signals inside; nested uses share the outermost one's Interrupts.
 
     `jax.distributed.initialize` takes SIGTERM for itself: call it before.
     """
@@ -116,7 +124,9 @@ def caught() -> Iterator[Interrupts]:
     _current = interrupts = Interrupts()
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    before = {number: signal.signal(number, interrupts._handle) for number in WATCHED}
+    keeps_running = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+    watched = [n for n in WATCHED if n != signal.SIGHUP or not keeps_running]
+    before = {number: signal.signal(number, interrupts._handle) for number in watched}
     before_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     sys.unraisablehook = interrupts._unraisable
     watcher = threading.Thread(target=interrupts._watch, args=(ours,), daemon=True)

@@ -21,8 +21,8 @@ COMMAND = cli.Command(
 Trains a model and keeps everything in a workdir; the same command resumes a run that was stopped.
 """,
     flags={
-        "config": ("config page, PATH.py or PATH.py:ARG", str),
-        "workdir": ("folder of the run, new or to resume", str),
+        "config": ("config page, PATH.py or PATH.py:ARG", pathlib.Path),
+        "workdir": ("folder of the run, new or to resume", pathlib.Path),
     },
     config_class=Experiment,
     run=_run,

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from hybrid.config import ConfigError, key
+from hybrid.config import MOST_SEED, ConfigError, key
 
 LARGEST_BFLOAT16_DECAY = 0.99
 
@@ -34,7 +34,9 @@ class TrainingConfig(StepConfig):
         "to 1, the last window model.window_size; empty: model.window_size throughout",
         formerly="model.window_schedule",
     )
-    seed: int = key(0, "of the initialisation and of the order of rows", at_least=0)
+    seed: int = key(
+        0, "of the initialisation and of the order of rows", at_least=0, at_most=MOST_SEED
+    )
     log_every: int = key(1, "steps between training rows of metrics.jsonl", at_least=1)
     max_bad_steps: int = key(10, "stop after so many non-finite steps in a row", at_least=1)
     profile_start: int = key(0, "first step of a jax.profiler trace; 0: no trace", at_least=0)

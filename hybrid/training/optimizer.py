@@ -43,18 +43,19 @@ MUON_RMS = 0.2
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """The learning rate of an update, by how many went before it (0 .. num_steps - 1).
 
-    The first update of a warm-up has a rate above 0 and the last of a run has exactly
-    `final_fraction` of the peak, however few steps there are.
+    The first update of a warm-up has a rate above 0 and the last of a run (cosine, wsd) has exactly
+    `final_fraction` of the peak, however few steps there are: a run's only update is its last.
     """
     warmup = config.warmup_fraction * num_steps
     decay = config.decay_fraction * num_steps
-    last = max(num_steps - 1, 1)
+    last = num_steps - 1
 
     def share(count: jax.Array) -> jax.Array:
         if config.schedule == "constant":
             return jnp.ones_like(count)
         start = warmup if config.schedule == "cosine" else last - decay
-        progress = jnp.clip((count - start) / max(last - start, 1e-9), 0, 1)
+        start = min(start, last - 0.5)  # the last update is behind it, whatever the fractions
+        progress = jnp.clip((count - start) / (last - start), 0, 1)
         falling = 1 - progress
         if config.schedule == "cosine":
             falling = (1 + jnp.cos(jnp.pi * progress)) / 2

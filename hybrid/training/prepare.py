@@ -146,7 +146,7 @@ def _with_tokenizer(
 ) -> Experiment:
     """With the run's own copy of its tokenizer, where the original is gone."""
     named, own = experiment.data.tokenizer, workdir / TOKENIZER
-    if named == "byte" or pathlib.Path(named).expanduser().exists() or not own.is_dir():
+    if named == "byte" or pathlib.Path(named).exists() or not own.is_dir():
         return experiment
     progress.say(f"data.tokenizer: {named} is gone; the run's own copy is used")
     return dataclasses.replace(

@@ -1,5 +1,6 @@
 """The progress of a run on standard error: one moving line on a terminal, plain lines elsewhere."""
 
+import contextlib
 import io
 import shutil
 import sys
@@ -23,7 +24,7 @@ class Progress:
     def say(self, line: str) -> None:
         """Writes a line of its own."""
         self._end_moving()
-        print(line, file=self._stream, flush=True)
+        self._write(line + "\n")
 
     def tokenizing(self, done: int, total: int) -> None:
         """Shows bytes tokenized, in tenths of the whole."""
@@ -46,13 +47,18 @@ class Progress:
             self.say(line)
             return
         width = shutil.get_terminal_size().columns - 1
-        print("\r" + line[:width].ljust(width), end="", file=self._stream, flush=True)
+        self._write("\r" + line[:width].ljust(width))
         self._moving = True
 
     def _end_moving(self) -> None:
         if self._moving:
-            print(file=self._stream)
+            self._write("\n")
         self._moving = False
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone; the run is not
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def step_line(num_steps: int, row: Row, seconds_left: float) -> str:

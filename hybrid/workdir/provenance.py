@@ -78,12 +78,20 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout this package runs from; None if it is no checkout."""
-    command = ["git", "-C", str(pathlib.Path(__file__).resolve().parent), "rev-parse", "HEAD"]
+    """The commit of the checkout this package runs from; None if it is no checkout.
+
+    A package installed below some other project's repository is none of its tracked files.
+    """
+    file = pathlib.Path(__file__).resolve()
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(file.parent), *words]
+        keys: dict[str, Any] = {"stderr": subprocess.DEVNULL, "text": True, "timeout": 10}
+        return subprocess.check_output(command, **keys).strip()
+
     try:
-        return subprocess.check_output(
-            command, stderr=subprocess.DEVNULL, text=True, timeout=10
-        ).strip()
+        git("ls-files", "--error-unmatch", file.name)
+        return git("rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
 

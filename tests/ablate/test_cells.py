@@ -1,11 +1,15 @@
 """A sweep's config becomes runs: crossed, named, matched, seeded; nonsense is refused by key."""
 
+import unicodedata
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hybrid import config as config_lib
 from hybrid.ablate import config as ablate_config
 from hybrid.ablate.config import SweepConfig
-from hybrid.ablate.run.cells import cell_name, cells, runs
+from hybrid.ablate.run.cells import cell_name, cells, folder_names, runs
 from hybrid.ablate.run.match import train_flops
 from hybrid.config import ConfigError
 from hybrid.costs import model_costs as cost
@@ -59,6 +63,59 @@ def test_every_cell_is_run_in_each_arm_at_each_rate_and_seed():
     assert last.experiment.training.seed == 5
     assert last.experiment.optimizer.learning_rate == 0.002
     assert (last.experiment.data.source, last.experiment.training.num_steps) == ("needle", 7)
+
+
+def folders(config):
+    return [cell.folder.removeprefix("runs/") for cell in cells(config)]
+
+
+def test_short_names_are_their_folders():
+    crossed = sweep(axes=[WINDOW, ("optimizer.learning_rate", (0.00021544346900318823, 1e-3))])
+    assert folders(crossed)[:2] == [
+        "window_size=8,learning_rate=0.000215443",
+        "window_size=8,learning_rate=0.001",
+    ]
+    named = sweep(cells=[{"model.pattern": "G", "name": "all global: 5/1"}, {"model.d_model": 64}])
+    assert folders(named) == ["all_global__5_1", "d_model=64"]
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    names=st.lists(
+        st.one_of(
+            st.text(alphabet="aAéÉßs_/. :\U0001f600", min_size=1, max_size=6),
+            st.text(alphabet="aAé", min_size=1, max_size=2).map(lambda text: text * 150),
+        ),
+        unique=True,
+        max_size=8,
+    )
+)
+def test_no_two_cells_share_a_folder_on_any_file_system(names):
+    found = folder_names(names)
+    assert list(found) == names
+    alike = {unicodedata.normalize("NFC", folder).lower() for folder in found.values()}
+    assert len(alike) == len(names)
+    for folder in found.values():
+        assert len(folder.encode()) <= 255
+        assert not set("/ :\0") & set(folder)
+        assert folder not in ("", ".", "..")
+    assert folder_names(names) == found
+    assert names == [] or found[names[0]] == folder_names(names[:1])[names[0]]
+
+
+def test_cells_that_differ_beyond_their_names_are_told_apart():
+    rates = ("optimizer.learning_rate", (0.1234567, 0.12345678))
+    first, second = cells(sweep(axes=[rates]))
+    assert first.name == "learning_rate=0.123457"
+    assert second.name.startswith("learning_rate=0.123457-")
+    assert first.folder != second.folder
+    tried = runs(sweep(axes=[WINDOW], learning_rates=[0.1234567, 0.12345678, 0.5], seeds=[0]))
+    assert len({run.folder for run in tried}) == 6
+    assert tried[2].folder == "runs/window_size=8/learning_rate=0.5/seed=0"
+    arms = sweep(axes=[WINDOW], arms=[("a b", {}), ("a_b", {}), ("A_B", {})], seeds=[0])
+    assert len({run.folder.lower() for run in runs(arms)}) == 6
+    with pytest.raises(ConfigError, match=r"^cells: give a cell twice, got x"):
+        cells(sweep(cells=[{"name": "x"}, {"name": "x", "model.window_size": 8}]))
 
 
 def test_runs_of_one_shape_follow_each_other():

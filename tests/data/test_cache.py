@@ -140,3 +140,11 @@ def test_the_cache_is_where_xdg_says(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache.cache_root().parts[-2:] == (".cache", "hybrid")
     assert cache.cache_root("x").is_absolute()
+
+
+def test_without_a_home_the_cache_needs_a_folder(documents, monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what Python does then
+    with pytest.raises(ConfigError, match=r"^data\.cache_dir: there is no such home folder"):
+        stream(documents, "")
+    assert len(stream(documents, tmp_path / "c").starts) == 20

@@ -193,6 +193,60 @@ def test_text_without_a_token_to_predict_is_refused(tmp_path):
         open_rows(config, vocab_size=3, split="all")
 
 
+def blank_words(folder, names, texts):
+    config = words(folder, names)
+    (folder / "x.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    return config
+
+
+def test_documents_without_a_token_are_counted_and_skipped(tmp_path):
+    config = blank_words(tmp_path, [], ["a b a", " ", "\n", "b b", "  \t "])
+    rows = open_rows(config, vocab_size=3, split="all", context_length=8)
+    assert rows.source.num_predicted == 5 - 2
+    assert rows.description.endswith(", 3 without a token skipped")
+    found = pipeline.open_held_out(config, vocab_size=3, split="all")
+    assert [tokens.tolist() for tokens in found.tokens] == [[1, 2, 1], [2, 2]]
+    assert [name.rpartition(":")[2] for name in found.names] == ["1", "4"]
+    assert sum(map(sum, found.num_bytes)) == len("a b a" + "b b")
+    assert found.description.endswith(", 3 without a token skipped")
+    again = open_rows(config, vocab_size=3, split="all", context_length=8)  # from the cache
+    assert again.description == rows.description
+
+
+def test_a_blank_document_with_eos_is_its_eos_and_has_no_bytes(tmp_path):
+    config = blank_words(tmp_path, ["<eos>"], ["a b", "  "])
+    found = pipeline.open_held_out(config, vocab_size=4, split="all")
+    assert [tokens.tolist() for tokens in found.tokens] == [[1, 2, 3], [3]]
+    assert [counts.tolist() for counts in found.num_bytes] == [[1, 2, 0], [0]]
+    bare = found.without_eos()
+    assert [tokens.tolist() for tokens in bare.tokens] == [[1, 2], []]
+    assert [counts.tolist() for counts in bare.num_bytes] == [[1, 2], []]
+    assert bare.without_eos() is bare
+
+
+def test_a_text_that_is_all_blank_is_refused_as_such(tmp_path):
+    config = blank_words(tmp_path, [], [" ", "\n"])
+    for call in (open_rows, pipeline.open_held_out):
+        with pytest.raises(ConfigError, match=r"^data\.paths: the text has no token to predict"):
+            call(config, vocab_size=3, split="all")
+    assert not os.path.exists(config.cache_dir)
+    (tmp_path / "y.jsonl").write_text('{"text": "a b"}\n')
+    swapped = {"paths": (f"{tmp_path}/y.jsonl",), "eval_paths": config.paths}
+    with pytest.raises(ConfigError, match=r"^data\.eval_paths: the text has no token to predict"):
+        pipeline.open_held_out(DataConfig(**{**vars(config), **swapped}), vocab_size=3)
+
+
+def test_one_file_is_enough_to_train_and_evaluate(tmp_path):
+    text = b"".join(b"line %d of a book\n" % i for i in range(200))
+    (tmp_path / "book.txt").write_bytes(text)
+    keys = {"paths": (f"{tmp_path}/book.txt",), "cache_dir": str(tmp_path / "cache")}
+    config = DataConfig(source="text", **keys)
+    rows, held_out = open_rows(config), pipeline.open_held_out(config, vocab_size=259)
+    trained = rows.source.stream.tokens[1:-1].astype(np.uint8).tobytes()
+    assert trained + held_out.tokens[0][:-1].astype(np.uint8).tobytes() == text
+    assert "bytes of the one document" in rows.description
+
+
 def test_a_batch_that_does_not_divide_is_an_error(config):
     with pytest.raises(ValueError, match="batch_size 3 is no multiple of 2"):
         open_rows(config).batches(0, 3, 0, 2)

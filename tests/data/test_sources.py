@@ -1,9 +1,16 @@
 """Which documents a source holds, how they split, and what it refuses."""
 
+import bz2
+import contextlib
+import gzip
 import json
+import lzma
+import os
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hybrid.config import ConfigError
 from hybrid.data import sources
@@ -134,6 +141,7 @@ def test_paths_without_text_are_refused_by_key(tmp_path):
     assert f"is a folder, got {tmp_path}; " in message(paths=(str(tmp_path),))
     assert "data.paths: no text" in message(paths=(f"{tmp_path}/empty.txt",))
     assert "data.eval_paths: nothing is left to hold out" in message(paths=(only,))
+    assert "in which [ ] hold characters to choose from" in message(paths=("[EN]/*.txt",))
     missing = message("eval", paths=(only,), eval_paths=("no",))
     assert missing.startswith("data.eval_paths: no such file, got no;")
 
@@ -149,5 +157,168 @@ def test_a_file_that_changes_after_listing_is_noticed(tmp_path):
     _write(tmp_path, {"a.txt": b"a"})
     found = sources.documents(_text(tmp_path), "all")
     _write(tmp_path, {"a.txt": b"b"})
+    with pytest.raises(ConfigError, match=r"a\.txt changed"):
+        list(found)
+
+
+# --- Which files a list of paths names -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Files under names that mean something to a glob, and other ways to them."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in ("a,b/1.txt", "books [EN]/2.txt", "books E/3.txt", "x/0/a.txt", "x/1/b.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"text of {name}")
+    (folder / "same").symlink_to("x/0")
+    (folder / "link.txt").symlink_to("x/1/b.txt")
+    return folder
+
+
+def files(folder, *paths):
+    config = DataConfig(source="text", paths=tuple(f"{folder}/{path}" for path in paths))
+    found = sources.documents(config, "all")
+    return [reference.path.removeprefix(f"{folder}/") for reference in found.references]
+
+
+@pytest.mark.parametrize(
+    ("paths", "named"),
+    [
+        (["a,b/1.txt"], ["a,b/1.txt"]),
+        (["books [EN]/2.txt"], ["books [EN]/2.txt"]),
+        (["books [EN]/*.txt"], ["books [EN]/2.txt"]),
+        (["books [[]EN]/*.txt"], ["books [EN]/2.txt"]),
+        (["books [EX]/*.txt"], ["books E/3.txt"]),
+        (["x/[01]/[ab].txt"], ["x/0/a.txt", "x/1/b.txt"]),
+        (
+            ["**/*.txt"],
+            ["a,b/1.txt", "books E/3.txt", "books [EN]/2.txt", "link.txt", "same/a.txt"],
+        ),
+        (["x/1/b.txt", "link.txt", "x/./1/b.txt", "x/*/b.txt"], ["x/1/b.txt"]),
+        (["same/a.txt", "x/*/*.txt"], ["same/a.txt", "x/1/b.txt"]),
+    ],
+)
+def test_what_is_there_under_a_name_is_no_glob_and_a_file_counts_once(tree, paths, named):
+    assert files(tree, *paths) == named
+
+
+SPELLINGS = ("{}", "./{}", "x/../{}", ".//{}", "{root}/{}", "{root}/x/../{}")
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_file_counts_once_however_it_is_spelled(tree, data):
+    targets = ("x/0/a.txt", "same/a.txt", "link.txt", "x/1/b.txt", "a,b/1.txt")
+    spelled = st.builds(lambda how, name: how.format(name, root=tree), *map(
+        st.sampled_from, (SPELLINGS, targets)))  # fmt: skip
+    paths = data.draw(st.lists(spelled, min_size=1, max_size=8))
+    with contextlib.chdir(tree):
+        found = sources.documents(DataConfig(source="text", paths=tuple(paths)), "all")
+        firsts: dict[str, str] = {}
+        for path in paths:
+            firsts.setdefault(os.path.realpath(path), path)
+    assert [reference.path for reference in found.references] == list(firsts.values())
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    _write(tmp_path, {"a.txt": b"a", "b.txt": b"b"})
+    (tmp_path / "c.txt").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.txt")
+    found = sources.documents(_text(tmp_path), "train")
+    assert found.description.endswith(f"no file: {tmp_path}/c.txt, {tmp_path}/pipe.txt")
+    for name, problem in (("c.txt", "is a link that leads nowhere"), ("pipe.txt", "no regular")):
+        with pytest.raises(ConfigError, match=rf"data\.paths: .*{problem}.*, got .*{name}"):
+            files(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.txt.gz", gzip.compress(b"text")),
+        ("x.txt", gzip.compress(b"text")),
+        ("x.txt", bz2.compress(b"text")),
+        ("x.txt", lzma.compress(b"text")),
+        ("x.txt", b"\x28\xb5\x2f\xfd\x04\x00"),
+        ("x.ZST", b"text"),
+        ("x.xz", b"text"),
+    ],
+)
+@pytest.mark.parametrize("source", ["text", "jsonl"])
+def test_compressed_text_is_refused(tmp_path, source, name, content):
+    _write(tmp_path, {name: content})
+    with pytest.raises(ConfigError, match=r"data\.paths: is compressed, got .*; unpack it first"):
+        sources.documents(DataConfig(source=source, paths=(f"{tmp_path}/{name}",)), "all")
+
+
+def test_empty_documents_are_counted(tmp_path):
+    _write(tmp_path, {"a.txt": b"a", "b.txt": b"b", "c.txt": b"", "d.txt": b""})
+    found = sources.documents(_text(tmp_path), "train")
+    assert found.num_empty == 2
+    assert found.description.endswith(", 2 without text left out")
+    (tmp_path / "x.jsonl").write_text('{"text": ""}\n\n{"text": "a"}\n  \n{"text": "b"}\n')
+    config = DataConfig(source="jsonl", paths=(f"{tmp_path}/x.jsonl",))
+    assert sources.documents(config, "all").num_empty == 1
+
+
+# --- One text --------------------------------------------------------------------------------
+
+
+def split_of(config):
+    return [list(sources.documents(config, split)) for split in ("train", "eval")]
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    text=st.one_of(
+        st.text(alphabet="aé日\U0001f600 \n", min_size=2, max_size=200).map(str.encode),
+        st.binary(min_size=5, max_size=200),
+    ),
+    fraction=st.sampled_from([1e-9, 0.05, 0.3, 0.5, 0.99]),
+)
+def test_the_end_of_one_text_is_held_out_at_a_line_or_a_character(text, fraction):
+    cut = sources.end_of_training(text, fraction)
+    assert 0 < cut < len(text)
+    held_out = len(text) - cut
+    assert held_out <= 2 * max(1, round(fraction * len(text))) + 3
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return
+    assert text[:cut].decode() + text[cut:].decode() == text.decode()
+    goal = len(text) - max(1, round(fraction * len(text)))
+    if b"\n" in text[max(0, 2 * goal - len(text)) : goal]:
+        assert text[cut - 1 : cut] == b"\n"
+
+
+@pytest.mark.parametrize("source", ["text", "jsonl"])
+def test_one_document_is_trained_on_but_for_its_end(tmp_path, source):
+    text = "".join(f"Zeile {i}: größer\n" for i in range(100))
+    content = json.dumps({"text": text}) + "\n" if source == "jsonl" else text
+    (tmp_path / "one.txt").write_text(content)
+    config = DataConfig(source=source, paths=(f"{tmp_path}/one.txt",), eval_fraction=0.1)
+    (train,), (held_out,) = split_of(config)
+    assert (train.text + held_out.text).decode() == text
+    assert held_out.text.startswith(b"Zeile ")
+    assert 0.1 <= len(held_out.text) / len(text.encode()) < 0.12
+    found = [sources.documents(config, split) for split in ("all", "train", "eval")]
+    assert len({documents.fingerprint for documents in found}) == 3
+    size = f"{len(held_out.text):,} bytes of the one document"
+    assert f"(train: without the last {size}): 1 document, " in found[1].description
+    assert f"(eval: the last {size}): 1 document, " in found[2].description
+
+
+def test_copies_of_one_text_are_cut_alike(tmp_path):
+    _write(tmp_path, {"a.txt": b"one\ntwo\n", "b.txt": b"one\ntwo\n"})
+    train, held_out = split_of(_text(tmp_path, eval_fraction=0.5))
+    assert {document.text for document in train} == {b"one\n"}
+    assert {document.text for document in held_out} == {b"two\n"}
+    assert (len(train), len(held_out)) == (2, 2)
+
+
+def test_a_part_of_a_file_that_changed_is_noticed(tmp_path):
+    _write(tmp_path, {"a.txt": b"one\ntwo\n"})
+    found = sources.documents(_text(tmp_path, eval_fraction=0.5), "eval")
+    _write(tmp_path, {"a.txt": b"one\ntwx\n"})
     with pytest.raises(ConfigError, match=r"a\.txt changed"):
         list(found)

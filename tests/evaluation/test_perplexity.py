@@ -150,6 +150,37 @@ def test_bits_per_byte_is_total_nats_over_ln_2_and_bytes_of_predicted_tokens(bos
     assert result.perplexity == pytest.approx(math.exp(nats / result.num_tokens), rel=1e-12)
 
 
+@pytest.mark.parametrize("bos", ["document", "window", "never"])
+@pytest.mark.parametrize("stride", [0, 5])
+def test_without_eos_a_document_is_its_text_alone(bos, stride):
+    documents = dataclasses.replace(text(bos=bos), has_eos=True)
+    bare = documents_of(
+        [tokens[:-1] for tokens in documents.tokens],
+        tuple(counts[:-1] for counts in documents.num_bytes),
+        bos,
+    )
+    with_eos, without = (
+        run(documents, EvalConfig(stride=stride, count_eos=count)) for count in (True, False)
+    )
+    expected = run(bare, EvalConfig(stride=stride))
+    assert without.per_token.tolist() == expected.per_token.tolist()
+    assert (without.loss, without.bits_per_byte) == (expected.loss, expected.bits_per_byte)
+    assert without.num_bytes == with_eos.num_bytes
+    one_token = sum(len(tokens) == 1 for tokens in documents.tokens) if bos == "never" else 0
+    assert with_eos.num_tokens - without.num_tokens == len(documents) - one_token
+    assert EOS not in without.per_token
+    assert with_eos.to_dict() == run(text(bos=bos), EvalConfig(stride=stride)).to_dict()
+    assert (with_eos.to_dict()["count_eos"], without.to_dict()["count_eos"]) == (True, False)
+
+
+def test_eos_adds_bits_to_each_byte_of_short_documents():
+    documents = dataclasses.replace(text((4,) * 10), has_eos=True)
+    with_eos, without = (run(documents, EvalConfig(count_eos=count)) for count in (True, False))
+    nats_of_eos = 10 * EOS  # the table's
+    added = nats_of_eos / math.log(2) / with_eos.num_bytes
+    assert with_eos.bits_per_byte - without.bits_per_byte == pytest.approx(added)
+
+
 def test_bits_per_byte_is_null_where_bytes_are_unknown():
     result = run(dataclasses.replace(text(), num_bytes=None))
     assert (result.bits_per_byte, result.num_bytes) == (None, None)
@@ -201,7 +232,7 @@ def test_the_result_has_the_documented_keys():
     values = run(text()).to_dict(**about)
     assert set(values) == {
         "loss", "perplexity", "bits_per_byte", "num_tokens", "num_bytes", "by_position",
-        "step", "context_length", "stride", "bos", "config", "overrides", "repeats",
+        "step", "context_length", "stride", "bos", "count_eos", "config", "overrides", "repeats",
     }  # fmt: skip
     assert set(values["by_position"][0]) == {"start", "end", "loss", "num_tokens"}
 
@@ -269,7 +300,16 @@ def test_what_cannot_be_scored_is_refused_by_key(documents, config, key):
 def test_the_table_shows_totals_lengths_and_positions():
     about = {"step": 12, "config": "configs/tiny.py"}
     shown = report.table(run(text(), EvalConfig(context_length=(16, 4))), **about)
-    for piece in ("step 12", "loss", "perplexity", "bits per byte", "tokens", "bytes", "[8, 16)"):
+    for piece in (
+        "step 12",
+        "loss",
+        "perplexity",
+        "bits per byte",
+        "tokens",
+        "bytes",
+        "[8, 16)",
+        "count_eos",
+    ):
         assert piece in shown
     unknown = run(dataclasses.replace(text(), num_bytes=None))
     assert "unknown" in report.table(unknown, **about)

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONTEXT = 32
 KEYS = {
     "loss", "perplexity", "bits_per_byte", "num_tokens", "num_bytes", "by_position", "step",
-    "context_length", "stride", "bos", "config", "overrides", "repeats",
+    "context_length", "stride", "bos", "count_eos", "config", "overrides", "repeats",
 }  # fmt: skip
 
 

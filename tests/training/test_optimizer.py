@@ -168,6 +168,24 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     assert float(optax.tree.norm(mu)) == pytest.approx(0.1 * 1e-3, rel=1e-4)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("warmup", [0.0, 0.02, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("decay", [0.0, 0.05, 1.0])
+def test_the_last_rate_is_the_final_share_for_any_fractions(schedule, num_steps, warmup, decay):
+    decay = min(decay, 1 - warmup) if schedule == "wsd" else decay
+    fractions = {"warmup_fraction": warmup, "decay_fraction": decay, "final_fraction": 0.25}
+    config = OptimizerConfig(learning_rate=2.0, schedule=schedule, **fractions)
+    rates = optimizer.make_schedule(config, num_steps)(jnp.arange(num_steps))
+    assert float(rates[-1]) == 0.5
+    assert float(rates[0]) > 0
+
+
+def test_a_constant_rate_of_one_step_is_the_peak():
+    config = OptimizerConfig(learning_rate=2.0, schedule="constant", warmup_fraction=1.0)
+    assert float(optimizer.make_schedule(config, 1)(0)) == 2.0
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 100])
 def test_rates_rise_to_the_peak_and_end_at_the_final_share(schedule, num_steps):

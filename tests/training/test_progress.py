@@ -1,5 +1,6 @@
 """What a run says: one moving line on a terminal, plain lines elsewhere."""
 
+import errno
 import io
 
 import pytest
@@ -54,6 +55,16 @@ def test_a_loss_that_is_not_finite_and_the_utilisation_are_told():
     log = io.StringIO()
     Progress(log).step(0.0, 5, row(1, loss=None, mfu=0.413), 1.0)
     assert log.getvalue() == "step 1/5  loss not finite  1,234 tokens/s  41 % MFU  0:01 left\n"
+
+
+def test_a_terminal_that_is_gone_stops_no_run():
+    class Gone(Terminal):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    progress = Progress(Gone())
+    progress.step(0.0, 5, row(1), 1.0)
+    progress.say("step 1 is saved")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at any time: what is complete is saved, the status is 143 or 130."""
+"""A signal to stop at any time: what is complete is saved, the status is 143, or 130 of SIGINT."""
 
 import os
 import signal
@@ -15,7 +15,12 @@ from hybrid.training import loop
 from hybrid.training.progress import Progress
 from hybrid.workdir.metrics import MetricsFile
 
-ENDS_BY = {signal.SIGTERM: signals.Preempted, signal.SIGINT: KeyboardInterrupt}
+ENDS_BY = {
+    signal.SIGTERM: signals.Preempted,
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGHUP: signals.Preempted,
+    signal.SIGUSR1: signals.Preempted,
+}
 
 
 def before(monkeypatch, owner, name, action):
@@ -63,6 +68,20 @@ def test_handlers_are_put_back():
     assert [signal.getsignal(number) for number in signals.WATCHED] == handlers
 
 
+def test_a_hangup_that_was_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with signals.caught() as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupts
+    finally:
+        assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+
+
+def test_a_signal_is_no_exception_that_a_broad_except_takes():
+    assert not issubclass(signals.Preempted, Exception)
+
+
 def run_snippet(text: str) -> subprocess.CompletedProcess:
     """Runs Python in a process of its own, with all that a snippet on signals needs."""
     head = "import hashlib, os, signal, sys, threading, time\n"
@@ -76,15 +95,16 @@ def run_snippet(text: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_signal_ends_a_process_that_is_deep_in_compiled_code():
-    done = run_snippet("""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_process_that_is_deep_in_compiled_code(name):
+    done = run_snippet(f"""
         signals.GRACE_SECONDS = 0.3
         with signals.caught():
-            threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+            threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.{name})).start()
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes without any Python
     """)
     assert done.returncode == 143, done.stderr
-    assert "SIGTERM" in done.stderr
+    assert name in done.stderr
 
 
 def test_a_signal_that_somebody_swallowed_is_left_to_the_loop():
@@ -135,7 +155,7 @@ def test_a_signal_while_a_command_is_imported_ends_it_with_its_status(tmp_path, 
 # --- In a run ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", ENDS_BY)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_while_training_the_finished_step_is_saved(tmp_path, monkeypatch, number):
     config = tiny_run.experiment_of(tmp_path, checkpoint__every_steps=0)
     workdir = tmp_path / "run"
@@ -202,7 +222,7 @@ def interrupt_at(process, beginning: str, number: signal.Signals) -> int:
 def test_commands_end_with_143_and_130_and_go_on_from_there(command):
     folder, start = command
     run = folder / "run"
-    assert interrupt_at(start("train.py"), "devices", signal.SIGTERM) == 143  # compiling
+    assert interrupt_at(start("train.py"), "devices", signal.SIGUSR1) == 143  # compiling
     assert small_run.checkpoint_steps(run) == []
 
     assert interrupt_at(start("train.py"), "step 1/", signal.SIGTERM) == 143
@@ -216,5 +236,5 @@ def test_commands_end_with_143_and_130_and_go_on_from_there(command):
 
     output = folder / "result.json"
     evaluation = start("eval.py", f"--output={output}", "--config.eval.batch_size=1")
-    assert interrupt_at(evaluation, "text", signal.SIGTERM) == 143
+    assert interrupt_at(evaluation, "text", signal.SIGHUP) == 143
     assert not output.exists()

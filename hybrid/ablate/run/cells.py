@@ -3,12 +3,15 @@
     config → cells (overrides in an arm) → matched to their baseline → × learning rates × seeds
 
 A cell's experiment is the base with the arm's and the cell's overrides, in that order. Every run
-is an ordinary workdir, `runs/ARM/CELL/seed=0`, that train.py could have made.
+is an ordinary workdir, `runs/ARM/CELL/seed=0`, that train.py could have made. No two share a
+folder, on any file system, and a folder follows from the sweep alone (`folder_names`).
 """
 
 import dataclasses
+import hashlib
 import itertools
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +23,8 @@ from hybrid.ablate.run.pairing import partner_indices
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
 
+_MOST_NAME, _MOST_KEPT = 255, 200  # bytes of a folder's name, and those kept before a hash
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -27,6 +32,7 @@ class Cell:
 
     Attributes:
       name: unique in its arm.  arm: "" where there is only one.
+      folder: of its runs, relative to the sweep's.
       overrides: against the base by dotted key, without the arm's.
       experiment: resolved and matched, with the base's seed and learning rate.
       changed: {dotted key: (from, to)}, what matching changed.
@@ -34,6 +40,7 @@ class Cell:
 
     name: str
     arm: str
+    folder: str
     overrides: Overrides
     experiment: Experiment
     changed: dict[str, tuple] = dataclasses.field(default_factory=dict)
@@ -72,11 +79,15 @@ def _sweep_run(config: SweepConfig, cell: Cell, learning_rate: float, seed: int)
         training=dataclasses.replace(cell.experiment.training, seed=seed),
         optimizer=dataclasses.replace(cell.experiment.optimizer, learning_rate=learning_rate),
     )
-    rate = f"learning_rate={learning_rate:g}" if config.learning_rates else ""
-    names = [_folder_name(name) for name in (cell.arm, cell.name, rate) if name]
-    return SweepRun(
-        cell, seed, learning_rate, experiment, "/".join(["runs", *names, f"seed={seed}"])
-    )
+    rates = [f"learning_rate={_rate_name(config, learning_rate)}"] if config.learning_rates else []
+    folder = "/".join([cell.folder, *rates, f"seed={seed}"])
+    return SweepRun(cell, seed, learning_rate, experiment, folder)
+
+
+def _rate_name(config: SweepConfig, rate: float) -> str:
+    short = f"{rate:g}"
+    twins = [other for other in config.learning_rates if f"{other:g}" == short]
+    return short if len(twins) == 1 else repr(rate)
 
 
 def cells(config: SweepConfig) -> tuple[Cell, ...]:
@@ -84,17 +95,27 @@ def cells(config: SweepConfig) -> tuple[Cell, ...]:
 
     Raises: ConfigError for a cell that can't be built, two of one name, or a missing baseline.
     """
-    arms: tuple[tuple[str, Overrides], ...] = config.arms or (("", {}),)
-    return tuple(cell for arm in arms for cell in _cells_of_arm(config, *arm))
+    arms: dict[str, Overrides] = dict(config.arms) or {"": {}}
+    folders = folder_names(list(arms)) if config.arms else {"": ""}
+    return tuple(
+        cell
+        for arm, overrides in arms.items()
+        for cell in _cells_of_arm(config, arm, f"runs/{folders[arm]}".rstrip("/"), overrides)
+    )
 
 
-def _cells_of_arm(config: SweepConfig, arm: str, arm_overrides: Overrides) -> list[Cell]:
+def _cells_of_arm(
+    config: SweepConfig, arm: str, folder: str, arm_overrides: Overrides
+) -> list[Cell]:
     built = []
-    for name, overrides in _named_overrides(config).items():
+    named = _named_overrides(config)
+    folders = folder_names(list(named))
+    for name, overrides in named.items():
         try:
             values = config_lib.to_dict(config.base)
             values = config_lib.updated(values, {**arm_overrides, **overrides})
-            built.append(Cell(name, arm, overrides, experiment_lib.from_config(values)))
+            experiment = experiment_lib.from_config(values)
+            built.append(Cell(name, arm, f"{folder}/{folders[name]}", overrides, experiment))
             if not config.trained:
                 train_flops(built[-1].experiment)  # checks what only training reads
         except ConfigError as error:
@@ -114,13 +135,13 @@ def _cells_of_arm(config: SweepConfig, arm: str, arm_overrides: Overrides) -> li
 def _named_overrides(config: SweepConfig) -> dict[str, Overrides]:
     """{name: overrides} of each cell.  Raises: ConfigError for two of one name."""
     named: dict[str, Overrides] = {}
-    folders = set()
     for entry in config.cells or crossed(config.axes):
         overrides = {key: value for key, value in entry.items() if key != NAME}
         name = str(entry.get(NAME) or cell_name(overrides))
-        if _folder_name(name) in folders:
+        if name in named and not entry.get(NAME) and overrides != named[name]:
+            name = f"{name}-{_digits(repr(overrides))}"  # values that differ beyond their names
+        if name in named:
             raise ConfigError("cells" if config.cells else "axes", "give a cell twice", name)
-        folders.add(_folder_name(name))
         named[name] = overrides
     return named
 
@@ -153,6 +174,27 @@ def _value_name(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
-def _folder_name(name: str) -> str:
-    """A name as one folder, without characters that mean something in a path or a shell."""
-    return re.sub(r"[^\w.,=+@%-]", "_", name).strip(".") or "_"
+def folder_names(names: Sequence[str]) -> dict[str, str]:
+    """A folder's name for each of several different names, no two alike on any file system.
+
+    It has no character that means something in a path or a shell. Digits of a hash follow where a
+    name would be too long, or is taken but for the case of letters.
+    """
+    folders: dict[str, str] = {}
+    taken = set()
+    for name in names:
+        folder = re.sub(r"[^\w.,=+@%-]", "_", name).strip(".") or "_"
+        if len(folder.encode()) > _MOST_NAME or _caseless(folder) in taken:
+            short = folder.encode()[:_MOST_KEPT].decode(errors="ignore")
+            folder = f"{short}-{_digits(name)}"
+        taken.add(_caseless(folder))
+        folders[name] = folder
+    return folders
+
+
+def _caseless(name: str) -> str:
+    return unicodedata.normalize("NFKC", name.casefold())
+
+
+def _digits(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()

@@ -187,7 +187,7 @@ def _trained_step(sweep: Sweep) -> int | None:
         done = [run for run in sweep.runs if sweep.is_finished(run)]
         results = (provenance.read_json(sweep.folder / run.folder / EVALUATION) for run in done)
         pinned = next((result["step"] for result in results if result), None)
-    trained = pathlib.Path(sweep.config.trained).expanduser()
+    trained = pathlib.Path(sweep.config.trained)
     if pinned is None:
         return checkpoint.find_step(trained)
     try:
