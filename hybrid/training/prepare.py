@@ -83,8 +83,10 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     schedule = stages(model, training)
     program = step.build(model, training.step, experiment.optimizer, mesh, experiment.lora)
     resume = _find_resume(experiment, workdir, progress)
-    if resume and resume.step >= training.num_steps and not resume.evaluation_due:
-        progress.say(f"finished: all {training.num_steps} steps are done in {workdir}")
+    finished = f"finished: all {training.num_steps} steps are done in {workdir}"
+    is_finished = resume and resume.step >= training.num_steps and not resume.evaluation_due
+    if is_finished and provenance.names_the_same(workdir, experiment):
+        progress.say(finished)
         return None
     if experiment.init_from and (resume is None or experiment.lora.rank):
         initial.check_initial(experiment)
@@ -107,6 +109,9 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     identity |= held_out.identity
     if resume:
         provenance.check_identity(experiment, resume.record, identity)
+    if is_finished:
+        progress.say(finished)
+        return None
     now = provenance.describe(workdir, identity, sys.argv)
     for warning in provenance.changed_machine(workdir, now) if resume else ():
         progress.say(f"warning: {warning}")

@@ -160,6 +160,13 @@ def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
     return warnings
 
 
+def names_the_same(workdir: pathlib.Path, experiment: Experiment) -> bool:
+    """Whether text, tokenizer and base are named as the run has them, so that nothing is read."""
+    recorded = config_lib.flatten(read_config(workdir))
+    current = config_lib.flatten(experiment_lib.to_dict(experiment))
+    return all(_plain(recorded.get(name)) == current[name] for name in COMPARED_BY_CONTENT)
+
+
 def check_identity(
     experiment: Experiment, record: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> None:

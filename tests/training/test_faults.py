@@ -107,7 +107,7 @@ def test_a_fault_at_any_of_some_calls_of_resume_and_save_loses_nothing(fault, st
         check(fault, stopped, tmp_path / "run", at)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_fault_at_every_call_of_resume_and_save_loses_nothing(fault, stopped, tmp_path):
     for at in range(num_calls(fault, stopped, tmp_path / "counted")):
         check(fault, stopped, tmp_path / "run", at)

@@ -301,3 +301,26 @@ def test_a_workdir_that_leads_nowhere_is_refused_and_not_made(trained, tmp_path)
         with pytest.raises(ConfigError, match="leads to /not/mounted/run, which isn't there"):
             loop.run(longer(trained), workdir)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_of_one_text_the_end_that_was_held_out_is_scored_or_none(tmp_path):
+    (tmp_path / "one.txt").write_text("alpha beta gamma\n" * 60)
+    keys = {"data__paths": (str(tmp_path / "one.txt"),), "training__num_steps": 1}
+    loop.run(tiny_run.experiment_of(tmp_path, **keys), tmp_path / "run")
+    assert loss(tmp_path / "run") > 0
+    with open(tmp_path / "one.txt", "a") as file:
+        file.write("delta\n" * 90)
+    with pytest.raises(ConfigError, match=r"data\.paths: the held-out text is another"):
+        loss(tmp_path / "run")
+
+
+def test_a_finished_run_is_not_that_of_another_text(trained, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("alpha beta")
+    (tmp_path / "b.txt").write_text("gamma delta")
+    finished = longer(trained, training__num_steps=2)
+    other = tiny_run.with_key(finished, "data", paths=(str(tmp_path / "*.txt"),))
+    with pytest.raises(ConfigError, match=r"data\.paths: the text is another"):
+        loop.run(other, trained / "run")
+    same = tiny_run.with_key(finished, "data", paths=(str(trained / "texts" / "*.txt"),))
+    loop.run(same, trained / "run")
+    assert "finished: all 2 steps are done" in capsys.readouterr().err
