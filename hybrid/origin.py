@@ -64,6 +64,19 @@ def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
     return Origin(folder, *pretrained.describe(folder, key), key=key)
 
 
+def base_folder(origin: Origin) -> pathlib.Path | None:
+    """The Hugging Face folder that the parameters began as; None without one, or if it is gone."""
+    while origin.run is not None:
+        start = origin.run.get("init_from")
+        if not start:
+            return None
+        try:
+            origin = find(start)
+        except ConfigError:
+            return None
+    return origin.path
+
+
 def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Nested config values as recorded by an earlier version, under the keys of this one.
 
