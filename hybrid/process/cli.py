@@ -18,7 +18,7 @@ from absl import flags
 from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.process import signals
-from hybrid.process.host import keep_freed_memory
+from hybrid.process.host import keep_freed_memory, write_any_text
 
 _DEFINE: dict[type, Callable] = {
     str: flags.DEFINE_string,
@@ -89,6 +89,7 @@ def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:
+    write_any_text()
     if "--help" in argv or "-h" in argv:
         print(help_text(command))
         return OK
