@@ -5,6 +5,7 @@ itself exits 1 on a wrong flag and has no config keys.
 """
 
 import dataclasses
+import errno
 import importlib
 import logging
 import re
@@ -79,6 +80,11 @@ def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
             return _run(command, argv)
         except ConfigError as error:
             print(f"error: {error}", file=sys.stderr)
+            return WRONG_INPUT
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # which only a flag or a key can have brought
+                raise
+            print(f"error: path: is too long, got {error.filename!s:.40}...", file=sys.stderr)
             return WRONG_INPUT
         except signals.Preempted as stop:
             print(f"stopped: {stop}", file=sys.stderr)
