@@ -7,6 +7,7 @@ import sys
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
 from hybrid.loading import api
+from hybrid.model.config import DTYPES
 from hybrid.process import cli
 from hybrid.process.files import check_free
 
@@ -18,8 +19,11 @@ def _run(arguments: cli.Arguments) -> None:
     if not output.absolute().parent.is_dir():
         raise ConfigError("--output", "its parent folder doesn't exist", str(output))
     check_free(output, "--output")
+    dtype = arguments.flags.dtype
+    if dtype not in ("", *DTYPES):
+        raise ConfigError("--dtype", "is not served", dtype, "one of " + ", ".join(DTYPES))
     model = api.load(workdir, arguments.flags.checkpoint)
-    api.save_pretrained(model, output)
+    api.save_pretrained(model, output, dtype or api.base_dtype(model))
     print(f"written: {output}")
 
 
@@ -30,6 +34,11 @@ COMMAND = cli.Command(
         "workdir": ("folder of the run to export", pathlib.Path),
         "checkpoint": ("latest, best (by eval/loss) or a step", "latest"),
         "output": ("the folder to write: new, or empty", pathlib.Path),
+        "dtype": (
+            f"of the tensors, {', '.join(DTYPES)}; empty: that of the Hugging Face folder that the "
+            "run was started from, else of the run's parameters",
+            "",
+        ),
     },
     config_class=Experiment,
     run=_run,

@@ -115,6 +115,19 @@ def _place(
     return next(filter(matches_of, places), path)
 
 
+def base_folder(origin: Origin) -> pathlib.Path | None:
+    """The Hugging Face folder that the parameters began as; None without one, or if it is gone."""
+    while origin.run is not None:
+        start = origin.run.get("init_from")
+        if not start:
+            return None
+        try:
+            origin = find(start)
+        except ConfigError:
+            return None
+    return origin.path
+
+
 def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Nested config values as recorded by an earlier version, under the keys of this one.
 

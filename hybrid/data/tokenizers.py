@@ -2,7 +2,7 @@
 
 `encode` gives the ids of the text alone. BOS and EOS are added where documents are laid out
 (`cache.py`, the evaluation), exactly once, whatever the tokenizer's own post-processor does.
-A text that spells `<eos>` is text, never a control token.
+A text that spells `<eos>` is text, never a control token; `encode_parsed` alone takes it as one.
 
 How many bytes of text a token stands for is needed for bits a byte. `token_num_bytes` finds
 it from the ids, where the vocabulary spells bytes; `encode_with_bytes` is safer: it checks
@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -34,6 +34,7 @@ class Tokenizer(Protocol):
       bos_id, eos_id: or None where it has none; then documents go without.
       pad_id: any valid id; padding is never seen by text nor predicted.
       vocab_size: one more than the largest id.
+      control_tokens: ids of the tokens that are never text, by how they are spelled.
       fingerprint: changes when the ids of a text could.
     """
 
@@ -41,10 +42,14 @@ class Tokenizer(Protocol):
     eos_id: int | None
     pad_id: int
     vocab_size: int
+    control_tokens: Mapping[str, int]
     fingerprint: str
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """int32 [n] without special tokens.  Raises: UnicodeDecodeError if it needs UTF-8."""
+
+    def encode_parsed(self, text: str) -> np.ndarray:
+        """`encode`, with control tokens that the text spells as these tokens."""
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """`encode` of each text, with all cores where that helps."""
@@ -97,11 +102,15 @@ class ByteTokenizer:
     eos_id: int | None = BYTE_EOS
     pad_id: int = BYTE_PAD
     vocab_size = 259
+    control_tokens: Mapping[str, int] = {}  # no bytes spell them
     fingerprint = "byte"
 
     def encode(self, text: str | bytes) -> np.ndarray:
         data = text.encode() if isinstance(text, str) else text
         return np.frombuffer(data, np.uint8).astype(np.int32)
+
+    def encode_parsed(self, text: str) -> np.ndarray:
+        return self.encode(text)
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
@@ -142,6 +151,10 @@ class JsonTokenizer:
         self._spec = json.loads(content)
         self._ids = self._backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._ids.values()) + 1
+        added = self._spec.get("added_tokens", [])
+        self.control_tokens: Mapping[str, int] = {
+            token["content"]: token["id"] for token in added if token["special"]
+        }
         self.bos_id = self._special("bos_token", config)
         self.eos_id = self._special("eos_token", config)
         pad_id = self._special("pad_token", config)
@@ -162,6 +175,13 @@ class JsonTokenizer:
     def encode(self, text: str | bytes) -> np.ndarray:
         text = text.decode() if isinstance(text, bytes) else text
         return _ids(self._backend.encode(text, add_special_tokens=False))
+
+    def encode_parsed(self, text: str) -> np.ndarray:
+        self._backend.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self._backend.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         decoded = [text.decode() for text in texts]

@@ -18,9 +18,11 @@ from hybrid.config import MOST_SEED, ConfigError
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling, row_keys
 from hybrid.inference.session import MOST_STOP_TOKENS, Session, checked_lengths
-from hybrid.loading.api import Model
+from hybrid.loading.api import Model, checked_ids
 
 __all__ = ["generate", "session_of"]
+
+MOST_POSITIONS = 2**31 - 1  # that int32 counts
 
 _sessions: weakref.WeakKeyDictionary[Model, Session] = weakref.WeakKeyDictionary()
 
@@ -57,11 +59,10 @@ def generate(
     Returns: int32 [batch, time + max_new_tokens].
     Raises: ConfigError naming an argument out of range; ValueError for shapes that disagree.
     """
-    prompt = _checked_ids(np.atleast_2d(np.asarray(tokens)), model.config.vocab_size)
+    prompt = np.atleast_2d(checked_ids(tokens, model.config.vocab_size))
     lengths = checked_lengths(prompt, lengths)
     sampling = Sampling(temperature, top_k, top_p, min_p)
-    if max_new_tokens < 0:
-        raise ConfigError("max_new_tokens", "must be at least 0", max_new_tokens)
+    check_limit(max_new_tokens, prompt.shape[1])
     if len(stop_tokens) > MOST_STOP_TOKENS:
         raise ConfigError("stop_tokens", f"must be at most {MOST_STOP_TOKENS}", list(stop_tokens))
     batch, time = prompt.shape
@@ -72,7 +73,7 @@ def generate(
     out[:, :time] = np.where(is_prompt, prompt, pad_id)
     if not max_new_tokens:
         return jax.device_put(out)
-    cache = session.empty(batch, int(lengths.max()) + max_new_tokens)
+    cache = session.empty(batch, int(lengths.max()), max_new_tokens)
     cache, logits = session.prefill(cache, prompt, lengths)
     ends = lengths
     settings: dict[str, Any] = {"keys": keys, "stop_tokens": stop_tokens, "pad_id": pad_id}
@@ -97,6 +98,13 @@ def session_of(model: Model, inference: InferenceConfig | None = None) -> Sessio
     return session
 
 
+def check_limit(max_new_tokens: int, num_tokens: int) -> None:
+    """Raises: ConfigError for a number of new tokens that positions behind a prompt can't count."""
+    most = MOST_POSITIONS - num_tokens
+    if not 0 <= max_new_tokens <= most:
+        raise ConfigError("max_new_tokens", f"must be 0 to {most}", max_new_tokens)
+
+
 def checked_seeds(seed: Any, batch: int) -> np.ndarray:
     """uint32 [] or [batch] of a seed or of one a row.  Raises: ConfigError."""
     seeds = np.asarray(seed)
@@ -105,15 +113,6 @@ def checked_seeds(seed: Any, batch: int) -> np.ndarray:
     if any(type(item) is not int or not 0 <= item <= MOST_SEED for item in seeds.ravel().tolist()):
         raise ConfigError("seed", f"must be a whole number from 0 to {MOST_SEED}", seed)
     return seeds.astype(np.uint32)
-
-
-def _checked_ids(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-    if not np.issubdtype(tokens.dtype, np.integer):
-        raise ValueError(f"tokens: must be integers, got {tokens.dtype}")
-    for worst in (tokens.min(initial=0), tokens.max(initial=0)):
-        if not 0 <= worst < vocab_size:
-            raise ConfigError("tokens", f"must be ids below vocab_size ({vocab_size})", int(worst))
-    return tokens.astype(np.int32)
 
 
 class _CallableModule(types.ModuleType):

@@ -10,23 +10,28 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from hybrid import config as config_lib
+from hybrid import pretrained
 from hybrid.config import ConfigError, errors_under, key, section
 from hybrid.data import tokenizers
 from hybrid.data.config import BOS_POLICIES
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.generate import checked_seeds, session_of
-from hybrid.generate.text import TextStream
+from hybrid.generate import check_limit, checked_seeds, session_of
+from hybrid.generate.prompt import prompt_ids, prompt_text, spelled_warning, stop_texts
+from hybrid.generate.text import StopTexts, TextStream
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling, row_keys
-from hybrid.inference.session import Session
+from hybrid.inference.session import MOST_STOP_TOKENS, Session
 from hybrid.loading import api
 from hybrid.loading.api import Model
+from hybrid.origin import base_folder
+from hybrid.pretrained import Settings
 from hybrid.process import cli
 
 TOKENS_A_CALL = 8  # decoded between two writes of text
@@ -68,44 +73,30 @@ def _run(arguments: cli.Arguments) -> None:
     with errors_under("--"):
         sampling = Sampling(values.temperature, values.top_k, values.top_p, values.min_p)
         seed = checked_seeds(values.seed, 1)
-    if values.max_new_tokens < 0:
-        raise ConfigError("--max_new_tokens", "must be at least 0", values.max_new_tokens)
-    prompt = _prompt(values)
+        check_limit(values.max_new_tokens, 0)
+    prompt, stops = prompt_text(values), stop_texts(values.stop)
     parsed = config_lib.parse_overrides(GenerateConfig, arguments.overrides)
     config_lib.build(GenerateConfig, config_lib.updated({}, parsed))  # before anything is read
     model = _model(values)
     of_run = {"inference": (model.origin.run or {}).get("inference", {})}
     settings = config_lib.build(GenerateConfig, config_lib.updated(of_run, parsed))
     tokenizer = tokenizers.load(settings.data.tokenizer or model.origin.tokenizer)
-    ids = _prompt_ids(prompt, tokenizer, model, settings.data.bos)
-    if values.pretrained:
-        from hybrid import pretrained
-
-        for warning in pretrained.raw_text_warning(model.origin.path):
-            print(f"warning: {warning}", file=sys.stderr)
+    parses = values.parse_special
+    ids = prompt_ids(prompt, tokenizer, model, settings.data.bos, parses=parses)
+    with errors_under("--"):
+        check_limit(values.max_new_tokens, len(ids))
+    base = _base_settings(model)
+    drawing = {"sampling": sampling, "keys": row_keys(seed, 1)}
+    drawing["stop_tokens"] = _stop_ids(tokenizer, base)
+    num_tokens = len(ids) + values.max_new_tokens
+    for warning in _warnings("" if parses else prompt, num_tokens, tokenizer, model, base):
+        print(f"warning: {warning}", file=sys.stderr)
     session = session_of(model, settings.inference)
     try:
         _write(prompt)
-        drawing = {"sampling": sampling, "keys": row_keys(seed, 1)}
-        _continue(ids, values.max_new_tokens, session, tokenizer, **drawing)
+        _continue(ids, values.max_new_tokens, session, tokenizer, StopTexts(stops), **drawing)
     except BrokenPipeError:  # the reader has closed the pipe: `... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for what is flushed at exit)
-
-
-def _prompt(values: Any) -> str:
-    """The text of the flags.  Raises: ConfigError for none, two, or a file that can't be read."""
-    given = [name for name in ("prompt", "prompt_file") if values[name].value is not None]
-    if len(given) != 1:
-        got = "both" if given else "neither"
-        raise ConfigError("--prompt", "must be given, or --prompt_file", got, "one of them")
-    if values.prompt is not None:
-        return values.prompt
-    path = values.prompt_file
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else pathlib.Path(path).read_bytes()
-        return data.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("--prompt_file", f"can't be read ({error})", path) from None
 
 
 def _model(values: Any) -> Model:
@@ -123,40 +114,69 @@ def _model(values: Any) -> Model:
         raise ConfigError(FLAG_OF[error.key], error.problem, error.got, error.accepted) from None
 
 
-def _prompt_ids(prompt: str, tokenizer: Tokenizer, model: Model, policy: str) -> np.ndarray:
-    """BOS, unless the policy is never, and the text's own ids."""
-    ids = tokenizer.encode(prompt)
-    bos = tokenizers.resolve_bos(model.origin.bos if policy == "auto" else policy, tokenizer)
-    ids = ids if bos == "never" else np.concatenate([[tokenizer.bos_id], ids])
-    if not len(ids):
-        raise ConfigError("--prompt", "is empty, and the model has no BOS to begin with", "''")
-    if ids.max() >= model.config.vocab_size:
-        size = model.config.vocab_size
-        problem = f"the tokenizer gives ids beyond the model's vocabulary ({size})"
-        raise ConfigError("--prompt", problem, int(ids.max()))
-    return ids.astype(np.int32)
+def _base_settings(model: Model) -> Settings | None:
+    """What the Hugging Face folder says that the model is or began as; None without one."""
+    base = base_folder(model.origin)
+    if base is None:
+        return None
+    return pretrained.read_settings(base, "--workdir" if model.origin.is_run else "--pretrained")
+
+
+def _stop_ids(tokenizer: Tokenizer, base: Settings | None) -> list[int]:
+    """Every id that ends a text: the tokenizer's EOS and those of the folder's settings."""
+    own = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    ids = list(dict.fromkeys([*own, *(base.stop_ids if base else ())]))
+    if len(ids) > MOST_STOP_TOKENS:
+        problem = f"names more than {MOST_STOP_TOKENS} ids that end a text"
+        raise ConfigError("--pretrained", problem, ids)
+    return ids
+
+
+def _warnings(
+    unparsed: str, num_tokens: int, tokenizer: Tokenizer, model: Model, base: Settings | None
+) -> Iterator[str]:
+    """What makes the continuation doubtful, a line each.
+
+    Args:
+      unparsed: what of the prompt is read letter by letter.
+      num_tokens: of the prompt and, at most, behind it.
+    """
+    if not model.origin.is_run:
+        yield from pretrained.raw_text_warning(model.origin.path)
+    yield from spelled_warning(unparsed, tokenizer)
+    if base is not None and num_tokens > base.max_positions:
+        yield (
+            f"prompt and new tokens may be {num_tokens:,}, and the model was made for "
+            f"{base.max_positions:,} (max_position_embeddings)"
+        )
 
 
 def _continue(
-    ids: np.ndarray, limit: int, session: Session, tokenizer: Tokenizer, **settings: Any
+    ids: np.ndarray,
+    limit: int,
+    session: Session,
+    tokenizer: Tokenizer,
+    stops: StopTexts,
+    **settings: Any,
 ) -> None:
     """Writes what follows `ids` int32 [t] to standard output as it comes, speeds to stderr."""
     start = time.perf_counter()
     progress = _show_progress if len(ids) >= LONG_PROMPT else None
-    cache = session.empty(1, len(ids) + limit)
+    cache = session.empty(1, len(ids), limit)
     cache, logits = session.prefill(cache, ids[None], progress=progress)
     jax.block_until_ready(logits)
     prefill_seconds = time.perf_counter() - start
-    settings["stop_tokens"] = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     step = last = session.decode(cache, logits, 0, **settings)  # compiles
     text, num_new, start = TextStream(tokenizer, ids), 0, time.perf_counter()
     settings["tokens_a_call"] = TOKENS_A_CALL
     for last in session.stream(step.cache, step.logits, limit, **settings):
         new = last.tokens[0, : int(last.num_tokens[0])]
-        _write(text.feed(new))
+        _write(stops.cut(text.feed(new)))
         num_new += len(new)
+        if stops.is_met:
+            break
     seconds = time.perf_counter() - start
-    _write(text.rest() + "\n")
+    _write(stops.cut(text.rest()) + "\n")
     print(
         f"prompt: {len(ids)} tokens in {prefill_seconds:.2f} s (compiling included); new: "
         f"{num_new} tokens, {num_new / seconds:.0f} tokens/s; cache: "
@@ -181,7 +201,13 @@ COMMAND = cli.Command(
         "dtype": ("compute dtype of a Hugging Face folder", "float32"),
         "prompt": ("the text to continue; empty: from the tokenizer's BOS", str),
         "prompt_file": ("a file that holds it; -: standard input", pathlib.Path),
-        "max_new_tokens": ("tokens to add, fewer if EOS comes first", 128),
+        "parse_special": ("take control tokens that the prompt spells as tokens, not text", False),
+        "max_new_tokens": ("tokens to add, fewer if the text ends before", 128),
+        "stop": (
+            "end behind this text, if it comes; a JSON list of texts, "
+            """'["\\n\\n", "END"]', ends behind whichever comes first""",
+            "",
+        ),
         "temperature": ("0: the likeliest token; else drawn", 0.0),
         "top_k": ("draw from the k likeliest; 0: all", 0),
         "top_p": ("from the likeliest that reach p together", 1.0),

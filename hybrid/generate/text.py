@@ -1,4 +1,4 @@
-"""Tokens to text as they come, never half a character.
+"""Tokens to text as they come, never half a character, and where a text is to stop.
 
 A character may take several tokens, and what a token spells may depend on those before it (a
 leading space, a run of bytes). So all tokens so far are decoded each time, behind the last few of
@@ -6,6 +6,8 @@ the prompt, and what is new is returned, except replacement characters at the en
 first bytes of a character whose other bytes are still to come. One that does not become a character
 within a few tokens is broken text, and is returned as it is.
 """
+
+from collections.abc import Sequence
 
 from hybrid.data.tokenizers import Ids, Tokenizer
 
@@ -39,3 +41,25 @@ class TextStream:
         new = text[self._given :]
         self._given = max(self._given, len(text))
         return new
+
+
+class StopTexts:
+    """Finds the first of some texts in one that comes piece by piece, also across pieces."""
+
+    def __init__(self, stops: Sequence[str]):
+        self._stops = stops
+        self._longest = max(map(len, stops), default=0)
+        self._tail = ""  # of the text so far: a stop may have begun in it
+        self.is_met = False
+
+    def cut(self, piece: str) -> str:
+        """The piece, or what of it leads to the end of the first stop; nothing behind that."""
+        if self.is_met or not self._stops:
+            return "" if self.is_met else piece
+        text = self._tail + piece
+        ends = [text.find(stop) + len(stop) for stop in self._stops if stop in text]
+        if ends:
+            self.is_met = True
+            return text[len(self._tail) : min(ends)]
+        self._tail = text[len(text) - min(len(text), self._longest - 1) :]
+        return piece

@@ -2,7 +2,7 @@
 
 Filters act one after the other, in this order, as in transformers:
 
-    logits / temperature
+    logits / temperature, the largest at 0
     top_k   the k largest
     top_p   the fewest of those whose probabilities reach p, renormalised
     min_p   those at least min_p times as likely as the likeliest
@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from hybrid.config import ConfigError
+
+_TINY, _HUGE = (float(limit) for limit in (jnp.finfo("float32").tiny, jnp.finfo("float32").max))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,9 @@ class Sampling:
     def numbers(self) -> dict[str, jax.Array]:
         """The settings as arguments of a compiled loop."""
         return {
-            "temperature": jnp.float32(self.temperature),
-            "top_k": jnp.int32(self.top_k),
+            # Subnormal numbers count as 0 on some devices; beyond either end nothing changes.
+            "temperature": jnp.float32(min(max(self.temperature, _TINY), _HUGE)),
+            "top_k": jnp.int32(min(self.top_k, jnp.iinfo(jnp.int32).max)),
             "top_p": jnp.float32(self.top_p),
             "min_p": jnp.float32(self.min_p),
         }
@@ -90,13 +93,17 @@ def sample(
 
 
 def filtered(logits: jax.Array, kind: str, numbers: dict) -> jax.Array:
-    """[b, v]: the logits after temperature and filters, −∞ where a token is left out."""
+    """[b, v]: the logits after temperature and filters, −∞ where a token is left out.
+
+    The largest is 0: a small temperature then overflows to −∞, which is a probability of 0, and
+    never to ∞, of which there would be no softmax.
+    """
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
     logits = logits / numbers["temperature"].astype(logits.dtype)
     if kind == "sorted":
         lowest = _lowest_kept(logits, numbers["top_k"], numbers["top_p"])
         logits = jnp.where(logits >= lowest, logits, -jnp.inf)
-    peak = jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.where(logits >= peak + jnp.log(numbers["min_p"]), logits, -jnp.inf)
+    return jnp.where(logits >= jnp.log(numbers["min_p"]), logits, -jnp.inf)
 
 
 def _lowest_kept(logits, top_k, top_p):

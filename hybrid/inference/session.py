@@ -7,8 +7,8 @@
     for step in session.stream(cache, logits, num_tokens, ...):  one after another
 
 What a program depends on is rounded up: capacities to a few sizes (`bucket`), chunks to powers of
-two. So no prompt length and no number of tokens compiles anew. Programs use up the cache that
-they are given; `cache.copy()` keeps one.
+two. So no prompt length and no number of tokens compiles anew, but for a cache that decoding has
+filled: it doubles. Programs use up the cache that they are given; `cache.copy()` keeps one.
 
 Read next: `sampling.py`.
 """
@@ -36,6 +36,7 @@ from hybrid.model.pattern import LayerPlan
 from hybrid.ops import dispatch
 
 FEWEST_SLOTS = 128
+MOST_AHEAD = 4096  # new tokens that a cache is allocated for before there are any
 FEWEST_IN_CHUNK = 16
 TOKENS_A_CALL = 64  # of the decoding loop
 MOST_STOP_TOKENS = 8
@@ -97,10 +98,15 @@ class Session:
 
     # --- Caches ------------------------------------------------------------------------------
 
-    def empty(self, batch: int, length: int) -> Cache:
-        """An empty cache with room for at least `length` tokens a row."""
+    def empty(self, batch: int, length: int, max_new_tokens: int = 0) -> Cache:
+        """An empty cache with room for at least `length` tokens a row.
+
+        Args:
+          max_new_tokens: further ones that may come; room is made for the first MOST_AHEAD of them,
+            since most texts end long before a generous limit.
+        """
         form = CacheFormat(
-            capacity=bucket(length),
+            capacity=bucket(length + min(max_new_tokens, MOST_AHEAD)),
             dtype=self.inference.cache_dtype or self.config.dtype,
             slack=self.inference.slack,
             unified=self.inference.unified_cache,
@@ -120,10 +126,15 @@ class Session:
             lambda leaf: make(leaf.shape, sharding, [leaf.addressable_shards[0].data]), tree
         )
 
-    def _with_room(self, cache: Cache, more: int) -> Cache:
-        """The cache, grown if `more` tokens a row do not fit."""
+    def _with_room(self, cache: Cache, more: int, *, doubles: bool = False) -> Cache:
+        """The cache, grown if `more` tokens a row do not fit.
+
+        doubles: to a power of two, where more will follow: few capacities, few programs.
+        """
         needed = int(jnp.max(cache.length)) + more
-        return cache if needed <= cache.form.capacity else cache.grown(bucket(needed))
+        if needed <= cache.form.capacity:
+            return cache
+        return cache.grown(bucket(1 << (needed - 1).bit_length() if doubles else needed))
 
     def slot_arrays(self, form: CacheFormat) -> dict:
         """What layers read of a cache's slots, made once a format."""
@@ -204,7 +215,7 @@ class Session:
             raise ValueError(f"num_tokens: must be 0 to {TOKENS_A_CALL} a call, got {num_tokens}")
         if len(stop_tokens) > MOST_STOP_TOKENS:
             raise ValueError(f"stop_tokens: at most {MOST_STOP_TOKENS}, got {len(stop_tokens)}")
-        cache = self._with_room(cache, num_tokens)
+        cache = self._with_room(cache, num_tokens, doubles=True)
         keys = row_keys(0, cache.batch) if keys is None else keys
         is_done = self._committed(jnp.zeros(cache.batch, bool)) if is_done is None else is_done
         stops = np.full(MOST_STOP_TOKENS, -1, np.int32)

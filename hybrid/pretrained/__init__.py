@@ -1,6 +1,7 @@
 """Hugging Face folders of Gemma 2, 3 and 4 (the text decoder), in and out.
 
-`config_in.py` and `config_out.py` translate config.json, `names.py` is the table of tensors,
+`config_in.py` (with `defaults.py`, `fields.py`, `rope_in.py`) and `config_out.py` translate
+config.json, `settings.py` reads what else a folder says, `names.py` is the table of tensors,
 `tensors.py` opens files safely, `read.py` and `write.py` move arrays. Read `names.py` first.
 """
 
@@ -9,10 +10,12 @@ from typing import Any
 
 from hybrid.pretrained.config_in import model_values
 from hybrid.pretrained.read import read_params
+from hybrid.pretrained.settings import Settings, read_settings
 from hybrid.pretrained.tokenizer import raw_text_warning
 from hybrid.pretrained.write import write_folder
 
-__all__ = ["describe", "model_values", "raw_text_warning", "read_params", "write_folder"]
+__all__ = ["Settings", "describe", "model_values", "raw_text_warning", "read_params"]
+__all__ += ["read_settings", "write_folder"]
 
 # Gemma has a BOS, and its loss without one is absurd.
 BOS = "window"

@@ -1,52 +1,26 @@
 """A Hugging Face config.json as values of `model.*`: Gemma 2, 3 and 4, old forms and new.
 
-A folder of a multimodal model has the decoder's keys under `text_config`. Keys that are left out
-have transformers' defaults. What our model can't be is refused by the file's own key.
+What our model can't be is refused by the file's own key, and what transformers' model of the family
+does not use either is left out with a line in the log.
 
-Read next: `names.py`.
+Read first: `fields.py`.  Read next: `rope_in.py`, then `names.py`.
 """
 
-import json
+import functools
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from hybrid.config import ConfigError
+from hybrid.pretrained.fields import CONFIG, Fields, read_fields
+from hybrid.pretrained.rope_in import FULL, SLIDING, rope_values
 
-CONFIG = "config.json"
-SLIDING, FULL = "sliding_attention", "full_attention"
-FAMILIES = {
-    "gemma2": "gemma2",
-    "gemma3_text": "gemma3",
-    "gemma3": "gemma3",
-    "gemma4_text": "gemma4",
-    "gemma4": "gemma4",
-    "gemma4_unified_text": "gemma4",
-    "gemma4_unified": "gemma4",
-}
-# transformers' defaults of keys that a file may leave out.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "gemma2": {
-        "sliding_window": 4096,
-        "sliding_window_pattern": 2,
-        "query_pre_attn_scalar": 256,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
-    "gemma3": {"sliding_window": 4096, "sliding_window_pattern": 6, "query_pre_attn_scalar": 256},
-    "gemma4": {
-        "sliding_window": 512,
-        "sliding_window_pattern": 6,
-        "hidden_size_per_layer_input": 256,
-    },
-}
-_NULL_IS_OFF = ("final_logit_softcapping", "attn_logit_softcapping", "hidden_size_per_layer_input")
-# Keys that can have one value here, which is also transformers' default.
-_PLAIN = {
-    "hidden_activation": "gelu_pytorch_tanh",
-    "attention_bias": False,
-    "tie_word_embeddings": True,
-}
+__all__ = ["CONFIG", "FULL", "SLIDING", "model_values"]
+
+_log = logging.getLogger("hybrid")
+# Keys that can have one value here, which is also transformers' where they are left out.
+_ACTIVATION = "gelu_pytorch_tanh"
+_PLAIN = {"attention_bias": False, "tie_word_embeddings": True, "is_causal": True}
 _SIZES = {
     "d_model": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -57,36 +31,12 @@ _SIZES = {
     "vocab_size": "vocab_size",
     "window_size": "sliding_window",
 }
-
-
-class Fields:
-    """A decoder's config.json, with complaints that name the file's key."""
-
-    def __init__(self, values: Mapping[str, Any], path: pathlib.Path, key: str):
-        self.values, self.path, self.key = values, path, key
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value of a key; `default` where it is left out or null."""
-        value = self.values.get(name)
-        return default if value is None else value
-
-    def size(self, name: str) -> int:
-        """A whole number of at least 1.  Raises: ConfigError."""
-        value = self.get(name)
-        if type(value) is not int or value < 1:
-            raise self.wrong(f"{name} must be a whole number of at least 1", value)
-        return value
-
-    def number(self, name: str, default: float) -> float:
-        """A number.  Raises: ConfigError."""
-        value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.wrong(f"{name} must be a number", value)
-        return float(value)
-
-    def wrong(self, problem: str, got: Any = None, accepted: str = "") -> ConfigError:
-        """The error for a key of this file."""
-        return ConfigError(self.key, f"{self.path}: {problem}", got, accepted)
+_SOFTCAPS = {
+    "logit_softcap": "final_logit_softcapping",
+    "attention_softcap": "attn_logit_softcapping",
+}
+# Keys that layers may have of their own, and ours of them.
+_PER_LAYER = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_kv_heads"}
 
 
 def model_values(folder: pathlib.Path, key: str = "init_from") -> dict[str, Any]:
@@ -95,77 +45,81 @@ def model_values(folder: pathlib.Path, key: str = "init_from") -> dict[str, Any]
     Raises: ConfigError under `key` for a missing or broken file, another architecture, and
       everything in it that our model can't be.
     """
-    fields, family = read_fields(folder, key)
+    fields = read_fields(folder, key)
     values: dict[str, Any] = {ours: fields.size(theirs) for ours, theirs in _SIZES.items()}
     _check_plain(fields)
-    values |= {
-        "norm_eps": fields.number("rms_norm_eps", 1e-6),
-        "logit_softcap": fields.number("final_logit_softcapping", 0.0),
-        "attention_softcap": fields.number("attn_logit_softcapping", 0.0),
-    }
-    if family != "gemma4":
-        scale = fields.number("query_pre_attn_scalar", 256) ** -0.5
-        values |= {"norm_offset": 1.0, "layer_scalar": "none", "v_norm": False}
-        values |= {"qk_norm": family == "gemma3", "attention_scale": scale}
-    values |= _pattern(fields, family, values["num_layers"]) | _rope(fields, family)
-    return values | (_gemma4(fields, values) if family == "gemma4" else {})
+    unused = set(fields.unused())
+    for ours, theirs in _SOFTCAPS.items():
+        values[ours] = 0.0 if theirs in unused else fields.number(theirs)
+    values["norm_eps"] = fields.positive("rms_norm_eps")
+    kinds = _kinds(fields, values["num_layers"])
+    values |= _pattern(fields, kinds) | rope_values(fields)
+    values |= _gemma4(fields, values, kinds) if fields.family == "gemma4" else _older(fields)
+    for name in sorted(unused):
+        _log_once(f"{fields.path}: {name} is set, and transformers computes without it; so here")
+    return values
 
 
-def read_fields(folder: pathlib.Path, key: str) -> tuple[Fields, str]:
-    """The decoder's keys with defaults filled in, and the family.  Raises: ConfigError."""
-    path = folder / CONFIG
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(key, f"holds no {CONFIG}", str(folder)) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(key, f"{path} can't be read ({error})") from None
-    if not isinstance(values, dict):
-        raise ConfigError(key, f"{path} holds no object")
-    fields = Fields(values, path, key)
-    family = FAMILIES.get(str(values.get("model_type")))
-    if family is None:
-        accepted = "one of " + ", ".join(FAMILIES)
-        raise fields.wrong("model_type is not served", values.get("model_type"), accepted)
-    if values.get("quantization_config") is not None:
-        method = values["quantization_config"].get("quant_method", "unknown")
-        raise fields.wrong("quantization_config: quantized weights are not read", method)
-    inner = values.get("text_config", values)
-    if not isinstance(inner, dict):
-        raise fields.wrong("text_config must be an object", inner)
-    given = {name: value for name, value in inner.items() if value is not None}
-    off = {name: 0 for name in _NULL_IS_OFF if name in inner and inner[name] is None}
-    return Fields(_DEFAULTS[family] | off | given, path, key), family
+@functools.cache
+def _log_once(line: str) -> None:
+    _log.warning("warning: %s", line)
 
 
 def _check_plain(fields: Fields) -> None:
     """Raises: ConfigError for what no model here has."""
     for name, plain in _PLAIN.items():
-        got = fields.get(name, plain)
-        if (got if isinstance(plain, str) else bool(got)) != plain:
-            raise fields.wrong(f"{name} is not served", got, str(plain).lower())
-    got = fields.get("use_bidirectional_attention")
-    if got in ("all", True):
-        raise fields.wrong("use_bidirectional_attention: only causal text is served", got)
+        for level in (fields.given, fields.outer):
+            got = level.get(name)
+            if got not in (None, plain):
+                raise fields.wrong(f"{name} is not served", got, str(plain).lower())
+    activation = fields.get("hidden_activation")
+    if activation != _ACTIVATION:
+        raise fields.wrong("hidden_activation is not served", activation, _ACTIVATION)
+    sees_ahead = fields.get("use_bidirectional_attention")
+    if sees_ahead and (sees_ahead != "vision" or fields.family != "gemma4"):
+        problem = "use_bidirectional_attention: only causal text is served"
+        raise fields.wrong(problem, sees_ahead)
+    if fields.family != "gemma4" and fields.object("per_layer_config"):
+        problem = "per_layer_config: layers of one kind are alike here"
+        raise fields.wrong(problem, fields.get("per_layer_config"))
+
+
+def _older(fields: Fields) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common."""
+    return {
+        "norm_offset": 1.0,
+        "layer_scalar": "none",
+        "v_norm": False,
+        "qk_norm": fields.family == "gemma3",
+        "attention_scale": fields.positive("query_pre_attn_scalar") ** -0.5,
+    }
 
 
 # --- Layers ----------------------------------------------------------------------------------
 
 
-def _pattern(fields: Fields, family: str, num_layers: int) -> dict[str, Any]:
-    """`pattern` and `last_layer`: the shortest period that gives the file's layers."""
-    types = fields.get("layer_types")
-    if types is None:
-        period = fields.size("sliding_window_pattern")
-        types = [FULL if (i + 1) % period == 0 else SLIDING for i in range(num_layers)]
-    unknown = [kind for kind in types if kind not in (SLIDING, FULL)]
+def _kinds(fields: Fields, num_layers: int) -> list[str]:
+    """The kind of each layer, by transformers' name.  Raises: ConfigError."""
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        period = 2 if fields.family == "gemma2" else 6
+        period = fields.size("sliding_window_pattern") if fields.family == "gemma3" else period
+        kinds = [FULL if (i + 1) % period == 0 else SLIDING for i in range(num_layers)]
+    if not isinstance(kinds, list):
+        raise fields.wrong("layer_types must be a list", kinds)
+    unknown = [kind for kind in kinds if kind not in (SLIDING, FULL)]
     if unknown:
         raise fields.wrong("layer_types has an unknown kind", unknown[0], f"{SLIDING}, {FULL}")
-    if len(types) != num_layers:
-        raise fields.wrong(f"layer_types must name {num_layers} layers", len(types))
-    letters = "".join("L" if kind == SLIDING else "G" for kind in types)
-    forced = family == "gemma4"  # transformers turns the last layer of a cut pattern global
-    letters = letters[:-1] + "G" if forced else letters
+    if len(kinds) != num_layers:
+        raise fields.wrong(f"layer_types must name {num_layers} layers", len(kinds))
+    # transformers turns the last layer of Gemma 4 global, wherever a pattern is cut.
+    return [*kinds[:-1], FULL] if fields.family == "gemma4" else kinds
+
+
+def _pattern(fields: Fields, kinds: list[str]) -> dict[str, Any]:
+    """`pattern` and `last_layer`: the shortest period that gives the file's layers."""
+    forced = fields.family == "gemma4"
+    letters = "".join("L" if kind == SLIDING else "G" for kind in kinds)
     rule = "force_global" if forced else "any"
     return {"pattern": _period(letters, letters[:-1] if forced else letters), "last_layer": rule}
 
@@ -180,70 +134,27 @@ def _period(letters: str, repeated: str) -> str:
     return next(p for p in periods if gives(p, letters) or ("G" in p and gives(p, repeated)))
 
 
-# --- Rotary encodings ------------------------------------------------------------------------
-
-_GLOBAL_ROPE = {
-    "gemma2": ("default",),
-    "gemma3": ("default", "linear"),
-    "gemma4": ("default", "proportional"),
-}
-
-
-def _rope(fields: Fields, family: str) -> dict[str, Any]:
-    rope = fields.get("rope_parameters", {})
-    if not isinstance(rope, dict):
-        raise fields.wrong("rope_parameters must be an object", rope)
-    local: dict[str, Any] = rope.get(SLIDING) or {}
-    wide: dict[str, Any] = rope.get(FULL) or {}
-    theta, wide_theta = 10_000.0, 1_000_000.0
-    if family == "gemma2":
-        local, wide = rope, rope | {"factor": 1.0}
-        theta = wide_theta = fields.number("rope_theta", theta)
-    elif family == "gemma3":
-        wide = wide | fields.get("rope_scaling", {})
-        theta = fields.number("rope_local_base_freq", theta)
-        wide_theta = fields.number("rope_theta", wide_theta)
-    else:
-        wide = wide or {"rope_type": "proportional", "partial_rotary_factor": 0.25}
-    _check_rope(fields, local, ("default",))
-    kind = _check_rope(fields, wide, _GLOBAL_ROPE[family])
-    fraction = wide.get("partial_rotary_factor", 1.0) if kind == "proportional" else 1.0
-    return {
-        "rope_theta": float(local.get("rope_theta", theta)),
-        "global_rope_theta": float(wide.get("rope_theta", wide_theta)),
-        "global_rope_fraction": float(fraction),
-        "global_rope_factor": float(wide.get("factor", 1.0)),
-    }
-
-
-def _check_rope(fields: Fields, rope: Any, kinds: tuple[str, ...]) -> str:
-    """The kind of a rotary encoding.  Raises: ConfigError for one that is none of `kinds`."""
-    if not isinstance(rope, dict):
-        raise fields.wrong("rope_parameters must be an object", rope)
-    kind = str(rope.get("rope_type", rope.get("type", "default")))
-    if kind not in kinds:
-        raise fields.wrong("rope_type is not served", kind, " or ".join(kinds))
-    return kind
-
-
 # --- What only Gemma 4 has -------------------------------------------------------------------
 
 
-def _gemma4(fields: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
-    shared = fields.get("num_kv_shared_layers", 0)
-    double = bool(fields.get("use_double_wide_mlp", False)) and bool(shared)
+def _gemma4(fields: Fields, values: Mapping[str, Any], kinds: list[str]) -> dict[str, Any]:
+    shared = fields.size("num_kv_shared_layers", at_least=0)
+    double = fields.flag("use_double_wide_mlp") and bool(shared)
     keys = {
-        "unified_kv": bool(fields.get("attention_k_eq_v", False)),
+        "unified_kv": fields.flag("attention_k_eq_v"),
         "num_kv_shared_layers": shared,
         "kv_shared_ffn_dim": 2 * values["ffn_dim"] if double else 0,
-        "layer_embedding_dim": fields.get("hidden_size_per_layer_input", 0),
-        **_global_heads(fields),
+        **_global_heads(fields, kinds),
     }
-    rows = fields.get("vocab_size_per_layer_input", values["vocab_size"])
-    if keys["layer_embedding_dim"] and rows != values["vocab_size"]:
+    if fields.kind == "gemma4_unified_text":  # neither per-layer embeddings nor experts
+        return keys
+    if fields.get("hidden_size_per_layer_input") is not None:
+        keys["layer_embedding_dim"] = fields.size("hidden_size_per_layer_input", at_least=0)
+    rows = fields.get("vocab_size_per_layer_input")
+    if keys.get("layer_embedding_dim") and rows != values["vocab_size"]:
         problem = f"vocab_size_per_layer_input must be vocab_size ({values['vocab_size']})"
         raise fields.wrong(problem, rows)
-    if fields.get("enable_moe_block", False):
+    if fields.flag("enable_moe_block"):
         width = "moe_intermediate_size"
         width = width if fields.get(width) is not None else "expert_intermediate_size"
         keys |= {
@@ -254,23 +165,24 @@ def _gemma4(fields: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def _global_heads(fields: Fields) -> dict[str, int]:
+def _global_heads(fields: Fields, kinds: list[str]) -> dict[str, int]:
     """Heads of global layers: of keys of their own (as published), or of each layer's entry."""
-    per_layer = fields.get("per_layer_config")
-    if per_layer is None:
-        own = fields.get("attention_k_eq_v", False)
-        heads = fields.get("num_global_key_value_heads", 0) if own else 0
-        width = fields.get("global_head_dim", 512)
-        return {"global_head_dim": width, "num_global_kv_heads": heads}
-    if not isinstance(per_layer, dict):
-        raise fields.wrong("per_layer_config must be an object", per_layer)
-    types = fields.get("layer_types", [])
-    by_layer = {int(layer): entry for layer, entry in per_layer.items()}
-    wide = [by_layer.pop(i, {}) for i, kind in enumerate(types) if kind == FULL]
+    if fields.get("per_layer_config") is None:
+        own = fields.flag("attention_k_eq_v")
+        own = own and fields.get("num_global_key_value_heads") is not None
+        heads = fields.size("num_global_key_value_heads") if own else 0
+        return {"global_head_dim": fields.size("global_head_dim"), "num_global_kv_heads": heads}
+    entries = fields.object("per_layer_config")
+    layers = {str(i): kind for i, kind in enumerate(kinds)}
+    by_layer = {str(name).lstrip("0") or "0": entry for name, entry in entries.items()}
+    for name, entry in by_layer.items():
+        if name not in layers or not isinstance(entry, dict) or entry.keys() - _PER_LAYER:
+            problem = f"per_layer_config.{name}: must have keys of a layer's heads"
+            raise fields.wrong(problem, entry, ", ".join(_PER_LAYER))
+    wide = [by_layer.pop(name, {}) for name, kind in layers.items() if kind == FULL]
     if any(entry != wide[0] for entry in wide) or any(by_layer.values()):
         raise fields.wrong("per_layer_config: layers of one kind must be alike")
-    entry = wide[0] if wide else {}
-    return {
-        "global_head_dim": entry.get("head_dim", 0),
-        "num_global_kv_heads": entry.get("num_key_value_heads", 0),
-    }
+    for name, value in wide[0].items():
+        if type(value) is not int or value < 1:
+            raise fields.wrong(f"per_layer_config: {name} must be a whole number", value)
+    return {ours: wide[0].get(theirs, 0) for theirs, ours in _PER_LAYER.items()}

@@ -10,10 +10,9 @@ from typing import Any
 from hybrid import model
 from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
-from hybrid.pretrained.config_in import FULL, SLIDING
+from hybrid.pretrained.rope_in import FULL, SLIDING
 
-MAX_POSITIONS = 131_072
-
+MAX_POSITIONS = 131_072  # of a model that comes from no published one
 
 # What a family must be, as far as that does not depend on other keys.
 _OLDER = {
@@ -76,7 +75,9 @@ def _wanted_older(config: ModelConfig, kinds: list[str]) -> Wanted:
     scalar = round(config.attention_scale**-2)
     close = abs(config.attention_scale * scalar**0.5 - 1) < 1e-6
     yield "attention_scale", config.attention_scale if close else "n^-0.5 of a whole n"
-    if not config.qk_norm:
+    if config.qk_norm:
+        yield "attention_softcap", 0.0  # a key that Gemma 3 has there, and computes without
+    else:
         yield "global_rope_theta", config.rope_theta
         yield "global_rope_factor", 1.0
 

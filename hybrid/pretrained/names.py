@@ -20,9 +20,12 @@ from hybrid import model
 from hybrid.model.config import ModelConfig
 from hybrid.model.params import Path, flat, param_name
 
-PREFIXES = ("model.", "model.language_model.", "language_model.model.")
+# Before the decoder's names: in files of text models, of multimodal ones as they are saved now and
+# were before, and of both without a head.
+PREFIXES = ("model.", "model.language_model.", "language_model.model.", "language_model.", "")
 IGNORED = (
     "vision_tower.",
+    "vision_embedder.",
     "audio_tower.",
     "embed_vision.",
     "embed_audio.",
@@ -138,6 +141,9 @@ _OUTSIDE = {
     ("final_norm", "scale"): ("norm.weight", AS_IS),
     ("layer_embedder", "norm", "scale"): ("per_layer_projection_norm.weight", AS_IS),
 }
+# A tied head may be in a file too, as a second copy of the embedding.
+EMBEDDING = "embed_tokens.weight"
+HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight")
 # Google's E2B and E4B files carry these also on layers that reuse keys and values.
 _REDUNDANT = ("self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.k_norm.weight")
 

@@ -6,6 +6,7 @@ Everything is checked against the names and shapes of the model before the first
 """
 
 import functools
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -45,10 +46,12 @@ def read_params(
       that are missing, unknown or of another shape; nothing was read then.
     """
     tensors = Tensors(folder, key)
-    given = (p for p in names.PREFIXES if f"{p}embed_tokens.weight" in tensors.shapes)
+    given = (p for p in names.PREFIXES if p + names.EMBEDDING in tensors.shapes)
     prefix = next(given, "model.")
     wanted = names.stored_tensors(config, prefix)
-    _check(tensors, wanted, {prefix + name for name in names.redundant(config)})
+    redundant = {prefix + name for name in names.redundant(config)}
+    _check(tensors, wanted, redundant | set(names.HEADS))
+    _check_head(tensors, prefix + names.EMBEDDING)
 
     def zeros(leaf, sharding):
         return jax.jit(lambda: jnp.zeros(leaf.shape, dtype), out_shardings=sharding)()
@@ -82,23 +85,40 @@ def _ignored(name: str) -> bool:
     return inner.startswith(names.IGNORED) or name.endswith("rotary_emb.inv_freq")
 
 
+def _check_head(tensors: Tensors, embedding: str) -> None:
+    """Raises: ConfigError for an output head that is not the embedding."""
+    for head in (name for name in names.HEADS if name in tensors.shapes):
+        is_equal = tensors.shapes[head] == tensors.shapes[embedding] and all(
+            np.array_equal(tensors.read(head, rows), tensors.read(embedding, rows))
+            for rows in _blocks(tensors.shapes[head])
+        )
+        if not is_equal:
+            problem = f"{tensors.folder} has an output head of its own, which no model here has"
+            raise ConfigError(tensors.key, problem, head, f"none, or a copy of {embedding}")
+
+
 # --- Filling ---------------------------------------------------------------------------------
 
 
 def _fill(leaves: Leaves, tensors: Tensors, name: str, stored: list[StoredTensor]) -> None:
     """Reads one tensor of the file into the leaves of all tensors that it stores."""
-    height, *rest = tensors.shapes[name] or (1,)
+    shape = tensors.shapes[name] or (1,)
     by_rows = all(t.layout is AS_IS and (t.part is None or t.part.axis > 0) for t in stored)
-    block = height
-    if by_rows and len(tensors.shapes[name]) > 1:
-        block = max(1, min(height, BLOCK_BYTES // (4 * int(np.prod(rest)))))
-    for start in range(0, height, block):
-        rows = tensors.read(name, slice(start, min(start + block, height)))
+    blocks = _blocks(shape) if by_rows else [slice(0, shape[0])]
+    for block in blocks:
+        rows = tensors.read(name, block)
         for tensor in stored:
             part = rows if tensor.part is None else rows[tensor.part.of(rows.shape)]
-            shape = (len(rows), *tensor.shape[1:]) if block < height else tensor.shape
-            values = tensor.layout.to_ours(part, shape)
-            leaves[tensor.path] = _updated(leaves[tensor.path], tensor, values, start)
+            own = (len(rows), *tensor.shape[1:]) if len(blocks) > 1 else tensor.shape
+            values = tensor.layout.to_ours(part, own)
+            leaves[tensor.path] = _updated(leaves[tensor.path], tensor, values, block.start)
+
+
+def _blocks(shape: tuple[int, ...]) -> list[slice]:
+    """The rows of a file's tensor in stretches of at most BLOCK_BYTES; a vector is one."""
+    height, *rest = shape
+    block = max(1, min(height, BLOCK_BYTES // (4 * math.prod(rest)))) if rest else height
+    return [slice(start, min(start + block, height)) for start in range(0, height, block)]
 
 
 def _updated(leaf: jax.Array, tensor: StoredTensor, values: np.ndarray, start: int) -> jax.Array:

@@ -21,19 +21,25 @@ _SPECIAL = {
 }
 
 
-def write_tokenizer(tokenizer: str, folder: pathlib.Path) -> dict[str, int]:
+def write_tokenizer(
+    tokenizer: str, folder: pathlib.Path, *, adds_bos: bool = True
+) -> dict[str, int | None]:
     """Puts the tokenizer `data.tokenizer` into a folder.
 
-    Returns: the ids that config.json names (`bos_token_id`, …), where the tokenizer has them.
+    Args:
+      adds_bos: whether the byte tokenizer puts BOS before a text, as a run's documents had it;
+        others add what their own file says.
+    Returns: the ids that config.json names (`bos_token_id`, …), None for what the tokenizer lacks:
+      a key that is left out would mean transformers' default.
     """
     if tokenizer == "byte":
-        _write_byte_tokenizer(folder)
+        _write_byte_tokenizer(folder, adds_bos)
         return {f"{role}_id": token for token, (role, _) in _SPECIAL.items()}
     copy_files(tokenizer, folder)
     path = folder / FILES[0]
     loaded = ours.JsonTokenizer(path.read_bytes(), ours.neighbour_config(path))
     ids = {"bos": loaded.bos_id, "eos": loaded.eos_id, "pad": loaded.pad_id}
-    return {f"{role}_token_id": token for role, token in ids.items() if token is not None}
+    return {f"{role}_token_id": token for role, token in ids.items()}
 
 
 def copy_files(tokenizer: str, folder: pathlib.Path) -> None:
@@ -55,9 +61,9 @@ def raw_text_warning(folder: pathlib.Path) -> list[str]:
     return [f"{folder} is tuned to chat: on plain text its loss is no measure of the base model"]
 
 
-def _write_byte_tokenizer(folder: pathlib.Path) -> None:
+def _write_byte_tokenizer(folder: pathlib.Path, adds_bos: bool) -> None:
     """A tokenizer.json in which byte b is id b: byte-level BPE without merges."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     # Printable bytes are written as they are, the others as the characters from 256 on.
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -69,6 +75,11 @@ def _write_byte_tokenizer(folder: pathlib.Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special])
+    if adds_bos:
+        _, bos = _SPECIAL[ours.BYTE_BOS]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, ours.BYTE_BOS)]
+        )
     tokenizer.save(str(folder / "tokenizer.json"))
     values = {"tokenizer_class": "PreTrainedTokenizerFast", **dict(_SPECIAL.values())}
     write_json(folder / "tokenizer_config.json", values)

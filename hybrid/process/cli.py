@@ -6,6 +6,7 @@ itself exits 1 on a wrong flag and has no config keys.
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import logging
 import os
@@ -21,7 +22,7 @@ from absl import flags
 from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.process import signals
-from hybrid.process.host import keep_freed_memory
+from hybrid.process.host import keep_freed_memory, write_any_text
 
 _DEFINE: dict[type, Callable] = {
     str: flags.DEFINE_string,
@@ -83,6 +84,11 @@ def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
             return _run(command, argv)
         except ConfigError as error:
             return _ended(WRONG_INPUT, f"error: {error}")
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:  # which only a flag or a key can have brought
+                raise
+            line = f"error: path: is too long, got {error.filename!s:.40}..."
+            return _ended(WRONG_INPUT, line)
         except signals.Preempted as stop:
             return _ended(PREEMPTED, f"stopped: {stop}")
         except KeyboardInterrupt as stop:
@@ -96,6 +102,7 @@ def _ended(status: int, line: str) -> int:
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:
+    write_any_text()
     if "--help" in argv or "-h" in argv:
         print(help_text(command))
         return OK

@@ -1,4 +1,4 @@
-"""Process settings that make CPU runs fast; harmless elsewhere."""
+"""Settings of the process: an allocator that makes CPU runs fast, streams that take any text."""
 
 import ctypes
 import sys
@@ -26,3 +26,13 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_ARENA_MAX, 1), (_M_TRIM_THRESHOLD, -1), (_M_MMAP_MAX, 0))
     return min(mallopt(name, value) for name, value in settings) == 1
+
+
+def write_any_text() -> None:
+    """Lets standard output write "?" for a character that its encoding lacks, in place of failing.
+
+    Standard error writes such characters as escapes by itself.
+    """
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # other objects may stand in its place
+    if reconfigure is not None and sys.stdout.errors in ("strict", "surrogateescape"):
+        reconfigure(errors="replace")

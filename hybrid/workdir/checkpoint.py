@@ -212,8 +212,8 @@ def find_step(workdir: pathlib.Path, which: str = "latest") -> int:
     if which == "best" and step is None:
         raise ConfigError("--checkpoint", "no checkpoint was evaluated", which, "latest, STEP")
     if step is None:
-        step = int(which) if which.isdecimal() else -1
-        if step not in available:
+        step = {str(step): step for step in available}.get(which)
+        if step is None:
             raise ConfigError("--checkpoint", "no such checkpoint", which, accepted)
     problem = damage(workdir / FOLDER / str(step), contents=True)
     if problem:

@@ -265,3 +265,12 @@ def test_a_run_its_cache_and_its_export_score_the_same_text_alike(run, evaluated
         assert other["num_tokens"] == forward["num_tokens"]
         assert other["num_bytes"] == forward["num_bytes"]
         assert other["loss"] == pytest.approx(forward["loss"], rel=1e-6)
+
+
+def test_an_export_has_the_dtype_that_is_asked_for_else_the_runs(run, tmp_path):
+    for words, dtype in (([], "float32"), (["--dtype=bfloat16"], "bfloat16")):
+        output = tmp_path / dtype
+        assert export([f"--workdir={run}", f"--output={output}", *words]) == 0
+        assert json.loads((output / "config.json").read_text())["dtype"] == dtype
+    sizes = [(tmp_path / d / "model.safetensors").stat().st_size for d in ("float32", "bfloat16")]
+    assert sizes[0] > 1.9 * sizes[1]

@@ -124,6 +124,8 @@ def test_nothing_is_compiled_again_for_other_lengths_numbers_and_settings(model,
         ({"seed": [1, 2]}, "seed"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**40}, "seed"),
+        ({"seed": 10**30}, "seed"),
+        ({"max_new_tokens": 2**31}, "max_new_tokens"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(model, tokens, keys, name):
@@ -132,10 +134,34 @@ def test_arguments_out_of_range_are_refused_by_name(model, tokens, keys, name):
     assert error.value.key == name
 
 
-def test_ids_beyond_the_vocabulary_and_floats_are_refused(model, tokens):
-    with pytest.raises(ConfigError, match="below vocab_size"):
-        hybrid.generate(model, tokens + 39)
-    with pytest.raises(ConfigError, match="below vocab_size"):
-        hybrid.generate(model, tokens - 39)
-    with pytest.raises(ValueError, match="integers"):
-        hybrid.generate(model, tokens + 0.5)
+def outcome(call, tokens):
+    """The refusal of a call, or that there was none."""
+    try:
+        call(tokens)
+    except ValueError as error:
+        return type(error), str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda tokens: tokens + 39, "below vocab_size (40), got"),
+        (lambda tokens: tokens - 39, "below vocab_size (40), got -"),
+        (lambda tokens: tokens.astype(np.int64) + 2**40, "below vocab_size"),
+        (lambda tokens: tokens + 0.5, "must be integers, got float64"),
+        (lambda tokens: jax.numpy.asarray(tokens, "float32"), "must be integers, got float32"),
+        (lambda tokens: tokens > 3, "must be integers, got bool"),
+        (lambda tokens: tokens.astype(np.uint8), None),
+        (lambda tokens: tokens.tolist(), None),
+    ],
+)
+def test_ids_that_are_none_are_refused_by_the_model_as_by_generate(model, tokens, change, problem):
+    calls = (model, lambda tokens: hybrid.generate(model, tokens, max_new_tokens=8))
+    first, second = (outcome(call, change(tokens)) for call in calls)
+    assert first == second
+    assert (first is None) if problem is None else (problem in first[1])
+
+
+def test_a_traced_call_is_the_same_function(model, tokens):
+    np.testing.assert_allclose(jax.jit(model)(tokens), model(tokens), rtol=0, atol=1e-5)

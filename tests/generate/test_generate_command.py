@@ -109,6 +109,22 @@ def test_an_empty_prompt_begins_with_bos(folder):
         (["--pretrained={folder}", "--prompt=a", "--min_p=2"], "--min_p"),
         (["--pretrained={folder}", "--prompt=a", "--beams=2"], "--beams"),
         (["--pretrained={folder}", "--prompt=a", "--seed=-1"], "--seed"),
+        (["--pretrained={folder}", "--prompt=a", "--seed=" + "9" * 30], "--seed"),
+        (["--pretrained={folder}", "--prompt=a", "--temperature=1e999"], "--temperature"),
+        (
+            ["--pretrained={folder}", "--prompt=a", "--max_new_tokens=2147483648"],
+            "--max_new_tokens",
+        ),
+        (
+            ["--pretrained={folder}", "--prompt=a", "--max_new_tokens=2147483647"],
+            "--max_new_tokens",
+        ),
+        (["--pretrained={folder}", "--prompt=caf\udce9"], "--prompt"),
+        (["--pretrained={folder}", "--prompt=\ud800"], "--prompt"),
+        (["--pretrained={folder}", "--prompt=a", "--stop=\udce9"], "--stop"),
+        (["--pretrained={folder}", "--prompt=a", '--stop=["a", ""]'], "--stop"),
+        (["--pretrained=\udce9", "--prompt=a"], "--pretrained"),
+        (["--pretrained=" + "x" * 5000, "--prompt=a"], "path"),
         (
             ["--pretrained={folder}", "--prompt=a", "--config.data.tokenizer=/nowhere"],
             "data.tokenizer",
@@ -165,6 +181,83 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(folder):
         errors = process.stderr.read().decode()
     assert process.returncode == 0
     assert "Traceback" not in errors
+
+
+# --- Ends, warnings, encodings ---------------------------------------------------------------
+
+
+def test_the_command_ends_at_every_id_that_the_folder_names(folder, tmp_path):
+    stopping = tmp_path / "stopping"
+    shutil.copytree(folder, stopping)
+    words = ["--prompt=abc", "--max_new_tokens=12"]
+    ids = np.array([[BYTE_BOS, *b"abc"]])
+    new = hybrid.generate(hybrid.from_pretrained(folder), ids, 12)[0, 4:].tolist()
+    count = {"config.json": 5, "generation_config.json": 3}
+    assert run(f"--pretrained={stopping}", *words)[2].count("new: 12 tokens") == 1
+    for name, at in count.items():
+        path = stopping / name
+        values = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(values | {"eos_token_id": [BYTE_EOS, new[at]]}))
+        _, _, err = run(f"--pretrained={stopping}", *words)
+        assert f"new: {new.index(new[at]) + 1} tokens" in err
+
+
+@pytest.mark.parametrize("form", ["{0}", '["never comes", "{0}"]'])
+def test_the_command_ends_behind_a_text(form, workdir):
+    words = [f"--workdir={workdir}", "--prompt=abc", "--max_new_tokens=60"]
+    text = run(*words)[1].removeprefix("abc").removesuffix("\n")
+    stop = text[20:23]
+    status, out, err = run(*words, "--stop=" + form.format(stop))
+    end = text.find(stop) + len(stop)
+    assert (status, out) == (0, "abc" + text[:end] + "\n")
+    assert "new: 60 tokens" not in err
+
+
+def test_a_context_beyond_the_models_is_told_in_a_line(folder, tmp_path):
+    short = tmp_path / "short"
+    shutil.copytree(folder, short)
+    tiny_folder.change_config(short, max_position_embeddings=10)
+    for limit, lines in ((6, 1), (7, 2)):
+        _, _, err = run(f"--pretrained={short}", "--prompt=abc", f"--max_new_tokens={limit}")
+        assert len(err.splitlines()) == lines
+        assert ("made for 10" in err) == (lines == 2)
+
+
+def test_control_tokens_in_a_prompt_are_told_and_taken_on_demand(folder):
+    words = [f"--pretrained={folder}", "--max_new_tokens=0"]
+    _, _, err = run(*words, "--prompt=<bos>hi<eos>")
+    assert err.count("warning: the prompt spells <bos>, <eos>, read as text") == 1
+    assert "prompt: 13 tokens" in err
+    status, out, err = run(*words, "--prompt=<bos>hi<eos>", "--parse_special")
+    assert (status, out) == (0, "<bos>hi<eos>\n")
+    assert "warning" not in err
+    assert "prompt: 4 tokens" in err, "one BOS, h, i, EOS"
+    _, _, err = run(*words, "--prompt=hi<eos>", "--parse_special")
+    assert "prompt: 4 tokens" in err, "BOS is put before"
+    assert "warning" not in run(*words, "--prompt=<b>hi</b>")[2]
+
+
+def test_a_limit_beyond_all_memory_is_no_reason_to_fail(folder, tmp_path):
+    """The first id that comes ends the text."""
+    first = hybrid.generate(hybrid.from_pretrained(folder), [[BYTE_BOS, *b"abc"]], 1)[0, -1]
+    stopping = tmp_path / "stopping"
+    shutil.copytree(folder, stopping)
+    tiny_folder.change_config(stopping, eos_token_id=[int(first)])
+    words = [f"--pretrained={stopping}", "--prompt=abc", "--top_k=10000000000"]
+    status, _, err = run(*words, "--max_new_tokens=2000000000")
+    assert status == 0
+    assert "new: 1 tokens" in err
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_a_terminal_of_another_encoding_gets_what_it_can_show(encoding, folder):
+    command = [sys.executable, "-m", "hybrid.generate", f"--pretrained={folder}"]
+    environment = small_run.environment(folder) | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(
+        [*command, "--prompt=é世", "--max_new_tokens=0"], capture_output=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "é世\n".encode(encoding, "replace")
 
 
 def test_help_lists_flags_and_keys():

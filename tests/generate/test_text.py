@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pretrained import tiny_folder
 
 from hybrid.data.tokenizers import ByteTokenizer, load
-from hybrid.generate.text import BROKEN, TextStream
+from hybrid.generate.text import BROKEN, StopTexts, TextStream
 
 TEXT = "naïve 😀 – “é” 漢字 ok"
 
@@ -82,3 +82,17 @@ def test_tokenizers_of_folders(tokenizers, kind, step):
     pieces = fed(TextStream(tokenizer, tokenizer.encode("ab ")), ids, step)
     assert "".join(pieces) == tokenizer.decode(np.asarray(ids))
     assert not any(BROKEN in piece for piece in pieces)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    text=st.text("ab\n", max_size=20),
+    stops=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
+    step=st.integers(1, 5),
+)
+def test_a_text_ends_behind_the_first_stop_however_it_is_cut(text, stops, step):
+    finder = StopTexts(stops)
+    found = "".join(finder.cut(text[at : at + step]) for at in range(0, len(text), step))
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    assert found == text[: min(ends, default=len(text))]
+    assert finder.is_met == bool(ends)

@@ -144,6 +144,29 @@ def test_a_cache_grows_with_what_is_read(tokens):
         assert_close(logits, session.prefill(session.empty(BATCH, 224), long)[1])
 
 
+def test_decoding_doubles_a_full_cache_and_changes_no_token(tokens, monkeypatch):
+    """Few capacities, so few programs; the same tokens as from a cache allocated at once."""
+    config = config_of("unified", "float32")
+    session = Session(config, params_of(config))
+    whole = session.empty(BATCH, TIME, 600)
+    monkeypatch.setattr("hybrid.inference.session.MOST_AHEAD", 50)
+    small = session.empty(BATCH, TIME, 2_000_000_000)
+    assert (whole.form.capacity, small.form.capacity) == (640, 128)
+
+    def decoded(cache):
+        cache, logits = session.prefill(cache, tokens)
+        steps = list(session.stream(cache, logits, 600))
+        capacities = [step.cache.form.capacity for step in steps]
+        return np.concatenate([step.tokens for step in steps], axis=1), capacities, steps[-1]
+
+    wanted, capacities, last = decoded(whole)
+    assert set(capacities) == {640}
+    found, capacities, grown = decoded(small)
+    assert sorted(set(capacities)) == [128, 256, 512, 1024]
+    np.testing.assert_array_equal(found, wanted)
+    assert_close(grown.logits, last.logits)
+
+
 @pytest.mark.parametrize(
     ("tokens", "lengths", "problem"),
     [

@@ -45,7 +45,34 @@ def test_filters_leave_the_right_tokens(settings, tokens):
 def test_temperature_divides_and_filters_keep_the_rest_as_it_is():
     how = Sampling(temperature=2.0, top_k=2)
     kept = filtered(jnp.asarray(LOGITS), how.kind, how.numbers())[0]
-    np.testing.assert_allclose(kept[jnp.array([1, 2])], LOGITS[0, [1, 2]] / 2, rtol=1e-6)
+    np.testing.assert_allclose(kept[1] - kept[2], (LOGITS[0, 1] - LOGITS[0, 2]) / 2, rtol=1e-6)
+    assert kept[1] == 0
+
+
+TEMPERATURES = [5e-324, 1e-300, 1e-45, 1e-39, 1e-30, 1e-8, 1e-3, 0.7, 1e3, 1e30, 1e39, 1e308]
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 4}, {"top_p": 0.999}, {"min_p": 1e-30}])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_any_temperature_above_0_gives_its_distribution(filters, scale):
+    """Against float64: a tiny one takes the likeliest, a huge one draws uniformly."""
+    for seed, temperature in enumerate(TEMPERATURES):
+        logits = scale * np.random.default_rng(seed).normal(size=(1, 6)).astype(np.float32)
+        how = Sampling(temperature=temperature, **filters)
+        kept = filtered(jnp.asarray(logits), how.kind, how.numbers())
+        found = np.asarray(jax.nn.softmax(kept, axis=-1))[0]
+        wanted = np.exp((logits.astype(np.float64)[0] - logits.max()) / max(temperature, 1e-300))
+        wanted = np.where(found > 0, wanted, 0)  # what a filter leaves out is tested above
+        np.testing.assert_allclose(found, wanted / wanted.sum(), atol=1e-4)
+        assert found[logits.argmax()] > 0
+        drawn = sample(
+            jnp.asarray(logits), row_keys(seed, 1), jnp.zeros(1, int), how.kind, how.numbers()
+        )
+        assert found[int(drawn[0])] > 0
+
+
+def test_a_top_k_beyond_any_vocabulary_leaves_all():
+    assert left(top_k=10**30) == {0, 1, 2, 3, 4}
 
 
 def test_greedy_takes_the_first_of_the_largest():

@@ -16,7 +16,7 @@ from hybrid.config import ConfigError
 from hybrid.data import tokenizers
 from hybrid.evaluation.__main__ import main as evaluate
 from hybrid.loading import api
-from hybrid.pretrained import tensors
+from hybrid.pretrained import names, read, tensors
 
 EXPERTS = dataclasses.replace(
     tiny_folder.CONFIG, num_experts=4, num_active_experts=2, expert_dim=6, num_kv_shared_layers=0
@@ -246,3 +246,36 @@ def _peak():
 
 if __name__ == "__main__":
     main()
+
+
+# --- Names of tensors ------------------------------------------------------------------------
+
+
+def renamed(change):
+    return lambda all_: {change(name): value for name, value in all_.items()}
+
+
+@pytest.mark.parametrize("prefix", names.PREFIXES)
+def test_the_decoder_is_found_under_every_prefix(prefix, tmp_path):
+    folder = tiny_folder.write(tmp_path / "folder")
+    tiny_folder.change_tensors(folder, renamed(lambda name: prefix + name.removeprefix("model.")))
+    assert_equal(api.from_pretrained(folder).params, tiny_folder.params_of())
+
+
+@pytest.mark.parametrize("head", names.HEADS)
+def test_a_head_that_is_the_embedding_is_accepted_and_another_is_refused(
+    head, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(read, "BLOCK_BYTES", 1000)  # compared in several stretches
+    folder = tiny_folder.write(tmp_path / "folder")
+    embedding = "model.embed_tokens.weight"
+    tiny_folder.change_tensors(folder, lambda all_: all_ | {head: all_[embedding]})
+    assert_equal(api.from_pretrained(folder).params, tiny_folder.params_of())
+
+    def changed(all_):
+        return all_ | {head: all_[embedding] + (np.arange(264) == 263)[:, None].astype(np.float32)}
+
+    for change in (changed, lambda all_: all_ | {head: all_[embedding][:-1]}):
+        tiny_folder.change_tensors(folder, change)
+        with pytest.raises(ConfigError, match=f"an output head of its own.*{head}"):
+            api.from_pretrained(folder)

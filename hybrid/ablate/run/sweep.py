@@ -26,7 +26,6 @@ from hybrid.data import pipeline, sources
 from hybrid.data.config import DataConfig
 from hybrid.evaluation.target import Target, check_fixed, check_shapes, evaluate_target
 from hybrid.evaluation.token_records import save_records
-from hybrid.process import signals
 from hybrid.process.files import write_json, write_whole
 from hybrid.sharding import make_mesh
 from hybrid.training import loop
@@ -114,8 +113,6 @@ def _run_unfinished(sweep: Sweep, texts: Texts, progress: SweepProgress) -> None
         (folder / ERROR).unlink(missing_ok=True)
         try:
             loss = _train_and_score(sweep, sweep_run, texts[_cell_folder(sweep_run)], progress)
-        except signals.Preempted:
-            raise
         except Exception as error:  # the others go on
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             trace = "".join(traceback.format_exception(error))
