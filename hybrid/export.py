@@ -22,7 +22,8 @@ def _run(arguments: cli.Arguments) -> None:
     dtype = arguments.flags.dtype
     if dtype not in ("", *DTYPES):
         raise ConfigError("--dtype", "is not served", dtype, "one of " + ", ".join(DTYPES))
-    model = api.load(workdir, arguments.flags.checkpoint)
+    with cli.errors_by_flag({"workdir": "--workdir"}):
+        model = api.load(workdir, arguments.flags.checkpoint)
     api.save_pretrained(model, output, dtype or api.base_dtype(model))
     print(f"written: {output}")
 

@@ -59,6 +59,6 @@ class EvalConfig:
         """What training evaluates on its way: the first of several context lengths."""
         return dataclasses.replace(self, context_length=self.context_length[:1])
 
-    def counted(self) -> list[int]:
+    def counted(self) -> list[int | bool]:
         """The keys that decide which tokens training's evaluations count, and behind what."""
-        return [self.context_length[0], self.stride, self.max_tokens]
+        return [self.context_length[0], self.stride, self.max_tokens, self.count_eos]

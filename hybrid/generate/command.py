@@ -104,14 +104,10 @@ def _model(values: Any) -> Model:
     if len(folders) != 1:
         got = "both" if folders else "neither"
         raise ConfigError("--workdir", "must be given, or --pretrained", got, "one of them")
-    try:
+    with cli.errors_by_flag(FLAG_OF):
         if values.pretrained:
             return api.from_pretrained(values.pretrained, values.dtype)
         return api.load(values.workdir, values.checkpoint)
-    except ConfigError as error:
-        if error.key not in FLAG_OF:
-            raise
-        raise ConfigError(FLAG_OF[error.key], error.problem, error.got, error.accepted) from None
 
 
 def _base_settings(model: Model) -> Settings | None:

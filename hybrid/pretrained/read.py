@@ -54,7 +54,7 @@ def read_params(
     _check_head(tensors, prefix + names.EMBEDDING)
 
     def zeros(leaf, sharding):
-        return jax.jit(lambda: jnp.zeros(leaf.shape, dtype), out_shardings=sharding)()
+        return jnp.zeros(leaf.shape, dtype, device=sharding)  # under jit each would compile
 
     leaves = flat(jax.tree.map(zeros, model.abstract(config), shardings))
     for name, stored in wanted.items():

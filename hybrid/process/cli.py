@@ -14,7 +14,7 @@ import pathlib
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -99,6 +99,16 @@ def _ended(status: int, line: str) -> int:
     with contextlib.suppress(OSError):  # after a SIGHUP the terminal is gone
         print(line, file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def errors_by_flag(flag_of: Mapping[str, str]) -> Iterator[None]:
+    """Puts the flag in place of the key that the Python interface names in an error."""
+    try:
+        yield
+    except ConfigError as error:
+        key = flag_of.get(error.key, error.key)
+        raise ConfigError(key, error.problem, error.got, error.accepted) from None
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:
