@@ -164,7 +164,7 @@ def names_the_same(workdir: pathlib.Path, experiment: Experiment) -> bool:
     """Whether text, tokenizer and base are named as the run has them, so that nothing is read."""
     recorded = config_lib.flatten(read_config(workdir))
     current = config_lib.flatten(experiment_lib.to_dict(experiment))
-    return all(_plain(recorded.get(name)) == current[name] for name in COMPARED_BY_CONTENT)
+    return all(_plain(recorded.get(name)) == _plain(current[name]) for name in COMPARED_BY_CONTENT)
 
 
 def check_identity(

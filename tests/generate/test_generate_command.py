@@ -124,7 +124,7 @@ def test_an_empty_prompt_begins_with_bos(folder):
         (["--pretrained={folder}", "--prompt=a", "--stop=\udce9"], "--stop"),
         (["--pretrained={folder}", "--prompt=a", '--stop=["a", ""]'], "--stop"),
         (["--pretrained=\udce9", "--prompt=a"], "--pretrained"),
-        (["--pretrained=" + "x" * 5000, "--prompt=a"], "path"),
+        (["--pretrained=" + "x" * 5000, "--prompt=a"], "--pretrained"),
         (
             ["--pretrained={folder}", "--prompt=a", "--config.data.tokenizer=/nowhere"],
             "data.tokenizer",

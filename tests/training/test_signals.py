@@ -23,6 +23,14 @@ ENDS_BY = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def hang_ups_count():
+    """Also where the tests run under nohup, which ignores them for its children."""
+    was = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, was)
+
+
 def before(monkeypatch, owner, name, action):
     """Lets `action(*args)` happen before every call of `owner.name`."""
     original = getattr(owner, name)
