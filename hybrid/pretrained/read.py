@@ -8,7 +8,7 @@ Everything is checked against the names and shapes of the model before the first
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -54,12 +54,18 @@ def read_params(
     _check_head(tensors, prefix + names.EMBEDDING)
 
     def zeros(leaf, sharding):
-        return jnp.zeros(leaf.shape, dtype, device=sharding)  # under jit each would compile
+        return _zeros(leaf.shape, dtype, sharding)()
 
     leaves = flat(jax.tree.map(zeros, model.abstract(config), shardings))
     for name, stored in wanted.items():
         _fill(leaves, tensors, name, stored)
     return nested(leaves)
+
+
+@functools.cache
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: Any) -> Callable[[], jax.Array]:
+    """Makes an empty leaf on the devices alone; leaves of one kind share what is compiled."""
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
 
 def _check(tensors: Tensors, wanted: Mapping[str, list[StoredTensor]], redundant: set[str]) -> None:

@@ -59,10 +59,9 @@ def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None
         prepared = prepare(experiment, workdir, progress)
         if prepared is None:
             return
-        _claim(lock, prepared)
         with (
             jax.set_mesh(prepared.mesh),
-            contextlib.closing(Run(prepared, progress, interrupts)) as started,
+            contextlib.closing(Run(prepared, progress, interrupts, lock)) as started,
         ):
             started.train()
 
@@ -80,7 +79,13 @@ def _claim(lock: WriterLock, prepared: Prepared) -> None:
 class Run:
     """The state of a run and its files; `train` is the loop."""
 
-    def __init__(self, prepared: Prepared, progress: Progress, interrupts: signals.Interrupts):
+    def __init__(
+        self,
+        prepared: Prepared,
+        progress: Progress,
+        interrupts: signals.Interrupts,
+        lock: WriterLock,
+    ):
         self.prepared, self.progress, self.interrupts = prepared, progress, interrupts
         self.training, resume = prepared.experiment.training, prepared.resume
         self.num_steps = self.training.num_steps
@@ -92,6 +97,7 @@ class Run:
         self._describe()
         self.state = self._first_state()
         self._compile(stage_at(prepared.stages, self.step))
+        _claim(lock, prepared)  # before it nothing is written
         self._open_files()
         self.batches = prepared.rows.batches(
             self.step * self.training.batch_size,

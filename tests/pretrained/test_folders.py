@@ -178,7 +178,7 @@ def test_a_sharded_read_equals_the_plain_one_and_is_sharded(report):
 def test_reading_holds_no_table_on_the_host_beyond_a_block(report):
     """The tables are 12 times the block; read whole, or once more, they would show."""
     assert report["table"] > 12 * report["block"]
-    assert report["beyond"] < 0.5 * report["table"]
+    assert report["beyond"] < 0.7 * report["table"]
 
 
 def main():
