@@ -23,13 +23,15 @@ def test_the_commit_is_that_of_a_repository_that_tracks_this_package(tmp_path, m
     git(tmp_path, "init", "-q", "project")
     git(project, "commit", "-q", "--allow-empty", "-m", "another project")
     monkeypatch.setattr(provenance, "__file__", str(installed))
-    assert provenance.describe("", [])["git_commit"] is None
+    assert provenance.describe(pathlib.Path("run"), {}, [])["git_commit"] is None
     git(project, "add", "-f", str(installed))
     git(project, "commit", "-q", "-m", "with a copy of its own")
-    assert provenance.describe("", [])["git_commit"] == git(project, "rev-parse", "HEAD")
+    assert provenance.describe(pathlib.Path("run"), {}, [])["git_commit"] == git(
+        project, "rev-parse", "HEAD"
+    )
 
 
 def test_outside_of_any_repository_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(pathlib.Path("/")))
-    assert provenance.describe("", [])["git_commit"] is None
+    assert provenance.describe(pathlib.Path("run"), {}, [])["git_commit"] is None
