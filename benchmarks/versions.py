@@ -172,7 +172,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _line(row: dict[str, Any]) -> str:
     best, median = ratios(row)
-    return f"{row['task']}: new / old {best:.3f} (medians {median:.3f}), programs: {row['programs']}"
+    return (
+        f"{row['task']}: new / old {best:.3f} (medians {median:.3f}), programs: {row['programs']}"
+    )
 
 
 if __name__ == "__main__":
