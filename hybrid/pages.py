@@ -5,6 +5,7 @@ postponed annotations. What is wrong in one is told as Python would, with the pa
 """
 
 import contextlib
+import os
 import pathlib
 import re
 import sys
@@ -51,14 +52,17 @@ def _check_names(values: Any) -> None:
 
 
 def split_spec(spec: str) -> tuple[str, str]:
-    """Path and argument; the argument begins after the last `.py:`.
+    """Path and argument, which begins after `.py:`: the first at which a file ends.
 
     >>> split_spec("configs/tiny.py:local"), split_spec("runs:1/page.py")
     (('configs/tiny.py', 'local'), ('runs:1/page.py', ''))
+    >>> split_spec("sweep.py:page.py:local")
+    ('sweep.py', 'page.py:local')
     """
-    found = re.fullmatch(r"(.*\.py):(.*)", spec, re.DOTALL)
-    if found:
-        return found[1], found[2]
+    ends = [found.end() - 1 for found in re.finditer(r"\.py:", spec)]
+    if ends:
+        end = next((end for end in ends if os.path.isfile(spec[:end])), ends[0])
+        return spec[:end], spec[end + 1 :]
     if spec.endswith(".py"):
         return spec, ""
     path, _, argument = spec.partition(":")  # a packaged page without its ending
