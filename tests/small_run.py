@@ -80,7 +80,7 @@ def start(folder: pathlib.Path, *words: object) -> subprocess.Popen:
     )
 
 
-def wait(process: subprocess.Popen, seconds: float = 180) -> str:
+def wait(process: subprocess.Popen, seconds: float = 600) -> str:
     """Returns what the process said on standard error once it has ended; kills it if it hangs."""
     try:
         return process.communicate(timeout=seconds)[1]
