@@ -280,7 +280,8 @@ class Checkpoints:
     """Writes the checkpoints of a run and deletes old ones, all from the caller's thread.
 
     At most one save is under way; the next waits for it. Old checkpoints are deleted when a
-    newer one is known to be whole, that is at the next save and at `finish`.
+    newer one of this run's own is known to be whole, that is at the next save and at `finish`.
+    What is newer than that was not sound when the run began: it stays, and makes nothing too old.
     """
 
     def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
@@ -290,7 +291,7 @@ class Checkpoints:
         handler = ocp.CompositeCheckpointHandler()
         self._args, self._writer = ocp.args, ocp.AsyncCheckpointer(handler, async_options=options)
         self._workdir, self._config = workdir, config
-        self._saved: int | None = None
+        self._newest: int | None = None  # step that this run has begun to save
         self._folder = (workdir / FOLDER).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
@@ -305,23 +306,21 @@ class Checkpoints:
         items = {name: args.StandardSave(tree) for name, tree in _items(state).items()}
         run = args.JsonSave({"step": step, "format": FORMAT, **record})
         self._writer.save(path, args=args.Composite(run=run, **items))
+        self._newest = step
         if not self._config.asynchronous:
             self.finish()
 
     def finish(self) -> None:
         """Returns when the save under way is committed and what is too old is deleted."""
         self._writer.wait_until_finished()
-        if jax.process_index() == 0:
-            available = checkpoint_steps(self._workdir)
-            if not available:
-                return
-            if available[-1] != self._saved:
-                self._saved = available[-1]
-                write_whole(self._workdir / SAVED, f"{self._saved}\n")
-            keep = {*available[-self._config.keep :], best_step(self._workdir, available)}
-            for step in available:
-                if step not in keep:
-                    remove(self._folder / str(step))
+        if self._newest is None or jax.process_index() > 0:
+            return
+        write_whole(self._workdir / SAVED, f"{self._newest}\n")
+        available = [step for step in checkpoint_steps(self._workdir) if step <= self._newest]
+        keep = {*available[-self._config.keep :], best_step(self._workdir, available)}
+        for step in available:
+            if step not in keep:
+                remove(self._folder / str(step))
 
     def close(self) -> None:
         """Ends the writer's threads; a save under way is finished first."""

@@ -240,6 +240,21 @@ def test_a_damaged_step_stays_until_it_is_saved_again(two_steps, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, state(2))
 
 
+def test_a_damaged_newer_step_makes_no_sound_one_too_old(two_steps, tmp_path):
+    """A run that goes on from step 1 and saves beside the damaged 2 deletes neither."""
+    shutil.copytree(two_steps, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    _flip(next((folder / "2" / "params" / "d").iterdir()), 0.5)
+    (folder / "2").rename(folder / "9")
+    record = json.loads((folder / "9" / "run" / "metadata").read_text())
+    (folder / "9" / "run" / "metadata").write_text(json.dumps(record | {"step": 9}))
+    saved(tmp_path / "run", [], keep=1)
+    assert checkpoint.find_step(tmp_path / "run") == 1
+    saved(tmp_path / "run", [3], keep=1)
+    assert checkpoint.checkpoint_steps(tmp_path / "run") == [3, 9]
+    assert checkpoint.find_step(tmp_path / "run") == 3
+
+
 def test_checkpoints_of_earlier_versions_are_read_without_checksums(two_steps, tmp_path):
     shutil.copytree(two_steps, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints" / "2"
