@@ -53,7 +53,7 @@ def _one_line(value: Any) -> str:
 # --- Declaring a section ---------------------------------------------------------------------
 
 
-_MOST_NAME = 255  # bytes of one name on a file system
+MOST_NAME = 255  # bytes of one name on a file system
 _MOST_FLOAT = float(np.finfo(np.float32).max)  # numbers become float32 somewhere
 
 # A limit of a number: what is said of one beyond it, and which ones are.
@@ -282,8 +282,8 @@ def opened_path(name: str, text: str) -> str:
         longest = max(map(len, os.fsencode(path).split(b"/")))
     except UnicodeEncodeError:
         raise ConfigError(name, "holds half a surrogate pair", ascii(text)) from None
-    if "\0" in path or longest > _MOST_NAME:
-        problem = "holds a NUL" if "\0" in path else f"has a name beyond {_MOST_NAME} bytes"
+    if "\0" in path or longest > MOST_NAME:
+        problem = "holds a NUL" if "\0" in path else f"has a name beyond {MOST_NAME} bytes"
         raise ConfigError(name, problem, ascii(text))
     return path
 

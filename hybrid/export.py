@@ -4,7 +4,7 @@ import functools
 import pathlib
 import sys
 
-from hybrid.config import ConfigError
+from hybrid.config import ConfigError, errors_under
 from hybrid.experiment import Experiment
 from hybrid.loading import api
 from hybrid.model.config import DTYPES
@@ -20,8 +20,8 @@ def _run(arguments: cli.Arguments) -> None:
         raise ConfigError("--output", "its parent folder doesn't exist", str(output))
     check_free(output, "--output")
     dtype = arguments.flags.dtype
-    if dtype not in ("", *DTYPES):
-        raise ConfigError("--dtype", "is not served", dtype, "one of " + ", ".join(DTYPES))
+    with errors_under("--"):
+        api.check_dtype(dtype)  # before the model is read
     with cli.errors_by_flag({"workdir": "--workdir"}):
         model = api.load(workdir, arguments.flags.checkpoint)
     api.save_pretrained(model, output, dtype or api.base_dtype(model))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybrid.config import ConfigError, flatten, opened_path, updated
-from hybrid.data.sources import matches_of
+from hybrid.data.sources import names_something
 from hybrid.data.tasks import TASKS
 from hybrid.model.config import RUNTIME_KEYS
 
@@ -97,7 +97,7 @@ def with_places(values: Mapping[str, Any], workdir: pathlib.Path) -> Mapping[str
 
 def leads_somewhere(values: Mapping[str, Any], name: str) -> bool:
     """Whether all paths under a dotted key of a run's config lead to something."""
-    return all(map(matches_of, flatten(values).get(name) or ()))
+    return all(map(names_something, flatten(values).get(name) or ()))
 
 
 def _place(
@@ -112,7 +112,7 @@ def _place(
         then = os.path.join(directory, path)
         beside = os.path.relpath(then, workdir_then)
         places = [then, os.path.normpath(os.path.join(workdir.absolute(), beside)), path]
-    return next(filter(matches_of, places), path)
+    return next(filter(names_something, places), path)
 
 
 def base_folder(origin: Origin) -> pathlib.Path | None:

@@ -208,8 +208,8 @@ def open_held_out(
     """What an evaluation scores: documents, or a task's examples at `context_length`.
 
     `split` is `eval` or, of documents, `all` of `data.paths`; `held_out_below` parts documents as
-    those of an earlier run.  `progress(done, total)` is called
-    with bytes of text; an exception from it stops.  Examples can be made at another length later.
+    those of an earlier run.  `progress(done, total)` is called with bytes of text; an exception
+    from it stops.  Examples can be made at another length later.
     Raises: ConfigError for wrong files, tokenizers, lengths and vocabularies.
     """
     if config.is_task:
@@ -240,6 +240,7 @@ def open_held_out(
         pad_id=_pad_id(tokenizer, vocab_size),
         fingerprint=_fingerprint(documents.fingerprint, tokenizer.fingerprint, bos),
         identity={
+            "corpus_fingerprint": documents.corpus or None,
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "held_out_fingerprint": documents.fingerprint,
             "held_out_below": below.hex() if below else None,

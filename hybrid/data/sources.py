@@ -156,12 +156,11 @@ def documents(
         return everything
     if split not in ("train", "eval"):
         raise ValueError(f"split: train, eval or all, got {split!r}")
-    documents_differ = len({reference.digest for reference in everything.references}) > 1
-    if not documents_differ and held_out_below is None:
+    is_one = len({reference.digest for reference in everything.references}) == 1
+    if is_one and held_out_below is None:
         return _part_of_one(everything, config.eval_fraction, split)
     threshold = held_out_below or _threshold(everything.references, config.eval_fraction)
-    is_eval = split == "eval"
-    keep = tuple(r for r in everything.references if (r.digest < threshold) == is_eval)
+    keep = tuple(r for r in everything.references if (r.digest < threshold) == (split == "eval"))
     if not keep:
         problem = f"nothing is left of the {len(everything)} documents for the run's {split} split"
         raise ConfigError("data.paths", problem, list(config.paths) or config.source)
@@ -172,11 +171,10 @@ def documents(
 def _threshold(references: Sequence[Reference], fraction: float) -> bytes:
     """The hash below which documents are held out: at least one of them, never all."""
     ordered = sorted({reference.digest for reference in references})
-    below = sum(int.from_bytes(d[:8], "big") < fraction * 2.0**64 for d in ordered)
+    nominal = math.ceil(fraction * 2.0**64).to_bytes(8, "big")
+    below = sum(digest < nominal for digest in ordered)
     number = min(max(below, 1), len(ordered) - 1)
-    if number != below:
-        return ordered[number]
-    return math.ceil(fraction * 2.0**64).to_bytes(8, "big")
+    return nominal if number == below else ordered[number]
 
 
 def _part_of_one(everything: Documents, fraction: float, split: str) -> Documents:
@@ -303,11 +301,18 @@ def _expand(patterns: Sequence[str], config_key: str) -> tuple[list[str], list[s
 
 def matches_of(pattern: str) -> list[str]:
     """What a path or glob names; folders that exist as they are spelled stay so, `[ ]` or not."""
-    if os.path.lexists(pattern):
-        return [pattern]
+    return [pattern] if os.path.lexists(pattern) else sorted(_glob(pattern))
+
+
+def names_something(pattern: str) -> bool:
+    """Whether `matches_of` would be any; the walk ends at the first."""
+    return os.path.lexists(pattern) or next(_glob(pattern), None) is not None
+
+
+def _glob(pattern: str) -> Iterator[str]:
     ends = [place for place, c in enumerate(pattern) if c == "/" and os.path.isdir(pattern[:place])]
     literal = pattern[: max(ends, default=0)]
-    return sorted(glob.glob(glob.escape(literal) + pattern[len(literal) :], recursive=True))
+    return glob.iglob(glob.escape(literal) + pattern[len(literal) :], recursive=True)
 
 
 def _no_file(pattern: str, matches: Sequence[str], config_key: str) -> ConfigError:

@@ -110,14 +110,14 @@ def open_text(
         held_out_below=bytes.fromhex(below) if below else None,
         progress=progress,
     )
-    then, now = record, held_out.identity
-    if "data.tokenizer" not in target.overrides and _differ(then, now, "tokenizer_fingerprint"):
+    changes = provenance.changed_fingerprints(record, held_out.identity)
+    if "data.tokenizer" not in target.overrides and "tokenizer_fingerprint" in changes:
+        was, got = changes["tokenizer_fingerprint"]
         problem = "is not the tokenizer that the run was trained with"
-        got, accepted = (side["tokenizer_fingerprint"] for side in (now, then))
-        raise ConfigError("data.tokenizer", problem, f"fingerprint {got}", f"it had {accepted}")
+        raise ConfigError("data.tokenizer", problem, f"fingerprint {got}", f"it had {was}")
     is_own = target.split == "eval" and "data.eval_paths" not in target.overrides
-    if is_own and _differ(then, now, "held_out_fingerprint"):
-        got, was = (side["held_out_fingerprint"] for side in (now, then))
+    if is_own and "held_out_fingerprint" in changes:
+        was, got = changes["held_out_fingerprint"]
         problem = "the held-out text is another than the run's"
         if not below and not config.data.eval_paths:
             key = "data.paths" if config.data.paths else "data.source"
@@ -125,11 +125,6 @@ def open_text(
         line = f"warning: {problem}: fingerprint {got}, was {was}; nothing of it was trained on"
         print(line if below else line.partition(";")[0], file=sys.stderr)
     return held_out
-
-
-def _differ(then: Values, now: Values, name: str) -> bool:
-    """Whether both records have a fingerprint and it is not the same."""
-    return None not in (then.get(name), now.get(name)) and then[name] != now[name]
 
 
 # --- Which config counts ---------------------------------------------------------------------

@@ -112,8 +112,7 @@ def save_pretrained(model: Model, path: str | pathlib.Path, dtype: str = "") -> 
     """
     from hybrid import pretrained
 
-    if dtype not in ("", *DTYPES):
-        raise ConfigError("dtype", "is not served", dtype, "one of " + ", ".join(DTYPES))
+    check_dtype(dtype)
     pretrained.write_folder(
         model.params,
         model.config,
@@ -123,6 +122,12 @@ def save_pretrained(model: Model, path: str | pathlib.Path, dtype: str = "") -> 
         dtype=dtype,
         base=base_folder(model.origin),
     )
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises: ConfigError for a dtype that tensors can't have; empty stands for their own."""
+    if dtype not in ("", *DTYPES):
+        raise ConfigError("dtype", "is not served", dtype, "one of " + ", ".join(DTYPES))
 
 
 def base_dtype(model: Model) -> str:

@@ -50,7 +50,7 @@ def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None
     `progress` writes what happens; by default to standard error.
     Raises:
       ConfigError: for what is wrong with config, data or workdir; nothing was changed then.
-      Preempted, KeyboardInterrupt: after SIGTERM and SIGINT; a checkpoint was saved.
+      Preempted, KeyboardInterrupt: after a signal (`signals.py`); a checkpoint was saved.
       NotFinite: after `training.max_bad_steps` non-finite steps in a row.
     """
     progress = progress or Progress()

@@ -105,8 +105,8 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         vocab_size=model.vocab_size,
         progress=progress.tokenizing,
     )
-    identity = {"data_fingerprint": rows.fingerprint, "corpus_fingerprint": rows.corpus}
-    identity |= held_out.identity
+    identity = dict(held_out.identity)
+    identity |= {"data_fingerprint": rows.fingerprint, "corpus_fingerprint": rows.corpus}
     if resume:
         provenance.check_identity(experiment, resume.record, identity)
     if is_finished:

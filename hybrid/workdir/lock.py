@@ -30,12 +30,12 @@ class WriterLock:
     process as the writer.
     """
 
-    def __init__(self, folder: pathlib.Path, key: str = "--workdir"):
-        self._folder, self._key = folder, key
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
         self._descriptor: int | None = None
 
     def __enter__(self) -> "WriterLock":
-        """Raises: ConfigError under the key, naming who holds the lock."""
+        """Raises: ConfigError naming who holds the lock."""
         self._take(os.O_RDWR)
         return self
 
@@ -45,7 +45,7 @@ class WriterLock:
             self._descriptor = None
 
     def claim(self) -> bool:
-        """Makes this process the writer, and says whether the folder had been locked since entry.
+        """Makes this process the writer, and says whether it has held the lock since entry.
 
         Raises: ConfigError as entering does.
         """
@@ -66,7 +66,9 @@ class WriterLock:
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            raise ConfigError(self._key, f"can't be locked ({error.strerror})", str(path)) from None
+            raise ConfigError(
+                "--workdir", f"can't be locked ({error.strerror})", str(path)
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -75,7 +77,7 @@ class WriterLock:
                 os.close(descriptor)
                 problem = f"is in use by {holder}"
                 remedy = "wait for it, or take another folder"
-                raise ConfigError(self._key, problem, str(self._folder), remedy) from None
+                raise ConfigError("--workdir", problem, str(self._folder), remedy) from None
             _log.warning("warning: %s can't be locked: start no second run in it", self._folder)
         self._descriptor = descriptor
 

@@ -15,10 +15,9 @@ from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
-from hybrid.origin import upgraded
+from hybrid.origin import CONFIG, PROVENANCE, upgraded
 from hybrid.process.files import write_json
 
-CONFIG, PROVENANCE = "config.json", "provenance.json"
 # Keys that a resumed run may set anew, since no number of the run depends on them; of
 # training.num_steps, only more.
 MAY_CHANGE = (
@@ -178,12 +177,21 @@ def check_identity(
         "data_fingerprint": (corpus, "the text"),
         "held_out_fingerprint": ("data.eval_paths" if data.eval_paths else corpus, "held-out text"),
     }
+    changes = changed_fingerprints(record, identity)
     for name, (key, what) in compared.items():
-        before, now = record.get(name), identity.get(name)
-        if before is not None and now is not None and before != now:
+        if name in changes:
+            before, now = changes[name]
             problem = f"{what} is another than that of the run in the workdir"
             accepted = f"fingerprint {before}, or another workdir"
             raise ConfigError(key, problem, f"fingerprint {now}", accepted)
+
+
+def changed_fingerprints(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """{name: (before, now)} of the fingerprints that both records have and that differ."""
+    pairs = {name: (before.get(name), value) for name, value in now.items()}
+    return {name: pair for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
 
 
 def _plain(value: Any) -> Any:

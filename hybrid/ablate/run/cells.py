@@ -20,10 +20,10 @@ from hybrid import experiment as experiment_lib
 from hybrid.ablate.config import NAME, Overrides, SweepConfig
 from hybrid.ablate.run.match import matched, train_flops
 from hybrid.ablate.run.pairing import partner_indices
-from hybrid.config import ConfigError
+from hybrid.config import MOST_NAME, ConfigError
 from hybrid.experiment import Experiment
 
-_MOST_NAME, _MOST_KEPT = 255, 200  # bytes of a folder's name, and those kept before a hash
+_MOST_KEPT = 200  # bytes of a longer name, before the digits of a hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,7 @@ def folder_names(names: Sequence[str]) -> dict[str, str]:
     taken = set()
     for name in names:
         folder = re.sub(r"[^\w.,=+@%-]", "_", name).strip(".") or "_"
-        if len(folder.encode()) > _MOST_NAME or _caseless(folder) in taken:
+        if len(folder.encode()) > MOST_NAME or _caseless(folder) in taken:
             short = folder.encode()[:_MOST_KEPT].decode(errors="ignore")
             folder = f"{short}-{_digits(name)}"
         taken.add(_caseless(folder))

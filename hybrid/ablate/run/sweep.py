@@ -134,7 +134,7 @@ def _train_and_score(
         step, split = sweep.trained_step or checkpoint.find_step(source.path), "eval"
         record = checkpoint.read_record(source.path, step)
         if not sweep.config.trained:
-            _check_text(text, {name: record.get(name, text[name]) for name in text})
+            _check_text(text, {name: record.get(name) for name in text})
     target = Target(run.experiment, source, step, sweep.name, split, record=record)
     result = evaluate_target(target)
     save_records(folder / SCORES, result.records_by_length)
@@ -225,21 +225,22 @@ def _identity(data: DataConfig, vocab_size: int, longest: int) -> dict[str, str 
     held_out = pipeline.open_held_out(data, vocab_size=vocab_size, context_length=longest)
     if data.is_task:
         return {"task_fingerprint": held_out.fingerprint}
-    names = ("tokenizer_fingerprint", "held_out_fingerprint")
+    names = ("corpus_fingerprint", "tokenizer_fingerprint", "held_out_fingerprint")
     identity = {name: held_out.identity[name] for name in names}
-    return {"corpus_fingerprint": sources.documents(data).corpus, **identity}
+    if identity["corpus_fingerprint"] is None:  # files of their own are held out
+        identity["corpus_fingerprint"] = sources.documents(data).corpus
+    return identity
 
 
 def _check_text(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
     """Raises: ConfigError unless a cell is on the text that it, or those before, were on."""
     keys = {"tokenizer_fingerprint": "data.tokenizer", "task_fingerprint": "data.source"}
-    for name in before.keys() & now.keys():
-        if before[name] != now[name]:
-            what = {"corpus_fingerprint": "text"}.get(name, name.removesuffix("_fingerprint"))
-            problem = f"the {what.replace('_', '-')} is another than that of the sweep's cells"
-            accepted = f"they have {before[name]}; use another --workdir"
-            key = f"base.{keys.get(name, 'data.paths')}"
-            raise ConfigError(key, problem, f"fingerprint {now[name]}", accepted)
+    for name, (was, got) in provenance.changed_fingerprints(before, now).items():
+        what = {"corpus_fingerprint": "text"}.get(name, name.removesuffix("_fingerprint"))
+        problem = f"the {what.replace('_', '-')} is another than that of the sweep's cells"
+        accepted = f"they have {was}; use another --workdir"
+        key = f"base.{keys.get(name, 'data.paths')}"
+        raise ConfigError(key, problem, f"fingerprint {got}", accepted)
 
 
 def _check_folder(sweep: Sweep) -> None:
@@ -258,7 +259,7 @@ def _check_folder(sweep: Sweep) -> None:
         adds_seeds = name == "seeds" and set(old or ()) <= set(new or ())
         is_unused = sweep.config.trained and name.startswith(OF_TRAINING) and name != SCORED_AT
         is_compared = name in by_content and bool(old) == bool(new)
-        is_free = name.startswith("base.data.cache_dir")
+        is_free = name == "base.data.cache_dir"
         if old != new and not (adds_seeds or is_unused or is_compared or is_free):
             problem = "differs from the sweep in --workdir"
             accepted = f"it has {old!r}; use another --workdir"
