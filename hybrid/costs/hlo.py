@@ -13,7 +13,9 @@ over sixty layers looks like one. The walk here multiplies:
     costs = hlo.total(program, cost)          # cost: (instruction, its neighbours) -> Counter
 
 Instructions carry the names of the scopes that they were traced in (`jax.named_scope` in
-`model/` and `training/step.py`), so costs are told apart by part of the model.
+`model/` and `training/step.py`), so costs are told apart by part of the model. What the compiler
+itself added (copies, casts, pieces of products) has none: it belongs to the part that uses it, else
+to that which it is made from, else to that of the instruction that calls it.
 
 Read next: `flops.py`, `collectives.py` and `memory.py`, which count.
 """
@@ -36,6 +38,8 @@ PARTS = {
 }
 OTHER = "other"
 CALLS = ("fusion", "call", "async-start")
+# Instructions that hold values of many parts together.
+_STRUCTURE = ("tuple", "while", "parameter", "conditional", "call", "opt-barrier")
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 # NAME = TYPE OPCODE(OPERANDS), ATTRIBUTES; a tuple's type is in parentheses itself.
@@ -74,6 +78,7 @@ class Instruction(NamedTuple):
     names: list[str]
     text: str
     is_root: bool = False
+    part: str = OTHER
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,12 +95,6 @@ class Instruction(NamedTuple):
         """The scopes and the operation of jax that it was made for; "" where not known."""
         match = re.search(r'op_name="([^"]*)"', self.text)
         return match.group(1) if match else ""
-
-    @property
-    def part(self) -> str:
-        """The innermost scope of PARTS: experts inside a local layer are experts."""
-        scopes = re.split(r"[/();]+", self.op_name)
-        return next((PARTS[scope] for scope in reversed(scopes) if scope in PARTS), OTHER)
 
     def operands(self, neighbours: "Computation") -> list["Instruction"]:
         """The instructions whose results it takes."""
@@ -134,7 +133,47 @@ def parse(text: str) -> Program:
             current[name] = Instruction(name, opcode, _arrays(kind), names, rest, bool(root))
     if not entry:
         raise ValueError("the text holds no ENTRY computation: pass compiled.as_text()")
+    for name in reversed(computations):  # what calls stands behind what it calls
+        _name_parts(computations, name)
     return Program(entry, computations)
+
+
+def part_of(op_name: str) -> str:
+    """The innermost scope of PARTS in the name of an operation.
+
+    >>> part_of("jit(step)/transpose(jvp())/while/body/checkpoint/local/experts/dot_general")
+    'experts'
+    """
+    scopes = re.split(r"[/();]+", op_name)
+    return next((PARTS[scope] for scope in reversed(scopes) if scope in PARTS), OTHER)
+
+
+def _name_parts(computations: dict[str, Computation], called: str) -> None:
+    """Gives each instruction its part: its own, its users', its operands' or its caller's."""
+    computation = computations[called]
+    parts = {name: each.part for name, each in computation.items()}  # so far the caller's
+    own = {name: part_of(each.op_name) for name, each in computation.items()}
+    free = {
+        name
+        for name, each in computation.items()
+        if own[name] == OTHER and each.opcode not in _STRUCTURE
+    }
+    links = {name: each.operands(computation) for name, each in computation.items()}
+    for name in reversed(computation):  # users before what they use
+        for operand in links[name]:
+            if operand.name in free and own[operand.name] == OTHER:
+                own[operand.name] = own[name]
+    for name in computation:
+        if name in free and own[name] == OTHER:
+            made_from = (own[operand.name] for operand in links[name])
+            own[name] = next((part for part in made_from if part != OTHER), OTHER)
+    for name, each in computation.items():
+        part = own[name] if own[name] != OTHER else parts[name]
+        computation[name] = each._replace(part=part)
+        for callee in (each.called(), each.called("body"), each.called("condition")):
+            if part != OTHER and callee in computations:
+                inner = computations[callee]
+                inner.update({n: i._replace(part=part) for n, i in inner.items()})
 
 
 def _arrays(kind: str) -> tuple[Array, ...]:
@@ -173,7 +212,9 @@ def total(
         for instruction in neighbours.values():
             costs.update(cost(instruction, neighbours))
             if instruction.opcode == "conditional":
-                costs.update(max(map(of, _branches(instruction)), key=Counter.total))
+                costs.update(
+                    max(map(of, _branches(instruction)), key=lambda costs: sum(costs.values()))
+                )
                 continue
             for callee, times in _callees(instruction, program, enters):
                 costs.update({key: times * value for key, value in of(callee).items()})
