@@ -3,11 +3,14 @@
     all-gather, all-to-all, collective-permute    bytes of the result
     all-reduce, reduce-scatter                    bytes of the operands
 
-times the trip counts of the loops around them. Asynchronous pairs count at their start. A program
-for a large torus gathers by other means: it adds up buffers that are zero but for a device's own
-shard, `all-reduce(dynamic-update-slice(zeros, shard))`. That is a gather, and counts as one.
+times the trip counts of the loops around them. What is asynchronous counts once: at its start, or
+in the first of the fusions that it is cut over. A program for a large torus gathers by other means:
+it adds up buffers that are zero but for a device's own shard,
+`all-reduce(dynamic-update-slice(zeros, shard))`. That is a gather, and counts as one. A fused
+`dynamic-slice(all-reduce(x))` is a reduce-scatter by another name, of the same bytes.
 """
 
+import re
 from collections import Counter
 
 from hybrid.costs import hlo
@@ -21,26 +24,54 @@ _COPIES = ("copy", "bitcast", "convert", "reshape", "transpose", "get-tuple-elem
 
 def collective_bytes(program: Program) -> Counter:
     """Bytes a device in a run of the program, by (operation, part of the model)."""
+    firsts = _first_pieces(program)
 
     def cost(instruction: Instruction, neighbours: Computation) -> Counter:
         opcode = instruction.opcode.removesuffix("-start")
-        operands = instruction.operands(neighbours)
         sizes: Counter = Counter()
-        if opcode in REDUCTIONS:
-            for operand in operands:
-                made = opcode
-                if opcode == "all-reduce" and _places_a_shard(operand, neighbours, program):
-                    made = "all-gather"
-                part = instruction.part if instruction.part != hlo.OTHER else operand.part
-                sizes[made, part] += operand.bytes
-        elif opcode in GATHERS:
-            arrays = instruction.arrays
-            if opcode != instruction.opcode:  # a start gives its operands, then its results
-                arrays = arrays[len(operands) : 2 * len(operands)]
-            sizes[opcode, instruction.part] += sum(array.bytes for array in arrays)
+        if opcode not in (*GATHERS, *REDUCTIONS) or not _counts(instruction, firsts):
+            return sizes
+        operands = instruction.operands(neighbours)
+        arrays = instruction.arrays
+        if opcode != instruction.opcode and opcode in GATHERS:  # operands, then results
+            arrays = arrays[len(operands) :]
+        for operand, result in zip(operands, arrays, strict=False):
+            # The compiler joins collectives of several parts in one.
+            joined = len(operands) > 1 and operand.part != hlo.OTHER
+            part = operand.part if joined else instruction.part
+            if opcode in GATHERS:
+                sizes[opcode, part] += result.bytes
+            elif opcode == "all-reduce" and _places_a_shard(operand, neighbours, program):
+                sizes["all-gather", part] += operand.bytes
+            else:
+                sizes[opcode, part] += operand.bytes
         return sizes
 
     return hlo.total(program, cost)
+
+
+def _first_pieces(program: Program) -> dict[str, str]:
+    """The first instruction of each channel that an asynchronous collective is cut over.
+
+    A TPU program cuts one over several fusions of products: each repeats the instruction, with the
+    same channel and a chain_id.
+    """
+    firsts: dict[str, str] = {}
+    for computation in program.computations.values():
+        for instruction in computation.values():
+            if "chain_id=" in instruction.text:
+                firsts.setdefault(_channel(instruction), instruction.name)
+    return firsts
+
+
+def _counts(instruction: Instruction, firsts: dict[str, str]) -> bool:
+    is_piece = "chain_id=" in instruction.text
+    return not is_piece or firsts[_channel(instruction)] == instruction.name
+
+
+def _channel(instruction: Instruction) -> str:
+    match = re.search(r"channel_id=(\d+)", instruction.text)
+    return match.group(1) if match else instruction.name
 
 
 def by_part(sizes: Counter) -> dict[str, int]:

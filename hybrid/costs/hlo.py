@@ -14,8 +14,8 @@ over sixty layers looks like one. The walk here multiplies:
 
 Instructions carry the names of the scopes that they were traced in (`jax.named_scope` in
 `model/` and `training/step.py`), so costs are told apart by part of the model. What the compiler
-itself added (copies, casts, pieces of products) has none: it belongs to the part that uses it, else
-to that which it is made from, else to that of the instruction that calls it.
+itself added (copies, casts, pieces of products) has none: it belongs to the part that it is made
+from, else to that which uses it, else to that of the instruction that calls it.
 
 Read next: `flops.py`, `collectives.py` and `memory.py`, which count.
 """
@@ -133,8 +133,10 @@ def parse(text: str) -> Program:
             current[name] = Instruction(name, opcode, _arrays(kind), names, rest, bool(root))
     if not entry:
         raise ValueError("the text holds no ENTRY computation: pass compiled.as_text()")
-    for name in reversed(computations):  # what calls stands behind what it calls
-        _name_parts(computations, name)
+    for name in computations:  # what calls stands behind what it calls
+        _part_inside(name, computations)
+    for name in reversed(computations):
+        _part_from_callers(name, computations)
     return Program(entry, computations)
 
 
@@ -148,32 +150,53 @@ def part_of(op_name: str) -> str:
     return next((PARTS[scope] for scope in reversed(scopes) if scope in PARTS), OTHER)
 
 
-def _name_parts(computations: dict[str, Computation], called: str) -> None:
-    """Gives each instruction its part: its own, its users', its operands' or its caller's."""
-    computation = computations[called]
-    parts = {name: each.part for name, each in computation.items()}  # so far the caller's
-    own = {name: part_of(each.op_name) for name, each in computation.items()}
-    free = {
-        name
-        for name, each in computation.items()
-        if own[name] == OTHER and each.opcode not in _STRUCTURE
-    }
-    links = {name: each.operands(computation) for name, each in computation.items()}
-    for name in reversed(computation):  # users before what they use
-        for operand in links[name]:
-            if operand.name in free and own[operand.name] == OTHER:
-                own[operand.name] = own[name]
-    for name in computation:
-        if name in free and own[name] == OTHER:
-            made_from = (own[operand.name] for operand in links[name])
-            own[name] = next((part for part in made_from if part != OTHER), OTHER)
-    for name, each in computation.items():
-        part = own[name] if own[name] != OTHER else parts[name]
-        computation[name] = each._replace(part=part)
-        for callee in (each.called(), each.called("body"), each.called("condition")):
-            if part != OTHER and callee in computations:
-                inner = computations[callee]
-                inner.update({n: i._replace(part=part) for n, i in inner.items()})
+def _part_inside(name: str, computations: dict[str, Computation]) -> None:
+    """Gives each instruction its part: its own, else its operands', else its users'."""
+    computation = computations[name]
+    parts: dict[str, str] = {}
+    unknown = []
+    for each in computation.values():
+        part = part_of(each.op_name)
+        if part == OTHER and each.opcode == "get-tuple-element":
+            part = _part_of_element(each, computation, computations)
+        if part == OTHER and each.opcode not in _STRUCTURE:
+            made_from = (parts.get(operand.name, OTHER) for operand in each.operands(computation))
+            part = next((one for one in made_from if one != OTHER), OTHER)
+            unknown += [each.name] * (part == OTHER)
+        parts[each.name] = part
+    for each in reversed(computation.values()):  # users before what they use
+        for operand in each.operands(computation) if unknown else ():
+            if parts[operand.name] == OTHER and operand.opcode not in _STRUCTURE:
+                parts[operand.name] = parts[each.name]
+    for each in list(computation.values()):
+        computation[each.name] = each._replace(part=parts[each.name])
+
+
+def _part_of_element(
+    element: Instruction, computation: Computation, computations: dict[str, Computation]
+) -> str:
+    """Of an element of a loop's or a fusion's result: that of what makes it inside."""
+    index = re.search(r"index=(\d+)", element.text)
+    maker = computation[element.names[0]]
+    inner = computations.get(maker.called("calls|body"), {})
+    root = next((each for each in inner.values() if each.is_root), None)
+    if index is None or root is None or root.opcode != "tuple":
+        return OTHER
+    return root.operands(inner)[int(index.group(1))].part
+
+
+def _part_from_callers(name: str, computations: dict[str, Computation]) -> None:
+    """Hands the parts of a computation's instructions on to what they call and is still unnamed."""
+    for caller in computations[name].values():
+        operands = caller.operands(computations[name]) if caller.opcode == "fusion" else []
+        for called in (caller.called(), caller.called("body"), caller.called("condition")):
+            inner = computations.get(called, {})
+            for each in list(inner.values()):
+                part = caller.part
+                if each.opcode == "parameter" and operands:
+                    part = operands[int(each.text.partition(")")[0])].part
+                if each.part == OTHER and part != OTHER:
+                    inner[each.name] = each._replace(part=part)
 
 
 def _arrays(kind: str) -> tuple[Array, ...]:
