@@ -126,8 +126,10 @@ FLAG_CASES = [
     (evaluate, ["--config=configs/tiny.py", "--workdir={new}"], "--workdir"),
     (evaluate, ["--config=configs/tiny.py", "--workdir={data}"], "--workdir"),
     (evaluate, ["--config=configs/tiny.py", "--pretrained={data}"], "--pretrained"),
-    (plan, ["--config=configs/tiny.py", "--topology=v5e:2x4"], "--topology"),
-    (plan, ["--config=configs/tiny.py", "--search"], "--search"),
+    (plan, ["--config=configs/tiny.py", "--topology=v9:2x4"], "--topology"),
+    (plan, ["--config=configs/tiny.py", "--topology=v5e:2x4", "--config.mesh.data=3"], "mesh"),
+    (plan, ["--config=configs/tiny.py", "--search"], "--topology"),
+    (plan, ["--config=configs/tiny.py", "--table", "--topology=v5e"], "--topology"),
     (plan, ["--config=configs/tiny.py", "--context=0"], "--context"),
     (plan, ["--config=configs/tiny.py", "--batch=many"], "--batch"),
 ]

@@ -79,9 +79,11 @@ def plan(config: Any, context: int | None = None, batch: int = 1, topology: str 
 
 
 def with_context(experiment: Any, context: int | None) -> Any:
-    """`experiment` trained on rows of `context` tokens; None: as it is."""
+    """`experiment` trained on rows of `context` tokens; None: as it is.  Raises: ConfigError."""
     if context is None:
         return experiment
+    if context < 1:
+        raise ConfigError("--context", "must be at least 1", context)
     training = dataclasses.replace(experiment.training, context_length=context)
     return dataclasses.replace(experiment, training=training)
 

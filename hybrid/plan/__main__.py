@@ -22,7 +22,9 @@ TABLE_TOPOLOGY = "v5p:4x4x4"  # of --table without --topology
 def _run(arguments: cli.Arguments) -> None:
     flags = arguments.flags
     page = arguments.require("config")
-    loaded = with_context(experiment.load(page, arguments.overrides), flags.context)
+    loaded = experiment.load(page, arguments.overrides)
+    if flags.topology or flags.search or flags.table:
+        loaded = with_context(loaded, flags.context)
     if flags.search:
         _print_search(loaded, topologies.parse(arguments.require("topology")), flags)
     elif flags.table:

@@ -148,8 +148,9 @@ def test_a_forced_implementation_is_shown_as_such():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--topology=v5p:4x4x4"], "error: --topology: is not built yet"),
-        (["--search"], "error: --search: is not built yet"),
+        (["--search"], "error: --topology: is required"),
+        (["--search", "--topology=v5e:2x4", "--compile=-1"], "error: --compile: must be"),
+        (["--topology=v5e:2x4", "--context=0"], "error: --context: must be at least 1, got 0"),
         (["--context=0"], "error: --context: must be at least 1, got 0"),
         (["--context=many"], "error: --context: "),
         (["--config.model.num_layer=3"], "did you mean model.num_layers?"),
