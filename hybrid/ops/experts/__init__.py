@@ -8,8 +8,8 @@ says how an implementation is chosen.
 On a mesh each device computes its own experts for its own rows and the results are summed:
 
     x, choice, weights    tokens, copies along the axes of experts and width
-    kernels               experts, each split along its width; d_model, which fsdp splits, is gathered
-                          in the compute dtype, and the gradient summed and scattered in its own
+    kernels               experts, each split along its width; d_model, which fsdp splits, is
+                          gathered in the compute dtype, and the gradient is scattered in its own
 
 Read next: `reference.py` (the oracle), `blocked.py` (what a CPU runs).
 """
