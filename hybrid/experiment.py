@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import ml_collections
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from hybrid import config as config_lib
 from hybrid import origin as origins
@@ -96,7 +96,7 @@ class Experiment:
                 problem = f"does not serve the {spec.kind} layers ({reason})"
                 raise ConfigError("attention", problem, name, "auto chooses a kind at a time")
 
-    def check_mesh(self, mesh: Mesh) -> None:
+    def check_mesh(self, mesh: Mesh | AbstractMesh) -> None:
         """Raises: ConfigError by the key of what a mesh axis doesn't divide, batch or model."""
         if mesh.shape["expert"] > 1 and not self.model.num_experts:
             problem, got = "splits experts, and the model has none", mesh.shape["expert"]

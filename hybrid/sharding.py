@@ -116,7 +116,7 @@ def placed(shapes, where):
     return jax.tree.map(of_leaf, shapes, where)
 
 
-def num_batch_parts(mesh: Mesh) -> int:
+def num_batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in RULES[axes.BATCH])
 

@@ -109,8 +109,9 @@ def _run(
     shared = shared_arrays(plan.mixers(), positions, jnp.dtype(config.dtype))
     placement = Placement(positions, segment_ids, shared, step)
     embedder, final_norm = _ends(config)
-    x = nnx.merge(embedder, params["embedder"])(tokens)
-    x = constrain(x, axes.BATCH, axes.TIME, None)
+    with jax.named_scope("embedding"):
+        x = nnx.merge(embedder, params["embedder"])(tokens)
+        x = constrain(x, axes.BATCH, axes.TIME, None)
     segments, norm = params["segments"], None
     if config.layer_embedding_dim:
         norm = params["layer_embedder"]["norm"]["scale"]
@@ -192,7 +193,8 @@ def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[Lo
     row = batch.tokens, batch.positions, batch.segment_ids
     x, router, _ = _run_rows(config, params, *row, counted=batch.loss_mask)
     embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
-    sums = loss.cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=softcap)
+    with jax.named_scope("loss"):
+        sums = loss.cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=softcap)
     return sums, router
 
 

@@ -203,6 +203,7 @@ def _layer(spec: LayerSpec, config: ModelConfig):
     Keys and values leave it only where they are reused: as an output they would be kept.
     """
 
+    @jax.named_scope(spec.kind)  # by which a compiled program's costs are told apart
     def run(params, x, inputs, donated, state):
         graph, _ = abstract_layer(spec, config, lora.adapted(params))
         x = constrain(x, axes.BATCH, axes.TIME, None)
