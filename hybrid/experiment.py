@@ -112,6 +112,21 @@ class Experiment:
             problem = f"a micro-batch has {rows} rows, which the mesh's data × fsdp ({parts}) "
             problem += "must divide"
             raise ConfigError("training.batch_size", problem, self.training.batch_size)
+        if mesh.shape["context"] > 1:
+            self._check_context(mesh.shape["context"])
+
+    def _check_context(self, parts: int) -> None:
+        for spec in plan_layers(self.model).layers():
+            if "context" in spec.mixer.LACKS:
+                problem = f"splits time, which {spec.about.title} ({spec.letter}) does not allow: "
+                problem += spec.mixer.LACKS["context"]
+                raise ConfigError("mesh.context", problem, parts, "1")
+        trained = self.training.context_length
+        lengths = {"training": (trained,), "eval": self.eval.lengths(trained)}
+        for name, values in lengths.items():
+            if any(length % (2 * parts) for length in values):
+                problem = f"must be a multiple of 2 × mesh.context ({2 * parts})"
+                raise ConfigError(f"{name}.context_length", problem, values)
 
 
 def check_x64(dtype: str) -> None:

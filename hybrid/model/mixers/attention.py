@@ -31,7 +31,7 @@ from hybrid.model.mixers.kv import KV, Rope, Separate, Unified
 from hybrid.model.mixers.kv_cache import Kept, KVSpec, View
 from hybrid.model.mixers.protocol import LayerState, Letter, Look, Placement
 from hybrid.ops import dispatch, rope
-from hybrid.ops.attention import AttentionRequest, attend, attend_cached
+from hybrid.ops.attention import AttentionRequest, attend, attend_cached, attend_split
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
 
@@ -220,10 +220,27 @@ class Attention(nnx.Module):
         return self.o_proj(out), seen, kept
 
     def _attend_to_row(self, q, kv, placement: Placement):
+        if placement.num_parts > 1:
+            return self._attend_to_split_row(q, kv, placement)
         band = Band.of_row(self.spec.window_size, placement.segment_ids)
         key, value = kv.keys_values(placement.shared[self.spec.shared_key])
         name = self.config.attention
         return attend(q, key, value, band, implementation=name, **self._scoring())
+
+    def _attend_to_split_row(self, q, kv, placement: Placement):
+        def keys_values(kv, positions):
+            return kv.keys_values(self.spec.shared(positions, kv.v.dtype))
+
+        return attend_split(
+            q,
+            kv,
+            keys_values,
+            placement.positions,
+            placement.segment_ids,
+            window_size=self.spec.window_size,
+            implementation=self.config.attention,
+            **self._scoring(),
+        )
 
     def _attend_to_cache(self, q, view, placement: Placement):
         pairs = self.spec.num_rotated_pairs

@@ -81,12 +81,15 @@ class Placement:
       segment_ids: int32 [b, t], or None where every row is one document.
       shared: `MixerSpec.shared` of all layers.
       step: the cache that the tokens go behind; None: they are whole rows.
+      num_parts: devices that a row's time is split over. Above 1 the stream is in the order of
+        `ops/attention/context.py`, and so is `shared`; positions and segments are in the row's.
     """
 
     positions: Positions
     segment_ids: Segments | None
     shared: dict[str, Any]
     step: CacheStep | None = None
+    num_parts: int = dataclasses.field(default=1, metadata={"static": True})
 
 
 class Look(NamedTuple):
@@ -115,7 +118,8 @@ class MixerSpec(abc.ABC):
       donates: whether later layers reuse this layer's keys and values.
     """
 
-    # What the mixer does not do, and why: "kv_sharing", "rewind" or "export".
+    # What the mixer does not do, and why: "kv_sharing", "rewind", "export" or "context" (rows
+    # whose time is split over devices).
     LACKS: ClassVar[Mapping[str, str]] = {}
 
     donor: int | None = dataclasses.field(default=None, kw_only=True)

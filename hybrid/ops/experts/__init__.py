@@ -7,7 +7,7 @@ says how an implementation is chosen.
 
 On a mesh each device computes its own experts for its own rows and the results are summed:
 
-    x, choice, weights    rows of the batch, copies along the axes of experts and width
+    x, choice, weights    rows of the batch and time, copies along the axes of experts and width
     kernels               experts, each split along its width; d_model is gathered
 
 Read next: `reference.py` (the oracle), `blocked.py` (what a CPU runs).
@@ -35,7 +35,7 @@ EXPERTS = Operation(
         Implementation("reference", reference.experts),
     ),
 )
-_TOKENS = (axes.BATCH, None, None)
+_TOKENS = (axes.BATCH, axes.TIME, None)
 _INTO = (axes.EXPERTS, None, axes.FFN)
 _OUT = (axes.EXPERTS, axes.FFN, None)
 
