@@ -5,8 +5,8 @@ keeps of them, `attend_cached` a function that reads a cache.
 Implementations are tried in the order of the tables below (`hybrid/ops/dispatch.py` says how), and
 no part of a band is ever dropped.
 
-Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`, `context.py`,
-`cached.py`.
+Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`,
+`context.py`, `cached.py`.
 """
 
 import dataclasses

@@ -36,7 +36,7 @@ NO_SEGMENT = -1
 
 
 def num_parts(length: int) -> int:
-    """Over how many devices rows of `length` are split; 1 where two chunks each do not divide it."""
+    """How many devices share a row of `length`; 1 where two chunks each do not divide it."""
     mesh = sharding.active_mesh()
     size = 1 if mesh is None else sharding.parts_of(axes.TIME, mesh)
     return size if length % (2 * size) == 0 else 1
