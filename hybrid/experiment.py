@@ -112,21 +112,25 @@ class Experiment:
             problem = f"a micro-batch has {rows} rows, which the mesh's data × fsdp ({parts}) "
             problem += "must divide"
             raise ConfigError("training.batch_size", problem, self.training.batch_size)
-        if mesh.shape["context"] > 1:
-            self._check_context(mesh.shape["context"])
+        self._check_length(mesh, "training", self.training.context_length)
+        self.check_context(mesh)
 
-    def _check_context(self, parts: int) -> None:
+    def check_context(self, mesh: Mesh) -> None:
+        """Raises: ConfigError where `mesh.context` does not split what is evaluated."""
+        parts = mesh.shape["context"]
         for spec in plan_layers(self.model).layers():
-            if "context" in spec.mixer.LACKS:
-                problem = f"splits time, which {spec.about.title} ({spec.letter}) does not allow: "
-                problem += spec.mixer.LACKS["context"]
+            if parts > 1 and not spec.mixer.SPLITS_TIME:
+                problem = f"splits time, which {spec.about.title} ({spec.letter}) does not allow"
                 raise ConfigError("mesh.context", problem, parts, "1")
-        trained = self.training.context_length
-        lengths = {"training": (trained,), "eval": self.eval.lengths(trained)}
-        for name, values in lengths.items():
-            if any(length % (2 * parts) for length in values):
-                problem = f"must be a multiple of 2 × mesh.context ({2 * parts})"
-                raise ConfigError(f"{name}.context_length", problem, values)
+        if self.eval.mode != "cached":  # whose chunks the compiler splits
+            for length in self.eval.lengths(self.training.context_length):
+                self._check_length(mesh, "eval", length)
+
+    def _check_length(self, mesh: Mesh, section: str, length: int) -> None:
+        parts = mesh.shape["context"]
+        if parts > 1 and length % (2 * parts):
+            problem = f"must be a multiple of twice mesh.context ({2 * parts})"
+            raise ConfigError(f"{section}.context_length", problem, length)
 
 
 def check_x64(dtype: str) -> None:

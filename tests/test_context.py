@@ -27,13 +27,13 @@ DENSE = {
     "vocab_size": 64,
     "dtype": "float64",
 }
-SHARING = {"num_layers": 6, "num_kv_shared_layers": 3, "layer_embedding_dim": 8}
+SHARING = {"num_layers": 4, "num_kv_shared_layers": 2, "layer_embedding_dim": 8}
 EXPERTS = {"num_layers": 2, "num_experts": 4, "num_active_experts": 2, "expert_dim": 8}
 MODELS = {  # name: (config, rank of adapters, documents a row at most)
     "dense": (DENSE, 0, 3),
     "one document": (DENSE | {"num_layers": 2, "attention_sinks": True}, 0, 1),
-    "sharing": (DENSE | SHARING | {"unified_kv": False, "remat": "full"}, 0, 3),
-    "experts": (DENSE | EXPERTS | {"attention_softcap": 2.0}, 0, 3),
+    "sharing": (DENSE | SHARING | {"unified_kv": False}, 0, 3),
+    "experts": (DENSE | EXPERTS | {"attention_softcap": 2.0, "remat": "full"}, 0, 3),
     "lora": (DENSE | {"num_layers": 2}, 3, 3),
 }
 FAST = ("context=8:dense", "context=4 fsdp=2:sharing", "context=2 tensor=2 expert=2:experts")

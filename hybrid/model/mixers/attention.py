@@ -15,7 +15,7 @@ Read next: `kv_cache.py`, the state of an attention.
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +41,8 @@ _KV_NAMES = (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM)
 @dataclasses.dataclass(frozen=True)
 class AttentionSpec(KVSpec):
     """The attention of one layer: `KVSpec`, and its query heads."""
+
+    SPLITS_TIME: ClassVar[bool] = True
 
     num_heads: int
 

@@ -8,7 +8,8 @@ A letter of the pattern is a row of a table (`mixers/__init__.py`): a `Letter`, 
     grow, earliest_rewind             how that changes with the cache
     shared_key, shared, reads_slots   arrays made once for all layers that read the same
     flops_per_token, reach            costs, and how far back a layer sees
-    summary, facts, picture, LACKS    for tables, figures and refusals
+    summary, facts, picture           for tables and figures
+    LACKS, SPLITS_TIME                for refusals
 
 Read next: `attention.py`, the mixer of L and G.
 """
@@ -118,9 +119,10 @@ class MixerSpec(abc.ABC):
       donates: whether later layers reuse this layer's keys and values.
     """
 
-    # What the mixer does not do, and why: "kv_sharing", "rewind", "export" or "context" (rows
-    # whose time is split over devices).
+    # What the mixer does not do, and why: "kv_sharing", "rewind" or "export".
     LACKS: ClassVar[Mapping[str, str]] = {}
+    # Whether it serves rows whose time is split over devices, `Placement.num_parts` above 1.
+    SPLITS_TIME: ClassVar[bool] = False
 
     donor: int | None = dataclasses.field(default=None, kw_only=True)
     donates: bool = dataclasses.field(default=False, kw_only=True)
