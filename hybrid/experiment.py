@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import ml_collections
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from hybrid import config as config_lib
 from hybrid import origin as origins
@@ -96,7 +96,7 @@ class Experiment:
                 problem = f"does not serve the {spec.kind} layers ({reason})"
                 raise ConfigError("attention", problem, name, "auto chooses a kind at a time")
 
-    def check_mesh(self, mesh: Mesh) -> None:
+    def check_mesh(self, mesh: Mesh | AbstractMesh) -> None:
         """Raises: ConfigError by the key of what a mesh axis doesn't divide, batch or model."""
         if mesh.shape["expert"] > 1 and not self.model.num_experts:
             problem, got = "splits experts, and the model has none", mesh.shape["expert"]
@@ -115,7 +115,7 @@ class Experiment:
         self._check_length(mesh, "training", self.training.context_length)
         self.check_context(mesh)
 
-    def check_context(self, mesh: Mesh) -> None:
+    def check_context(self, mesh: Mesh | AbstractMesh) -> None:
         """Raises: ConfigError where `mesh.context` does not split what is evaluated."""
         parts = mesh.shape["context"]
         for spec in plan_layers(self.model).layers():
@@ -126,7 +126,7 @@ class Experiment:
             for length in self.eval.lengths(self.training.context_length):
                 self._check_length(mesh, "eval", length)
 
-    def _check_length(self, mesh: Mesh, section: str, length: int) -> None:
+    def _check_length(self, mesh: Mesh | AbstractMesh, section: str, length: int) -> None:
         parts = mesh.shape["context"]
         if parts > 1 and length % (2 * parts):
             problem = f"must be a multiple of twice mesh.context ({2 * parts})"

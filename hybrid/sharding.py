@@ -114,12 +114,12 @@ def placed(shapes, where):
     return jax.tree.map(of_leaf, shapes, where)
 
 
-def parts_of(name: str, mesh: Any) -> int:
+def parts_of(name: str, mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rules split an axis called `name`."""
     return math.prod(mesh.shape.get(axis, 1) for axis in RULES[name])
 
 
-def num_batch_parts(mesh: Mesh) -> int:
+def num_batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are split."""
     return parts_of(axes.BATCH, mesh)
 

@@ -10,6 +10,12 @@ import sys
 
 import pytest
 import simulated
+from jax.sharding import AbstractMesh
+
+from hybrid import experiment
+from hybrid.config import ConfigError
+from hybrid.model.mixers.attention import AttentionSpec
+from hybrid.sharding import MESH_AXES
 
 STEPS = 5
 DENSE = {
@@ -29,12 +35,14 @@ DENSE = {
 }
 SHARING = {"num_layers": 4, "num_kv_shared_layers": 2, "layer_embedding_dim": 8}
 EXPERTS = {"num_layers": 2, "num_experts": 4, "num_active_experts": 2, "expert_dim": 8}
-MODELS = {  # name: (config, rank of adapters, documents a row at most)
-    "dense": (DENSE, 0, 3),
-    "one document": (DENSE | {"num_layers": 2, "attention_sinks": True}, 0, 1),
-    "sharing": (DENSE | SHARING | {"unified_kv": False}, 0, 3),
-    "experts": (DENSE | EXPERTS | {"attention_softcap": 2.0, "remat": "full"}, 0, 3),
-    "lora": (DENSE | {"num_layers": 2}, 3, 3),
+TWO = {"num_layers": 2}
+MODELS = {  # name: (config, rank of adapters, documents a row at most, tokens of a row)
+    "dense": (DENSE, 0, 3, 48),
+    "one document": (DENSE | TWO | {"attention_sinks": True}, 0, 1, 48),
+    "sharing": (DENSE | SHARING | {"unified_kv": False}, 0, 3, 48),
+    "experts": (DENSE | EXPERTS | {"attention_softcap": 2.0, "remat": "full"}, 0, 3, 48),
+    "lora": (DENSE | TWO, 3, 3, 48),
+    "not in chunks": (DENSE | TWO, 0, 3, 44),  # 11 tokens a device, left to the compiler
 }
 FAST = ("context=8:dense", "context=4 fsdp=2:sharing", "context=2 tensor=2 expert=2:experts")
 SLOW = (
@@ -52,6 +60,7 @@ SLOW = (
     "context=2 data=2 fsdp=2:lora",
     "context=2 data=2 tensor=2:one document",
     "context=2 fsdp=2 expert=2:experts",
+    "context=4 data=2:not in chunks",
 )
 
 
@@ -62,7 +71,7 @@ def fast():
 
 @pytest.fixture(scope="module")
 def slow():
-    return simulated.report(__file__, *SLOW)
+    return simulated.report(__file__, *SLOW, "scores")
 
 
 @pytest.mark.parametrize("pair", FAST)
@@ -74,6 +83,38 @@ def test_losses_and_gradients_equal_one_devices(fast, pair):
 @pytest.mark.parametrize("pair", SLOW)
 def test_losses_and_gradients_equal_one_devices_on_further_meshes(slow, pair):
     check(slow[pair])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["forward", "cached"])
+def test_scores_come_in_the_rows_order(slow, mode):
+    assert slow["scores"][mode]["nll"] < 1e-12
+    assert slow["scores"][mode]["is_top"] == 0
+
+
+REFUSED = {
+    "training.context_length": {"training.context_length": "264"},
+    "eval.context_length": {"eval.context_length": "256,128,100"},
+}
+
+
+def checked(overrides):
+    run = experiment.load("configs/tiny.py", overrides)
+    run.check_mesh(AbstractMesh((1, 1, 1, 8, 1), MESH_AXES))
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_lengths_that_two_chunks_a_device_do_not_divide_are_refused_by_key(key):
+    checked({})
+    with pytest.raises(ConfigError, match=rf"^{key}: must be a multiple of .* \(16\), got \d+"):
+        checked(REFUSED[key])
+    checked({"eval.mode": "cached", "eval.context_length": "100"})
+
+
+def test_a_mixer_that_does_not_serve_split_rows_is_refused(monkeypatch):
+    monkeypatch.setattr(AttentionSpec, "SPLITS_TIME", False)
+    with pytest.raises(ConfigError, match=r"^mesh.context: .* local attention \(L\)"):
+        checked({})
 
 
 def check(report):
@@ -96,6 +137,9 @@ def main(pairs):
     one = functools.cache(lambda name: _train({"data": 1}, name, jax.devices()[:1]))
     report = {}
     for pair in pairs:
+        if pair == "scores":
+            report[pair] = {mode: _score_errors(mode) for mode in ("forward", "cached")}
+            continue
         sizes, name = pair.split(":")
         sizes = {"data": 1} | {k: int(v) for k, v in (word.split("=") for word in sizes.split())}
         losses, gradients = _train(sizes, name, jax.devices())
@@ -121,13 +165,13 @@ def _train(sizes, name, devices):
     from hybrid.training import objective
     from hybrid.training.config import StepConfig
 
-    fields, rank, documents = MODELS[name]
+    fields, rank, documents, time = MODELS[name]
     config, adapters = ModelConfig(**fields), LoraConfig(rank=rank)
     mesh = make_mesh(MeshConfig(**sizes), devices)
     shapes, mask = abstract_trained(config, adapters, ())
     where = shardings(mesh, _names(config, adapters), shapes)
     params = jax.device_put(_values(shapes), where)
-    batch = jax.device_put(_batch(8, 48, config.vocab_size, documents), batch_sharding(mesh))
+    batch = jax.device_put(_batch(8, time, config.vocab_size, documents), batch_sharding(mesh))
     trained, frozen = split(params, mask)
     weights = StepConfig(**({"load_balance_loss": 0.1} if config.num_experts else {}))
 
@@ -147,6 +191,41 @@ def _train(sizes, name, devices):
             first = gradient if first is None else first
     gradients = {param_name(p): leaf for p, leaf in flat(first).items() if leaf is not None}
     return losses, jax.device_get(gradients)
+
+
+def _score_errors(mode):
+    """The largest difference of the scores of a mesh and of one device."""
+    import jax
+    import numpy as np
+
+    from hybrid import model
+    from hybrid.evaluation.batches import jitted
+    from hybrid.inference.config import InferenceConfig
+    from hybrid.inference.scoring import through_cache
+    from hybrid.model.config import ModelConfig
+    from hybrid.sharding import MeshConfig, batch_sharding, make_mesh, shardings
+
+    config = ModelConfig(**DENSE | TWO)
+    score, shapes = model.score, model.abstract(config)
+    batch = _batch(2, 48, config.vocab_size, 3 if mode == "forward" else 1)
+    if mode == "cached":
+        score = through_cache(model.score_hidden, InferenceConfig(prefill_chunk=16))
+    scores = []
+    for sizes, devices in (
+        ({"data": 1}, jax.devices()[:1]),
+        ({"data": 2, "context": 4}, jax.devices()),
+    ):
+        mesh = make_mesh(MeshConfig(**sizes), devices)
+        params = jax.device_put(
+            _values(shapes), shardings(mesh, model.logical_axes(config), shapes)
+        )
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(batch, batch_sharding(mesh))
+            scores.append(jax.device_get(jitted(score, config, params, True)(placed)))
+    return {
+        name: float(np.abs(np.subtract(*(np.float64(getattr(s, name)) for s in scores))).max())
+        for name in ("nll", "is_top")
+    }
 
 
 def _names(config, adapters):
