@@ -36,7 +36,7 @@ set to the highest, so that (5) gives zero.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ from einops import rearrange
 
 from hybrid.axes import Key, Query, Value
 from hybrid.ops import cpu, dispatch
+from hybrid.ops.attention import context
 from hybrid.ops.band import Band, same_segment, visible
 from hybrid.ops.dense import dot
 
@@ -97,9 +98,16 @@ def attend(
     if blocks is None:
         sizes = band.window_size, q.shape[1], k.shape[1]
         blocks = default_blocks(*sizes, dispatch.backend())
+    if band.part is not None:
+        blocks = Blocks(*(_divisors(k.shape[1] // (2 * band.num_parts), *pair) for pair in blocks))
     # Only arrays go in as arguments: differentiation fills their places with what is no Band.
     arrays, structure = jax.tree.flatten(band)
     return _attend(q, k, v, sinks, arrays, structure, scale, softcap, blocks)
+
+
+def _divisors(size, *most):
+    """The largest divisors of `size` up to each of `most`."""
+    return tuple(max(d for d in range(1, limit + 1) if size % d == 0) for limit in most)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
@@ -119,12 +127,16 @@ class _Layout:
     num_blocks: int
     left: int
     right: int
-    edge: np.ndarray  # tiles in which causality, window or padding hides a pair,
-    inner: np.ndarray  # and the others; int32 [tiles, 2]: query block, first padded key
+    edge: Any  # tiles in which causality, window or padding hides a pair,
+    inner: Any  # and the others; int32 [tiles, 2]: query block, first padded key
 
     @classmethod
     def of(cls, band, query_length, key_length, queries, keys):
         num_blocks = -(-query_length // queries)
+        if band.part is not None:
+            chunk = key_length // (2 * band.num_parts)
+            both = context.tiles(band.part, band.num_parts, chunk, queries, keys)
+            return cls(queries, keys, num_blocks, 0, 0, *both)
         tiles = list(_tiles(band, num_blocks, key_length, queries, keys))
         starts = [start for _, start, _ in tiles]
         left = max(0, -min(starts))
