@@ -112,6 +112,25 @@ class Experiment:
             problem = f"a micro-batch has {rows} rows, which the mesh's data × fsdp ({parts}) "
             problem += "must divide"
             raise ConfigError("training.batch_size", problem, self.training.batch_size)
+        self._check_length(mesh, "training", self.training.context_length)
+        self.check_context(mesh)
+
+    def check_context(self, mesh: Mesh | AbstractMesh) -> None:
+        """Raises: ConfigError where `mesh.context` does not split what is evaluated."""
+        parts = mesh.shape["context"]
+        for spec in plan_layers(self.model).layers():
+            if parts > 1 and not spec.mixer.SPLITS_TIME:
+                problem = f"splits time, which {spec.about.title} ({spec.letter}) does not allow"
+                raise ConfigError("mesh.context", problem, parts, "1")
+        if self.eval.mode != "cached":  # whose chunks the compiler splits
+            for length in self.eval.lengths(self.training.context_length):
+                self._check_length(mesh, "eval", length)
+
+    def _check_length(self, mesh: Mesh | AbstractMesh, section: str, length: int) -> None:
+        parts = mesh.shape["context"]
+        if parts > 1 and length % (2 * parts):
+            problem = f"must be a multiple of twice mesh.context ({2 * parts})"
+            raise ConfigError(f"{section}.context_length", problem, length)
 
 
 def check_x64(dtype: str) -> None:

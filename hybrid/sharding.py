@@ -8,7 +8,7 @@ sharded, so a step of the scan touches one layer's shards only.
     fsdp     rows of the batch; parameters are split along d_model and gathered a layer at a time
     tensor   heads, feed-forward width and vocabulary
     expert   experts; rows of the batch are copies
-    context  time (not built yet)
+    context  time; parameters are copies (`ops/attention/context.py`: what moves between devices)
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class MeshConfig:
     data: int = key(-1, "devices that split the batch and copy the parameters; -1: what is left")
     fsdp: int = key(1, "devices that split the batch and the parameters")
     tensor: int = key(1, "devices that split heads, feed-forward and vocabulary")
-    context: int = key(1, "devices that split time (above 1: not built yet)")
+    context: int = key(1, "devices that split the tokens of a row")
     expert: int = key(1, "devices that split experts")
 
     def __post_init__(self):
@@ -54,8 +54,6 @@ class MeshConfig:
             size = getattr(self, name)
             if size < 1 and size != -1:
                 raise ConfigError(name, "must be at least 1, or -1 on one axis", size)
-        if self.context != 1:
-            raise ConfigError("context", "is not built yet", self.context, "only 1")
         inferred = [name for name in MESH_AXES if getattr(self, name) == -1]
         if len(inferred) > 1:
             raise ConfigError(inferred[1], "only one axis can be inferred", -1, "-1 on one axis")
@@ -116,13 +114,19 @@ def placed(shapes, where):
     return jax.tree.map(of_leaf, shapes, where)
 
 
+def parts_of(name: str, mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts the rules split an axis called `name`."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in RULES[name])
+
+
 def num_batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in RULES[axes.BATCH])
+    return parts_of(axes.BATCH, mesh)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of [b, t] arrays: rows over data and fsdp."""
+    """Of [b, t] arrays: rows over data and fsdp, each whole: every part of a row reads all of its
+    positions and segments."""
     return NamedSharding(mesh, P(RULES[axes.BATCH]))
 
 

@@ -72,6 +72,7 @@ def evaluate_target(
     `make_progress(name)` makes what is called with (done, total) while tokenizing and evaluating.
     """
     config, mesh = target.experiment, make_mesh(target.experiment.mesh)
+    config.check_context(mesh)
     documents = open_text(target, make_progress("tokenizing") if make_progress else None)
     if make_progress:
         kind = "task" if config.data.is_task else "text"

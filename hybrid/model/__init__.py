@@ -33,6 +33,7 @@ from hybrid.model.params import flat, nested
 from hybrid.model.pattern import LayerPlan, plan_layers
 from hybrid.model.stack import StackOutputs
 from hybrid.ops import loss
+from hybrid.ops.attention import context
 from hybrid.ops.loss import LossSums, TokenScores
 from hybrid.sharding import constrain
 
@@ -92,22 +93,29 @@ def hidden_states(
       positions: int32 [b, t], from 0 within each document; None counts along the row.
       segment_ids: int32 [b, t]; tokens see only their own segment; None: a row is one document.
     """
-    return _run_rows(config, params, tokens, positions, segment_ids).x
+    x = _run_rows(config, params, tokens, positions, segment_ids).x
+    return context.to_row(x, context.num_parts(tokens.shape[1]))
 
 
 def _run_rows(config, params, tokens, positions, segment_ids, counted=None) -> StackOutputs:
-    """`_run` of whole rows.  counted: the tokens that count in the router's sums; None: all."""
+    """`_run` of whole rows, which come in their own order and leave in the stream's.
+
+    counted: the tokens that count in the router's sums, in the stream's order; None: all.
+    """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    tokens = context.to_stream(tokens, context.num_parts(tokens.shape[1]))
     return _run(config, layer_plan(config), params, tokens, positions, segment_ids, counted)
 
 
 def _run(
     config, plan, params, tokens, positions, segment_ids=None, counted=None, step=None, states=None
 ) -> StackOutputs:
-    """Embedding, all layers and the final norm."""
-    shared = shared_arrays(plan.mixers(), positions, jnp.dtype(config.dtype))
-    placement = Placement(positions, segment_ids, shared, step)
+    """Embedding, all layers and the final norm; `tokens` and `counted` in the stream's order."""
+    parts = 1 if step else context.num_parts(tokens.shape[1])
+    of_stream = context.to_stream(positions, parts)
+    shared = shared_arrays(plan.mixers(), of_stream, jnp.dtype(config.dtype))
+    placement = Placement(positions, segment_ids, shared, step, parts)
     embedder, final_norm = _ends(config)
     with jax.named_scope("embedding"):
         x = nnx.merge(embedder, params["embedder"])(tokens)
@@ -191,10 +199,12 @@ def loss_sums(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
 def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, dict]:
     """`loss_sums`, and the router's sums [segment][slot] over the same tokens, leaves stacked."""
     row = batch.tokens, batch.positions, batch.segment_ids
-    x, router, _ = _run_rows(config, params, *row, counted=batch.loss_mask)
+    parts = context.num_parts(batch.tokens.shape[1])
+    targets, mask = (context.to_stream(a, parts) for a in (batch.targets, batch.loss_mask))
+    x, router, _ = _run_rows(config, params, *row, counted=mask)
     embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
     with jax.named_scope("loss"):
-        sums = loss.cross_entropy(x, embedding, batch.targets, batch.loss_mask, softcap=softcap)
+        sums = loss.cross_entropy(x, embedding, targets, mask, softcap=softcap)
     return sums, router
 
 
@@ -203,8 +213,11 @@ def score(config: ModelConfig, params: Params, batch: Batch, with_top: bool = Fa
 
     Logits exist for a chunk of time at once, as in the loss.
     """
-    x = hidden_states(config, params, batch.tokens, batch.positions, batch.segment_ids)
-    return score_hidden(config, params, x, batch.targets, batch.loss_mask, with_top)
+    parts = context.num_parts(batch.tokens.shape[1])
+    targets, mask = (context.to_stream(a, parts) for a in (batch.targets, batch.loss_mask))
+    x = _run_rows(config, params, batch.tokens, batch.positions, batch.segment_ids).x
+    scores = score_hidden(config, params, x, targets, mask, with_top)
+    return jax.tree.map(lambda array: context.to_row(array, parts), scores)
 
 
 def score_hidden(

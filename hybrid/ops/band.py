@@ -14,7 +14,8 @@ Two ways to say where tokens stand:
   * regular: query i is the token of key i + offset. Within a segment, positions rise by one, so
     indices alone decide, and whole tiles outside the band can be skipped. Training and evaluation
     have offset 0; a halo of earlier keys, or a chunk behind a cache, has its length as offset.
-  * positions given: anything goes (a ring cache, ragged rows); nothing is skipped.
+  * positions given: anything goes (a ring cache, ragged rows); nothing is skipped, unless `part`
+    says that queries and keys are those of a row split over devices (`attention/context.py`).
 
 Read next: `attention/reference.py`, which turns a band into the plain masked softmax.
 """
@@ -56,6 +57,8 @@ class Band:
         i + offset.
       offset: keys before the token of the first query. Keys behind the last query's are never
         visible.
+      part: int32, beside positions: the queries are those of device `part` of `num_parts`, and the
+        keys are whole rows, both in the order of `attention/context.py`; None: any positions.
     Raises: ValueError where the fields contradict each other.
     """
 
@@ -65,6 +68,8 @@ class Band:
     q_positions: jax.Array | None = None
     kv_positions: jax.Array | None = None
     offset: int = dataclasses.field(default=0, metadata={"static": True})
+    part: jax.Array | None = None
+    num_parts: int = dataclasses.field(default=1, metadata={"static": True})
 
     def __post_init__(self):
         if self.window_size is not None and self.window_size < 1:

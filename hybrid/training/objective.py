@@ -103,7 +103,7 @@ def split_batch(batch: Batch, num_microbatches: int) -> Batch:
 
     def split(x):
         parts = x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
-        return constrain(parts, None, "batch", "time")
+        return constrain(parts, None, "batch", None)
 
     return jax.tree.map(split, batch)
 

@@ -15,7 +15,7 @@ Read next: `kv_cache.py`, the state of an attention.
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,7 @@ from hybrid.model.mixers.kv import KV, Rope, Separate, Unified
 from hybrid.model.mixers.kv_cache import Kept, KVSpec, View
 from hybrid.model.mixers.protocol import LayerState, Letter, Look, Placement
 from hybrid.ops import dispatch, rope
-from hybrid.ops.attention import AttentionRequest, attend, attend_cached
+from hybrid.ops.attention import AttentionRequest, attend, attend_cached, attend_split
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
 
@@ -41,6 +41,8 @@ _KV_NAMES = (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM)
 @dataclasses.dataclass(frozen=True)
 class AttentionSpec(KVSpec):
     """The attention of one layer: `KVSpec`, and its query heads."""
+
+    SPLITS_TIME: ClassVar[bool] = True
 
     num_heads: int
 
@@ -220,10 +222,27 @@ class Attention(nnx.Module):
         return self.o_proj(out), seen, kept
 
     def _attend_to_row(self, q, kv, placement: Placement):
+        if placement.num_parts > 1:
+            return self._attend_to_split_row(q, kv, placement)
         band = Band.of_row(self.spec.window_size, placement.segment_ids)
         key, value = kv.keys_values(placement.shared[self.spec.shared_key])
         name = self.config.attention
         return attend(q, key, value, band, implementation=name, **self._scoring())
+
+    def _attend_to_split_row(self, q, kv, placement: Placement):
+        def keys_values(kv, positions):
+            return kv.keys_values(self.spec.shared(positions, kv.v.dtype))
+
+        return attend_split(
+            q,
+            kv,
+            keys_values,
+            placement.positions,
+            placement.segment_ids,
+            window_size=self.spec.window_size,
+            implementation=self.config.attention,
+            **self._scoring(),
+        )
 
     def _attend_to_cache(self, q, view, placement: Placement):
         pairs = self.spec.num_rotated_pairs

@@ -8,7 +8,8 @@ A letter of the pattern is a row of a table (`mixers/__init__.py`): a `Letter`, 
     grow, earliest_rewind             how that changes with the cache
     shared_key, shared, reads_slots   arrays made once for all layers that read the same
     flops_per_token, reach            costs, and how far back a layer sees
-    summary, facts, picture, LACKS    for tables, figures and refusals
+    summary, facts, picture           for tables and figures
+    LACKS, SPLITS_TIME                for refusals
 
 Read next: `attention.py`, the mixer of L and G.
 """
@@ -81,12 +82,15 @@ class Placement:
       segment_ids: int32 [b, t], or None where every row is one document.
       shared: `MixerSpec.shared` of all layers.
       step: the cache that the tokens go behind; None: they are whole rows.
+      num_parts: devices that a row's time is split over. Above 1 the stream is in the order of
+        `ops/attention/context.py`, and so is `shared`; positions and segments are in the row's.
     """
 
     positions: Positions
     segment_ids: Segments | None
     shared: dict[str, Any]
     step: CacheStep | None = None
+    num_parts: int = dataclasses.field(default=1, metadata={"static": True})
 
 
 class Look(NamedTuple):
@@ -117,6 +121,8 @@ class MixerSpec(abc.ABC):
 
     # What the mixer does not do, and why: "kv_sharing", "rewind" or "export".
     LACKS: ClassVar[Mapping[str, str]] = {}
+    # Whether it serves rows whose time is split over devices, `Placement.num_parts` above 1.
+    SPLITS_TIME: ClassVar[bool] = False
 
     donor: int | None = dataclasses.field(default=None, kw_only=True)
     donates: bool = dataclasses.field(default=False, kw_only=True)

@@ -1,19 +1,24 @@
 """The doors to attention: to a row of tokens and to a cache; each with reasons for every refusal.
 
-`attend` takes queries, keys, values and a `Band`, `attend_cached` a function that reads a cache.
+`attend` takes queries, keys, values and a `Band`, `attend_split` what a row split over devices
+keeps of them, `attend_cached` a function that reads a cache.
 Implementations are tried in the order of the tables below (`hybrid/ops/dispatch.py` says how), and
 no part of a band is ever dropped.
 
-Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`, `cached.py`.
+Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`,
+`context.py`, `cached.py`.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
 from hybrid import axes
 from hybrid.axes import Query
-from hybrid.ops.attention import banded, cached, chunked, reference
+from hybrid.ops.attention import banded, cached, chunked, context, reference
 from hybrid.ops.attention.cached import Tile
 from hybrid.ops.attention.request import (
     ROWS,
@@ -31,6 +36,7 @@ __all__ = [
     "CachedAttentionRequest",
     "attend",
     "attend_cached",
+    "attend_split",
 ]
 
 ATTENTION = Operation(
@@ -87,6 +93,63 @@ def attend(
     sink_names = None if sinks is None else (heads,)
     names = (q_names, kv_names, kv_names, sink_names, [ROWS] * len(arrays))
     return per_device(call, operands, names)
+
+
+def attend_split(
+    q: jax.Array,
+    kv: Any,
+    keys_values: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]],
+    positions: jax.Array,
+    segments: jax.Array | None,
+    *,
+    window_size: int | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+    implementation: str = "auto",
+) -> Query:
+    """`attend` of rows whose time is split over `context`, under `jax.set_mesh`.
+
+    What keys and values are made of moves between devices, they are made where they are read.
+
+    Args:
+      q: [b, t, n, h], in the order of `context.to_stream`.
+      kv: a tree of what keys and values are made of: arrays [b, t, k, h] in the same order, which
+        move, and smaller ones that every device has.
+      keys_values: (kv, int32 [b, s] positions) -> keys and values [b, s, k, h].
+      positions, segments: int32 [b, t] in the row's order; segments may be None.
+      window_size, scale, softcap, sinks, implementation: as of `attend` and its band.
+    Returns: [b, t, n, h], in the order of q.
+    Raises: Unsupported where the named implementation refuses.
+    """
+    parts, length = context.num_parts(q.shape[1]), q.shape[1]
+    if window_size is not None and window_size >= length:
+        window_size = None
+    k, _ = jax.eval_shape(keys_values, kv, positions)
+    band = Band(window_size, segments, segments, positions, positions)
+    request = AttentionRequest.of(q, k, band, softcap, sinks)
+    if window_size is None:
+        part = {"query_length": length // parts}
+    else:
+        chunk, halo = length // (2 * parts), window_size - 1
+        part = {"query_length": chunk, "key_length": halo + chunk, "offset": halo}
+        part |= {"is_regular": True, "has_segments": True}
+    chosen = ATTENTION.choose(dataclasses.replace(request, **part), implementation)
+
+    def call(q, kv, positions, segments, sinks):
+        function = functools.partial(context.attend_part, chosen.function)
+        arrays = q, kv, keys_values, positions, segments
+        scoring = {"scale": scale, "softcap": softcap, "sinks": sinks}
+        return function(*arrays, window_size, parts, **scoring)
+
+    heads, kv_heads = head_names(k.shape[2])
+    q_names = (axes.BATCH, axes.TIME, heads, axes.HEAD_DIM)
+    kv_names = jax.tree.map(
+        lambda leaf: (axes.BATCH, axes.TIME, kv_heads, None) if leaf.ndim == 4 else (None,), kv
+    )
+    rows = None if segments is None else ROWS
+    names = (q_names, kv_names, ROWS, rows, None if sinks is None else (heads,))
+    return per_device(call, (q, kv, positions, segments, sinks), names)
 
 
 def attend_cached(
