@@ -91,7 +91,8 @@ def _main(instruction: Instruction) -> int:
 def largest_buffers(program: Program, count: int = 8) -> list[Buffer]:
     """The largest arrays that instructions make or the program takes, each kind of array once.
 
-    Some of them share memory, since not all live at once.
+    Some of them share memory, since not all live at once. The part of what the program takes is
+    "arguments".
     """
     inside = {
         instruction.called()
@@ -105,12 +106,14 @@ def largest_buffers(program: Program, count: int = 8) -> list[Buffer]:
             continue
         for instruction in computation.values():
             taken = instruction.opcode == "parameter" and name == program.entry
-            if instruction.opcode in _FREE and not taken:
+            is_copy = instruction.opcode.startswith("copy")
+            if (instruction.opcode in _FREE or is_copy) and not taken:
                 continue
             for array in instruction.arrays:
                 if array.space == 0:
-                    made_by = instruction.op_name or instruction.name
-                    buffer = Buffer(array.bytes, _type(array), instruction.part, made_by)
+                    made_by = (instruction.op_name or instruction.name).replace("\\'", "'")
+                    part = "arguments" if taken else instruction.part
+                    buffer = Buffer(array.bytes, _type(array), part, made_by)
                     found.setdefault((buffer.type, buffer.part), buffer)
     return sorted(found.values(), reverse=True)[:count]
 

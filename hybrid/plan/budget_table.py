@@ -32,18 +32,19 @@ def _counts(budget: Budget) -> Iterator[tuple[str, list[str]]]:
     yield "largest buffers", buffers
     flops = f"FLOPs a device  {budget.flops_per_device:.4g}, {budget.flops_ratio:.2f} × the formula"
     whole = budget.flops_per_device or 1
-    parts = sorted((budget.flops_by_part or {}).items(), key=lambda item: -item[1])
+    counted = {name: size for name, size in (budget.flops_by_part or {}).items() if size}
+    parts = sorted(counted.items(), key=lambda item: -item[1])
     yield flops, [f"{name:<18} {size:>16.4g}  {size / whole:6.1%}" for name, size in parts]
     yield "bytes from other devices, by part", _sizes(budget.collective_bytes_per_device)
     yield "the same by operation", _sizes(budget.collective_bytes_by_operation)
     roof = dict(budget.roofline or {})
     rate, mfu = roof.pop("tokens_per_second_per_chip"), roof.pop("mfu")
-    lines = [f"{name.removesuffix('_seconds'):<18} {size:>14.3f} s" for name, size in roof.items()]
+    lines = [f"{name.removesuffix('_seconds'):<18} {size:>14.4g} s" for name, size in roof.items()]
     lines.append(f"{'at best':<18} {rate:>14,.0f} tokens/s a chip, MFU {mfu:.1%}")
     yield f"roofline  limited by {budget.limit}", lines
     yield f"compiled in {budget.compile_seconds:,.0f} s", []
 
 
 def _sizes(sizes: Mapping[str, float | None] | None) -> list[str]:
-    known = {name: size for name, size in (sizes or {}).items() if size is not None}
+    known = {name: size for name, size in (sizes or {}).items() if size}
     return [f"{name:<18} {in_bytes(size):>16}" for name, size in known.items()]

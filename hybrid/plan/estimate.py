@@ -11,7 +11,10 @@ under remat full), a product's width its outputs a token, and c the bytes of an 
                 at work = n · c · AT_WORK · KEPT · (the widest layer), 2 gathered layers, 2 blocks
                           of logits
     collective  fsdp: gathers p · m · W and the table twice, reduction of the gradient m times
-                data: an all-reduce of the gradient, m times (counted twice, as in `budget.py`)
+                data, context: an all-reduce of the gradient, m times (counted twice, as in
+                `budget.py`)
+                context: a layer's keys and values, of the window twice or of whole rows, p · m
+                times
                 tensor, expert: an all-reduce of the stream, 2 a layer and pass
     traffic     weights p · m times, activations TOUCHED times their kept size, state 3 times
 
@@ -27,16 +30,20 @@ import math
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh
 
 from hybrid import axes, model
 from hybrid.costs.training_flops import step_flops, trained_share
 from hybrid.experiment import Experiment
+from hybrid.model.config import ModelConfig
+from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.model.params import flat
 from hybrid.plan import compiled
 from hybrid.plan.budget import roofline
 from hybrid.plan.topology import Topology
 from hybrid.sharding import spec_of
+from hybrid.training.config import OptimizerConfig
 from hybrid.training.optimizer import make_optimizer
 
 KEPT = 3.4
@@ -47,18 +54,21 @@ BLOCK = 4096  # rows of the table whose logits live at once
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """By formula.  bytes_per_device: state, gradient, activations, total.  limit: see `Budget`."""
+    """By formula.
+
+    Attributes:
+      bytes_per_device: state, gradient, activations, total.
+      roofline, limit: as a `Budget` has them.
+      step_seconds: the roofline's, but with the all-reduces of the stream behind the products that
+        they wait for: nothing hides those. It ranks meshes.
+    """
 
     bytes_per_device: Mapping[str, float]
     fits: bool
     collective_bytes_per_device: float
     roofline: Mapping[str, float]
     limit: str
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second and chip, at best."""
-        return self.roofline["tokens_per_second_per_chip"]
+    step_seconds: float
 
 
 def estimate(experiment: Experiment, topology: Topology) -> Estimate:
@@ -72,14 +82,16 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["context"]
     num_steps = training.num_microbatches
     tokens = training.batch_size * training.context_length / parts / num_steps
-    sizes = _sizes(config, mesh)
+    rows = tokens * mesh.shape["context"] / training.context_length
+    sizes = _sizes(dataclasses.replace(config, remat="none"), mesh)  # of any remat
     share = trained_share(config, experiment.lora, experiment.optimizer.freeze)
-    moments = _moments(experiment)
+    moments = _moments(config, experiment.optimizer, training.num_steps)
+    received = rows * _exchanged(config, training.context_length, mesh)
     gradient = share * sizes.held * (2 if num_steps > 1 else 1)
     kept = {"full": 0.0, "dots": 1.0, "none": KEPT}[config.remat]
     layers = [config.d_model + kept * each for each in sizes.widths]
     stored = tokens * width * sum(layers)
-    at_work = tokens * width * AT_WORK * KEPT * max(sizes.widths)
+    at_work = tokens * width * AT_WORK * KEPT * max(sizes.widths) + max(received)
     gathered = 2 * width * max(sizes.layer_weights) * (mesh.shape["fsdp"] > 1)
     logits = 2 * 4 * tokens * min(BLOCK, config.vocab_size)
     memory = {
@@ -95,10 +107,12 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
     if mesh.shape["fsdp"] > 1:
         exchanged += num_steps * (passes * weights + 2 * width * table)
         exchanged += num_steps * share * sizes.held * mesh.shape["fsdp"]
-    if mesh.shape["data"] > 1:
+    if mesh.shape["data"] * mesh.shape["context"] > 1:
         exchanged += num_steps * 2 * share * sizes.held
+    exchanged += num_steps * passes * sum(received)
     split = (mesh.shape["tensor"] > 1) + (mesh.shape["expert"] > 1)
-    exchanged += num_steps * passes * split * 2 * 2 * stream
+    of_stream = num_steps * passes * split * 2 * 2 * stream
+    exchanged += of_stream
     moved = 3 * memory["state"] + num_steps * (passes * weights + TOUCHED * (stored + at_work))
     flops = step_flops(config, training.step, share) / topology.num_devices
     roof = roofline(experiment, topology, flops, moved, exchanged)
@@ -110,6 +124,9 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
         collective_bytes_per_device=exchanged,
         roofline=roof,
         limit=max(seconds, key=lambda name: seconds[name]),
+        step_seconds=max(
+            seconds["compute"] + of_stream / topology.chip.device().link_rate, *seconds.values()
+        ),
     )
 
 
@@ -124,13 +141,13 @@ class _Sizes:
 
 
 @functools.cache
-def _sizes(config, mesh: AbstractMesh) -> _Sizes:
+def _sizes(config: ModelConfig, mesh: AbstractMesh) -> _Sizes:
     held = 0.0
     weights: dict[tuple, float] = {}
     widths: dict[tuple, float] = {}
     names = flat(model.logical_axes(config))
     gathered = AbstractMesh(
-        tuple(1 if axis in ("fsdp", "data") else size for axis, size in mesh.shape.items()),
+        tuple(1 if axis == "fsdp" else size for axis, size in mesh.shape.items()),
         mesh.axis_names,
     )
     for path, leaf in flat(model.abstract(config)).items():
@@ -163,7 +180,9 @@ def _elements(shape: tuple[int, ...], names: tuple, mesh: AbstractMesh) -> float
     return math.prod(shape) / split
 
 
-def _results(config, shape: tuple[int, ...], names: tuple, mesh: AbstractMesh) -> float:
+def _results(
+    config: ModelConfig, shape: tuple[int, ...], names: tuple, mesh: AbstractMesh
+) -> float:
     """Elements that a kernel's product makes of one token, on one device."""
     if axes.EXPERTS in names:
         active, size = config.num_active_experts, shape[-1]
@@ -173,11 +192,22 @@ def _results(config, shape: tuple[int, ...], names: tuple, mesh: AbstractMesh) -
     return _elements(shape[1:], names[1:], mesh)
 
 
-def _moments(experiment: Experiment) -> float:
+def _exchanged(config: ModelConfig, context: int, mesh: AbstractMesh) -> np.ndarray:
+    """Bytes of keys and values that a device receives of one row, a layer at a time."""
+    specs = model.layer_plan(config).layers()
+    if mesh.shape["context"] == 1:
+        return np.zeros(sum(1 for _ in specs))
+    form = CacheFormat(context, config.dtype)
+    # A window's keys come before each of a device's two chunks (docs/context.md).
+    sizes = [spec.mixer.state_bytes(form) * (2 if spec.mixer.reach else 1) for spec in specs]
+    return np.array(sizes) / mesh.shape["tensor"]
+
+
+@functools.cache
+def _moments(config: ModelConfig, optimizer: OptimizerConfig, num_steps: int) -> float:
     """Bytes of the optimizer's state over those of the trained parameters."""
-    params = model.abstract(experiment.model)
-    names = model.logical_axes(experiment.model)
-    transform = make_optimizer(experiment.optimizer, experiment.training.num_steps, names)
+    params = model.abstract(config)
+    transform = make_optimizer(optimizer, num_steps, model.logical_axes(config))
     state = jax.eval_shape(transform.init, params)
 
     def size(tree) -> int:

@@ -76,9 +76,13 @@ def _cells(experiment: Experiment, topology: Topology) -> Iterator[Cell]:
 
 
 def _meshes(num_devices: int) -> list[MeshConfig]:
-    """All on fsdp, and with 4 or 16 of the devices on tensor, where there are so many."""
-    splits = [split for split in (1, 4, 16) if num_devices % split == 0]
-    return [MeshConfig(data=1, fsdp=num_devices // split, tensor=split) for split in splits]
+    """All on fsdp, 4 of them on tensor, 8 on context, where there are so many."""
+    splits = ((1, 1), (4, 1), (1, 8))
+    return [
+        MeshConfig(data=1, fsdp=num_devices // (t * c), tensor=t, context=c)
+        for t, c in splits
+        if num_devices % (t * c) == 0
+    ]
 
 
 def _changed(experiment, pattern, window, context, rows, mesh) -> Experiment:

@@ -1,8 +1,8 @@
-"""Meshes, rematerialisation and micro-batches for a topology: ranked by formula, the best compiled.
+"""Meshes, remat and micro-batches for a topology: ranked by formula, the best ones compiled.
 
-The candidates are all ways to write the number of devices as data · fsdp · tensor · expert (expert
-in a model that has them) that divide model and batch, times remat, times micro-batches in powers of
-two. Those that fit come first, the fastest first.
+The candidates are all ways to write the number of devices as data · fsdp · tensor · context ·
+expert (expert in a model that has them) that divide model, batch and rows, times remat, times
+micro-batches in powers of two. Those that fit come first, the fastest first.
 """
 
 import dataclasses
@@ -74,16 +74,21 @@ def _order(candidate: Candidate) -> tuple:
     """Those that fit, by speed; of equals the one with less to exchange; then the smallest."""
     one = candidate.estimated
     total = one.bytes_per_device["total"]
-    return (not one.fits, -one.rate if one.fits else total, one.collective_bytes_per_device, total)
+    return (
+        not one.fits,
+        one.step_seconds if one.fits else total,
+        one.collective_bytes_per_device,
+        total,
+    )
 
 
 def candidates(experiment: Experiment, num_devices: int) -> Iterator[Experiment]:
     """The experiments that a search looks at, most of which may not divide model or batch."""
-    split = ("data", "fsdp", "tensor", "expert")[: 4 if experiment.model.num_experts else 3]
+    split = MESH_AXES if experiment.model.num_experts else MESH_AXES[:-1]  # without "expert"
     rows = experiment.training.batch_size
     parts = [2**power for power in range(rows.bit_length()) if rows % 2**power == 0]
     for sizes in _factorings(num_devices, len(split)):
-        mesh = MeshConfig(**{"data": 1} | dict(zip(split, sizes, strict=True)))
+        mesh = MeshConfig(**dict(zip(split, sizes, strict=True)))
         for remat, num_parts in itertools.product(REMAT, parts):
             yield dataclasses.replace(
                 experiment,
