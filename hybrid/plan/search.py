@@ -74,12 +74,8 @@ def _order(candidate: Candidate) -> tuple:
     """Those that fit, by speed; of equals the one with less to exchange; then the smallest."""
     one = candidate.estimated
     total = one.bytes_per_device["total"]
-    return (
-        not one.fits,
-        one.step_seconds if one.fits else total,
-        one.collective_bytes_per_device,
-        total,
-    )
+    first = one.step_seconds if one.fits else total
+    return (not one.fits, first, one.collective_bytes_per_device, total)
 
 
 def candidates(experiment: Experiment, num_devices: int) -> Iterator[Experiment]:
