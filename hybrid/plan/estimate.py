@@ -30,7 +30,6 @@ import math
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh
 
 from hybrid import axes, model
@@ -86,7 +85,7 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
     sizes = _sizes(dataclasses.replace(config, remat="none"), mesh)  # of any remat
     share = trained_share(config, experiment.lora, experiment.optimizer.freeze)
     moments = _moments(config, experiment.optimizer, training.num_steps)
-    received = rows * _exchanged(config, training.context_length, mesh)
+    received = [rows * size for size in _exchanged(config, training.context_length, mesh)]
     gradient = share * sizes.held * (2 if num_steps > 1 else 1)
     kept = {"full": 0.0, "dots": 1.0, "none": KEPT}[config.remat]
     layers = [config.d_model + kept * each for each in sizes.widths]
@@ -192,15 +191,15 @@ def _results(
     return _elements(shape[1:], names[1:], mesh)
 
 
-def _exchanged(config: ModelConfig, context: int, mesh: AbstractMesh) -> np.ndarray:
+def _exchanged(config: ModelConfig, context: int, mesh: AbstractMesh) -> list[float]:
     """Bytes of keys and values that a device receives of one row, a layer at a time."""
-    specs = model.layer_plan(config).layers()
+    specs = list(model.layer_plan(config).layers())
     if mesh.shape["context"] == 1:
-        return np.zeros(sum(1 for _ in specs))
+        return [0.0] * len(specs)
     form = CacheFormat(context, config.dtype)
     # A window's keys come before each of a device's two chunks (docs/context.md).
     sizes = [spec.mixer.state_bytes(form) * (2 if spec.mixer.reach else 1) for spec in specs]
-    return np.array(sizes) / mesh.shape["tensor"]
+    return [size / mesh.shape["tensor"] for size in sizes]
 
 
 @functools.cache

@@ -249,6 +249,10 @@ ENTRY %main (x: f32[60,128], i: s32[]) -> f32[60,128] {{
     row, index = 128 * 4, 4
     # A slice in and out, negate reads it, the update comes from the chip and goes to memory.
     assert memory.traffic(program) == (2 * row + index) + row + (row + index) + row
-    largest = memory.largest_buffers(program, count=2)
-    named = [(60 * row, "f32[60,128]"), (row, "f32[1,128]")]
-    assert [(each.bytes, each.type) for each in largest] == named
+    largest = memory.largest_buffers(program, count=3)
+    named = [(each.type, each.bytes, each.part) for each in largest]
+    assert sorted(named[:2]) == [
+        ("f32[60,128]", 60 * row, "arguments"),
+        ("f32[60,128]", 60 * row, "other"),
+    ]
+    assert named[2] == ("f32[1,128]", row, "other")
