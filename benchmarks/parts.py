@@ -22,7 +22,7 @@ from benchmarks.model import MODEL, TRAIN_SHAPES, Shape
 from benchmarks.train_step import MICROBATCHES
 from benchmarks.workers import readings
 from hybrid import model
-from hybrid.costs.hlo import count_flops
+from hybrid.costs.flops import count_flops
 from hybrid.model.pattern import LayerSpec, plan_layers
 from hybrid.ops import rope
 from hybrid.ops.attention import attend

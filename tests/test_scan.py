@@ -50,7 +50,13 @@ PLANS = {
         "attention_scale": 0.5,
         "attention_sinks": True,
     },
-    "experts": {"num_experts": 4, "num_active_experts": 2, "expert_dim": 10},
+    "experts": {
+        "pattern": "LLG",
+        "num_layers": 6,
+        "num_experts": 4,
+        "num_active_experts": 2,
+        "expert_dim": 10,
+    },
 }
 
 
@@ -139,6 +145,13 @@ def test_traced_program_does_not_grow_with_depth(remat):
     config = dataclasses.replace(TINY, dtype="float32", pattern="LLLLLG", remat=remat)
     shallow, deep = (dataclasses.replace(config, num_layers=n) for n in (12, 60))
     assert traced_size(shallow) == traced_size(deep)
+
+
+def test_equal_layers_of_a_period_are_traced_once_where_they_are_rematerialised():
+    config = dataclasses.replace(TINY, dtype="float32", num_layers=12, remat="full")
+    two, five = (dataclasses.replace(config, pattern=p) for p in ("LLG", "LLLLLG"))
+    # Beyond the layers, leaves are stacked and taken apart by slot.
+    assert traced_size(five) - traced_size(two) < 0.2 * traced_size(two)
 
 
 def test_a_loop_does_grow_with_depth():

@@ -7,21 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Peak dense bfloat16 FLOP/s of a chip, as the makers publish them.
-KNOWN_PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
+from hybrid.costs.chips import CHIPS
+
+# Peak dense bfloat16 FLOP/s of a device, by its kind.
+KNOWN_PEAKS = {kind: chip.device().flops for chip in CHIPS.values() for kind in chip.kinds}
 
 
 def peak_flops(configured: float, dtype: str, devices: list[jax.Device]) -> float | None:
     """Peak FLOP/s of all `devices` together, or None where MFU is switched off.
 
-    A configured figure counts for each device; else a table serves the TPUs and a matrix product
-    in `dtype` is timed elsewhere. CPU devices share the machine's cores, so they count as one.
+    A configured figure counts for each device; else the table of chips serves and a matrix
+    product in `dtype` is timed elsewhere. CPU devices share the machine's cores: they count as one.
     """
     if configured < 0:
         return None

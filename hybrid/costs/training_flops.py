@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import jax
 
-from hybrid.costs.model_costs import forward_flops_per_token
+from hybrid.costs.model_costs import forward_flops_per_token, head_flops_per_token
+from hybrid.model import layer_plan
 from hybrid.model.config import LoraConfig, ModelConfig
 from hybrid.model.trained import abstract_trained, split
 from hybrid.training.config import StepConfig
@@ -36,6 +37,26 @@ def training_flops(
         forward = forward_flops_per_token(model, training.context_length)
         total += (2 + trained_share) * forward * max(0, min(end, last) - first_step)
     return total * training.batch_size * training.context_length
+
+
+def step_flops(model: ModelConfig, training: StepConfig, trained_share: float = 1.0) -> float:
+    """FLOPs of one step with what is computed again: the work that a program should hold.
+
+    Forward, backward, and once more: the logits (no loss keeps them) and a half of attention's
+    products (its backward forms the scores again); under `model.remat` also a forward pass of the
+    layers (full) or of attention alone (dots). A load-balancing loss over several micro-batches
+    costs a forward pass of the layers before all others.
+    """
+    context = training.context_length
+    specs = layer_plan(model).layers()
+    forward = forward_flops_per_token(model, context)
+    head = head_flops_per_token(model)
+    mixing = sum(spec.mixer.flops_per_token(model, context)[1] for spec in specs)
+    again = head + mixing / 2 + {"none": 0, "dots": mixing, "full": forward - head}[model.remat]
+    if training.load_balance_loss and training.num_microbatches > 1:
+        again += forward - head
+    per_token = (2 + trained_share) * forward + again
+    return per_token * training.batch_size * context
 
 
 @functools.cache

@@ -15,14 +15,17 @@ import numpy as np
 
 from hybrid import config as config_lib
 from hybrid.config import MOST_SEED, ConfigError
+from hybrid.costs import model_costs as cost
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling, row_keys
 from hybrid.inference.session import MOST_STOP_TOKENS, Session, checked_lengths
 from hybrid.loading.api import Model, checked_ids
+from hybrid.process.host import memory_bytes
 
 __all__ = ["generate", "session_of"]
 
 MOST_POSITIONS = 2**31 - 1  # that int32 counts
+GIB = 2**30
 
 _sessions: weakref.WeakKeyDictionary[Model, Session] = weakref.WeakKeyDictionary()
 
@@ -73,6 +76,7 @@ def generate(
     out[:, :time] = np.where(is_prompt, prompt, pad_id)
     if not max_new_tokens:
         return jax.device_put(out)
+    check_room(session, batch, int(lengths.max()), max_new_tokens)
     cache = session.empty(batch, int(lengths.max()), max_new_tokens)
     cache, logits = session.prefill(cache, prompt, lengths)
     ends = lengths
@@ -103,6 +107,19 @@ def check_limit(max_new_tokens: int, num_tokens: int) -> None:
     most = MOST_POSITIONS - num_tokens
     if not 0 <= max_new_tokens <= most:
         raise ConfigError("max_new_tokens", f"must be 0 to {most}", max_new_tokens)
+
+
+def check_room(session: Session, batch: int, num_tokens: int, max_new_tokens: int) -> None:
+    """Raises: ConfigError for new tokens whose cache is larger than the memory for it.
+
+    A cache grows as tokens come, so without this check a limit out of reach would show late.
+    """
+    form = session.form(num_tokens + max_new_tokens)
+    needed = cost.cache_bytes(session.plan, form, batch)["total"]
+    memory = memory_bytes(session.devices)
+    if needed > memory:
+        problem = f"needs a cache of {needed / GIB:,.1f} GiB where memory has {memory / GIB:,.1f}"
+        raise ConfigError("max_new_tokens", problem, max_new_tokens)
 
 
 def checked_seeds(seed: Any, batch: int) -> np.ndarray:

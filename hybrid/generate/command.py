@@ -22,7 +22,7 @@ from hybrid.config import ConfigError, errors_under, key, section
 from hybrid.data import tokenizers
 from hybrid.data.config import BOS_POLICIES
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.generate import check_limit, checked_seeds, session_of
+from hybrid.generate import check_limit, check_room, checked_seeds, session_of
 from hybrid.generate.prompt import prompt_ids, prompt_text, spelled_warning, stop_texts
 from hybrid.generate.text import StopTexts, TextStream
 from hybrid.inference.config import InferenceConfig
@@ -83,15 +83,16 @@ def _run(arguments: cli.Arguments) -> None:
     tokenizer = tokenizers.load(settings.data.tokenizer or model.origin.tokenizer)
     parses = values.parse_special
     ids = prompt_ids(prompt, tokenizer, model, settings.data.bos, parses=parses)
+    session = session_of(model, settings.inference)
     with errors_under("--"):
         check_limit(values.max_new_tokens, len(ids))
+        check_room(session, 1, len(ids), values.max_new_tokens)
     base = _base_settings(model)
     drawing = {"sampling": sampling, "keys": row_keys(seed, 1)}
     drawing["stop_tokens"] = _stop_ids(tokenizer, base)
     num_tokens = len(ids) + values.max_new_tokens
     for warning in _warnings("" if parses else prompt, num_tokens, tokenizer, model, base):
         print(f"warning: {warning}", file=sys.stderr)
-    session = session_of(model, settings.inference)
     try:
         _write(prompt)
         _continue(ids, values.max_new_tokens, session, tokenizer, StopTexts(stops), **drawing)

@@ -86,8 +86,8 @@ class Session:
         prepared = _prepared(self.config, plan, layers, params)
         # Flattened once: a call then passes a list, not a tree of dicts.
         leaves, self._structure = jax.tree.flatten(prepared)
-        devices = {device for leaf in leaves for device in leaf.devices()}
-        self._device = devices.pop() if len(devices) == 1 else None
+        self.devices = {device for leaf in leaves for device in leaf.devices()}
+        self._device = next(iter(self.devices)) if len(self.devices) == 1 else None
         self._leaves = [self._committed(leaf) for leaf in leaves]
         self._slot_arrays: dict[CacheFormat, Any] = {}
 
@@ -105,13 +105,17 @@ class Session:
           max_new_tokens: further ones that may come; room is made for the first MOST_AHEAD of them,
             since most texts end long before a generous limit.
         """
-        form = CacheFormat(
-            capacity=bucket(length + min(max_new_tokens, MOST_AHEAD)),
+        form = self.form(bucket(length + min(max_new_tokens, MOST_AHEAD)))
+        return self._committed(_allocate(self.plan, form, batch))
+
+    def form(self, capacity: int) -> CacheFormat:
+        """The format of a cache with room for `capacity` tokens a row."""
+        return CacheFormat(
+            capacity=capacity,
             dtype=self.inference.cache_dtype or self.config.dtype,
             slack=self.inference.slack,
             unified=self.inference.unified_cache,
         )
-        return self._committed(_allocate(self.plan, form, batch))
 
     def _committed(self, tree: Any) -> Any:
         """Arrays as a program's results are, so that the first call compiles what later ones use.

@@ -117,8 +117,9 @@ def _run(
     shared = shared_arrays(plan.mixers(), of_stream, jnp.dtype(config.dtype))
     placement = Placement(positions, segment_ids, shared, step, parts)
     embedder, final_norm = _ends(config)
-    x = nnx.merge(embedder, params["embedder"])(tokens)
-    x = constrain(x, axes.BATCH, axes.TIME, None)
+    with jax.named_scope("embedding"):
+        x = nnx.merge(embedder, params["embedder"])(tokens)
+        x = constrain(x, axes.BATCH, axes.TIME, None)
     segments, norm = params["segments"], None
     if config.layer_embedding_dim:
         norm = params["layer_embedder"]["norm"]["scale"]
@@ -202,7 +203,9 @@ def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[Lo
     targets, mask = (context.to_stream(a, parts) for a in (batch.targets, batch.loss_mask))
     x, router, _ = _run_rows(config, params, *row, counted=mask)
     embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
-    return loss.cross_entropy(x, embedding, targets, mask, softcap=softcap), router
+    with jax.named_scope("loss"):
+        sums = loss.cross_entropy(x, embedding, targets, mask, softcap=softcap)
+    return sums, router
 
 
 def score(config: ModelConfig, params: Params, batch: Batch, with_top: bool = False) -> TokenScores:

@@ -15,6 +15,7 @@ from hybrid import axes
 from hybrid.axes import Hidden, Tokens
 from hybrid.model.config import ModelConfig
 from hybrid.ops.dense import dense
+from hybrid.ops.embedding import lookup
 from hybrid.ops.norm import rms_norm
 
 
@@ -76,5 +77,5 @@ class Embedder(nnx.Module):
         self.embedding = nnx.Param(config.d_model**-0.5 * values, axes=(axes.VOCAB, axes.EMBED))
 
     def __call__(self, tokens: Tokens) -> Hidden:
-        rows = self.embedding[...][tokens].astype(self.dtype)
+        rows = lookup(self.embedding[...], tokens, self.dtype)
         return rows * jnp.asarray(math.sqrt(rows.shape[-1]), self.dtype)

@@ -9,6 +9,8 @@ Read next: `__init__.py`, the model.
 """
 
 import functools
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -134,13 +136,21 @@ def _run_segment(segment: Segment, config, params, x, inputs, donated, states):
     States ride whole in the scan's carry and every layer writes its tokens into its row of them;
     as inputs and outputs of the scan they would be copied.
     """
+    runs = [[slot] for slot in states] if any(states.values()) else _runs(segment, config, params)
 
     def period(carry, layers):
         x, states, row = carry
         states, sums, kv_by_depth = dict(states), {}, {}
-        for slot, spec in enumerate(segment.specs):
+        for slot, *others in runs:
+            spec = segment.specs[slot]
             donor = spec.mixer.donor
             kv = None if donor is None else donated[donor]
+            if others:
+                slots = (slot, *others)
+                layer = functools.partial(_layer(spec, config), inputs=inputs, donated=kv)
+                x, of_slots = _run_equal(layer, [layers[slot] for slot in slots], x)
+                sums |= dict(zip(slots, of_slots, strict=True))
+                continue
             state = LayerState(states[slot], row) if states[slot] else None
             x, kv, sums[slot], state = _layer(spec, config)(layers[slot], x, inputs, kv, state)
             states[slot] = state or {}
@@ -159,12 +169,41 @@ def _run_segment(segment: Segment, config, params, x, inputs, donated, states):
     return carry[0], sums, carry[1], steps[-1][1]
 
 
+def _runs(segment: Segment, config: ModelConfig, params: dict) -> list[list[int]]:
+    """The slots in order, those of equal layers that follow each other together.
+
+    Only where layers are rematerialised: a scan stacks their parameters and keeps its inputs, which
+    costs where nothing is saved by it, on one device without rematerialisation.
+    """
+    nests = config.remat != "none" and not config.unroll
+
+    def key(slot):
+        spec = segment.specs[slot]
+        alone = None if nests and not spec.mixer.donates else slot
+        return spec, jax.tree.structure(params[slot]), alone
+
+    return [list(slots) for _, slots in itertools.groupby(range(len(segment.specs)), key)]
+
+
+def _run_equal(layer: Callable, params: list, x: Hidden) -> tuple[Hidden, list]:
+    """The stream after layers of equal specs, one after the other, and each one's router sums."""
+
+    def one(x, params):
+        out = layer(params, x, state=None)
+        return out.x, out.router
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    x, sums = jax.lax.scan(one, x, stacked)
+    return x, [jax.tree.map(lambda leaf, i=i: leaf[i], sums) for i in range(len(params))]
+
+
 def _layer(spec: LayerSpec, config: ModelConfig):
     """A layer as a function of its parameters, rematerialised as the config says.
 
     Keys and values leave it only where they are reused: as an output they would be kept.
     """
 
+    @jax.named_scope(spec.kind)  # by which a compiled program's costs are told apart
     def run(params, x, inputs, donated, state):
         graph, _ = abstract_layer(spec, config, lora.adapted(params))
         x = constrain(x, axes.BATCH, axes.TIME, None)

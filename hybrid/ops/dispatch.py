@@ -126,13 +126,17 @@ def _log_once(line: str) -> None:
     _log.info(line)
 
 
-def per_device(function: Callable[..., jax.Array], operands: tuple, names: tuple) -> jax.Array:
+def per_device(
+    function: Callable[..., Any], operands: tuple, names: tuple, results: Any = None
+) -> Any:
     """`function` of the operands, each device computing on its parts of them, under `shard_map`.
 
     Args:
       operands: a tuple of trees of arrays.
       names: the same trees with the tuple of logical names of each array's axes.
-    Returns: the result, which is split as the first operand. Without a mesh: `function(*operands)`.
+      results: a tuple with the (names, shape) of each result; None: one, split as the first
+        operand.
+    Returns: what the function returns. Without a mesh: `function(*operands)`.
     """
     mesh = sharding.active_mesh()
     if mesh is None:
@@ -140,6 +144,9 @@ def per_device(function: Callable[..., jax.Array], operands: tuple, names: tuple
     specs = jax.tree.map(
         lambda leaf, names: sharding.spec_of(mesh, names, leaf.shape), operands, names
     )
-    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(
+    out_specs = specs[0]
+    if results is not None:
+        out_specs = tuple(one and sharding.spec_of(mesh, *one) for one in results)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)(
         *operands
     )

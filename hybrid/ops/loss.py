@@ -1,20 +1,26 @@
-"""Cross-entropy against a tied embedding that never holds all logits.
+"""Cross-entropy against a tied embedding that never holds all logits, nor the whole embedding.
 
-Gemma's vocabulary has 262 144 entries: the logits of 2048 tokens would take 2 GB. Time is cut
-into chunks; a chunk's logits are formed, reduced and dropped, and formed again in the backward.
-With z = hidden·embeddingᵀ, l = z or softcap·tanh(z/softcap), and sums over tokens with mask m:
+Gemma's vocabulary has 262 144 entries: the logits of 2048 tokens would take 2 GB. The vocabulary
+is cut into blocks of rows; the logits of all of a device's tokens against one block are formed,
+reduced and dropped, and formed again in the backward. With z = hidden·embeddingᵀ,
+l = z or softcap·tanh(z/softcap), and sums over tokens with mask m:
 
-    (1)  s   = log Σ_v exp(l_v)                     per token
+    (1)  s   = log Σ_v exp(l_v)                     per token, a running sum over blocks
     (2)  nll = Σ m·(s − l_target)         zsq = Σ m·s²
 
 Kept: hidden, embedding and s (one number a token). Backward, for cotangents a of nll, c of zsq:
 
     (3)  dl_v = m·[ (a + 2·c·s)·exp(l_v − s) − a·1(v = target) ]
     (4)  dz_v = dl_v·(1 − (l_v/softcap)²)           with a softcap
-    (5)  dhidden = dz·embedding                     dembedding = dzᵀ·hidden, summed over chunks
+    (5)  dhidden = Σ_blocks dz·embedding            dembedding = dzᵀ·hidden, block by block
 
-`score` gives (2) token by token, for evaluations. The batch axis stays whole, so that a batch
-sharded over devices stays so.
+On a mesh every device walks the blocks for its own tokens. Where the embedding's columns are split
+as the tokens are (fsdp), a block is gathered when its turn comes, and its gradient is summed and
+scattered at once: 2 + 2 bytes (bfloat16, twice) and 4 bytes (float32) a parameter and step are all
+that moves. Blocks of time in place of the vocabulary would gather the whole table for each of them.
+Where its rows are split (tensor), each device walks its own, and the sums of (1) and (5) are added.
+
+`score` gives (2) token by token, for evaluations.
 """
 
 import functools
@@ -23,12 +29,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
+from hybrid import axes
 from hybrid.axes import Hidden, Mask, Scalar, Tokens
 from hybrid.ops.dense import over_tokens
+from hybrid.ops.dispatch import per_device
+from hybrid.ops.table import HIDDEN, TOKENS, TableParts
 
 LOGIT_BYTES = 64 * 2**20
+FEWEST_ROWS = 512  # of a block: products with fewer leave a matrix unit idle
+LARGEST_EXPONENT = 60  # exp of it, times a vocabulary, is far from float32's limits
+
+_TABLE = (axes.VOCAB, axes.EMBED)
 
 
 class LossSums(NamedTuple):
@@ -76,7 +88,7 @@ def cross_entropy(
     mask: Mask,
     *,
     softcap: float = 0.0,
-    chunk_size: int = 0,
+    block_size: int = 0,
 ) -> LossSums:
     """Sums of −log p(target) and of logsumexp² over the tokens with mask True.
 
@@ -84,13 +96,11 @@ def cross_entropy(
       hidden: [b, t, d], after the final norm.  embedding: [v, d].
       targets: int32 [b, t].  mask: bool [b, t].
       softcap: that of the logits; 0: none.
-      chunk_size: tokens of a row whose logits exist at a time; 0: as many as keep a chunk's
-        float32 logits within 64 MB.
+      block_size: rows of the embedding whose logits a device has at a time; 0:
+        `default_block_size`.
     Returns: LossSums; logits, softcap and sums in at least float32.
     """
-    batch, length = targets.shape
-    chunk = chunk_size or default_chunk_size(batch, length, embedding.shape[0])
-    nll, z = _sums(hidden, embedding, targets, mask, softcap, chunk)
+    nll, z = _sums(hidden, embedding, targets, mask, softcap, block_size)
     return LossSums(nll, z, jnp.sum(mask, dtype=jnp.int32))
 
 
@@ -102,111 +112,201 @@ def score(
     *,
     softcap: float = 0.0,
     with_top: bool = False,
-    chunk_size: int = 0,
+    block_size: int = 0,
 ) -> TokenScores:
     """−log p(target) of each token and, `with_top`, whether its logit is the largest.
 
     Arguments are those of `cross_entropy`.
     """
-    batch, length = targets.shape
-    chunk = chunk_size or default_chunk_size(batch, length, embedding.shape[0])
+    parts = TableParts.of(targets, embedding, axes.EMBED)
 
-    def in_order(array):
-        # With `is_top` a chunk is [c, b], else [b, c]: the orders differ in the last bit of a sum,
-        # and figures of earlier versions were made so.
-        return array.swapaxes(0, 1) if with_top else array
+    def of_part(hidden, table, targets):
+        terms = _token_terms(hidden, table, targets, softcap, block_size, parts, with_top)
+        return terms.s - terms.target, terms.top == targets if with_top else None
 
-    def of_chunk(carry, inputs):
-        x, target = map(in_order, inputs)
-        out, _, nll = _token_terms(x, embedding, target, softcap, shift=with_top)
-        is_top = in_order(jnp.argmax(out, axis=-1) == target) if with_top else None
-        return carry, (in_order(nll), is_top)
-
-    _, chunks = jax.lax.scan(of_chunk, None, _chunks(chunk, hidden, targets))
-    nll, is_top = jax.tree.map(lambda chunk: _whole(chunk, length), chunks)
+    like_targets = (TOKENS, targets.shape)
+    nll, is_top = per_device(
+        of_part,
+        (hidden, embedding, targets),
+        (HIDDEN, _TABLE, TOKENS),
+        (like_targets, like_targets if with_top else None),
+    )
     return TokenScores(jnp.where(mask, nll, 0), is_top & mask if with_top else None)
 
 
-def default_chunk_size(batch: int, length: int, vocab_size: int) -> int:
-    """Tokens of a row in a chunk, in equal chunks of at most LOGIT_BYTES of float32 logits."""
-    most = max(1, LOGIT_BYTES // (4 * batch * vocab_size))
-    num_chunks = math.ceil(length / most)
-    return math.ceil(length / num_chunks)
+def default_block_size(num_tokens: int, vocab_size: int) -> int:
+    """Rows of a block: equal blocks of at most LOGIT_BYTES of float32 logits, or FEWEST_ROWS.
+
+    A size that divides the vocabulary where there is one not much smaller.
+    """
+    most = min(vocab_size, max(FEWEST_ROWS, LOGIT_BYTES // (4 * num_tokens)))
+    even = math.ceil(vocab_size / math.ceil(vocab_size / most))
+    return next((size for size in range(most, even // 2, -1) if vocab_size % size == 0), even)
+
+
+# --- What each device computes ---------------------------------------------------------------
+
+
+class _Terms(NamedTuple):
+    """Of each token: the log-sum-exp (1), the target's logit, the id of the largest (or None)."""
+
+    s: jax.Array
+    target: jax.Array
+    top: jax.Array | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _sums(hidden, embedding, targets, mask, softcap, chunk):
-    return _forward(hidden, embedding, targets, mask, softcap, chunk)[0]
+def _sums(hidden, embedding, targets, mask, softcap, block_size):
+    return _forward(hidden, embedding, targets, mask, softcap, block_size)[0]
 
 
-def _forward(hidden, embedding, targets, mask, softcap, chunk):
-    def one(sums, inputs):
-        x, target, keep = inputs
-        _, s, nll = _token_terms(x, embedding, target, softcap)
-        nll = jnp.sum(jnp.where(keep, nll, 0))
-        z = jnp.sum(jnp.where(keep, s * s, 0))
-        return (sums[0] + nll, sums[1] + z), s
+def _forward(hidden, embedding, targets, mask, softcap, block_size):
+    parts = TableParts.of(targets, embedding, axes.EMBED)
 
-    zero = jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
-    sums, s = jax.lax.scan(one, (zero, zero), _chunks(chunk, hidden, targets, mask))
-    return sums, (hidden, embedding, targets, mask, s)
+    def of_part(hidden, table, targets, mask):
+        s, target, _ = _token_terms(hidden, table, targets, softcap, block_size, parts)
+        nll = jnp.sum(jnp.where(mask, s - target, 0))
+        z = jnp.sum(jnp.where(mask, s * s, 0))
+        if parts.tokens:
+            nll, z = jax.lax.psum((nll, z), parts.tokens)
+        return nll, z, s
+
+    operands, names = (hidden, embedding, targets, mask), (HIDDEN, _TABLE, TOKENS, TOKENS)
+    results = ((), ()), ((), ()), (TOKENS, targets.shape)
+    nll, z, s = per_device(of_part, operands, names, results)
+    return (nll, z), (hidden, embedding, targets, mask, s)
 
 
-def _backward(softcap, chunk, kept, cotangents):
+def _backward(softcap, block_size, kept, cotangents):
     hidden, embedding, targets, mask, s = kept
-    to_nll, to_z = cotangents
+    parts = TableParts.of(targets, embedding, axes.EMBED)
 
-    def one(dembedding, inputs):
-        x, target, keep, s = inputs
-        out = logits(x, embedding, softcap)
-        s, keep = s[..., None], keep[..., None]
-        hit = _hit(target, embedding.shape[0])
-        dlogits = (to_nll + 2 * to_z * s) * jnp.exp(out - s) - jnp.where(hit, to_nll, 0)  # (3)
-        if softcap:
-            dlogits = dlogits * (1 - jnp.square(out / softcap))  # (4)
-        dlogits = jnp.where(keep, dlogits, 0).astype(x.dtype)
-        dx = jnp.einsum("bcv,vd->bcd", dlogits, embedding.astype(x.dtype))  # (5)
-        return dembedding + over_tokens(dlogits, x), dx
+    def of_part(hidden, table, targets, mask, s, cotangents):
+        to_nll, to_z = cotangents
+        blocks = _Blocks.of(table, hidden, block_size, parts)
+        s, keep, wide = s[..., None], mask[..., None], s.dtype
 
-    zero = jnp.zeros(embedding.shape, s.dtype)
-    inputs = (*_chunks(chunk, hidden, targets, mask), s)
-    dembedding, dhidden = jax.lax.scan(one, zero, inputs)
-    return _whole(dhidden, hidden.shape[1]), dembedding.astype(embedding.dtype), None, None
+        def one(gradients, index):
+            dhidden, dtable = gradients
+            rows, out, hit, is_new = blocks.at(index, hidden, targets, softcap)
+            dlogits = (to_nll + 2 * to_z * s) * jnp.exp(out - s) - jnp.where(hit, to_nll, 0)  # (3)
+            if softcap:
+                dlogits = dlogits * (1 - jnp.square(out / softcap))  # (4)
+            keep_new = keep if is_new is None else keep & is_new
+            dlogits = jnp.where(keep_new, dlogits, 0).astype(hidden.dtype)
+            dx = jnp.einsum("btv,vd->btd", dlogits, rows, preferred_element_type=wide)  # (5)
+            drows = parts.scattered_sum(over_tokens(dlogits, hidden))
+            return (dhidden + dx, blocks.put(dtable, index, drows)), None
+
+        zeros = jnp.zeros(hidden.shape, wide), jnp.zeros(table.shape, wide)
+        dhidden, dtable = blocks.walk(one, zeros)
+        dhidden, dtable = parts.sum_of_rows(dhidden), parts.sum_of_tokens(dtable)
+        return dhidden.astype(hidden.dtype), dtable.astype(table.dtype)
+
+    operands = (hidden, embedding, targets, mask, s, cotangents)
+    names = (HIDDEN, _TABLE, TOKENS, TOKENS, TOKENS, ((), ()))
+    results = (HIDDEN, hidden.shape), (_TABLE, embedding.shape)
+    return *per_device(of_part, operands, names, results), None, None
 
 
 _sums.defvjp(_forward, _backward)
 
 
-def _token_terms(x, embedding, target, softcap, shift=False):
-    """A chunk's logits l, their log-sum-exp (1), and −log p(target) as in (2).
+def _token_terms(hidden, table, targets, softcap, block_size, parts, with_top=False) -> _Terms:
+    """The terms of a device's tokens [b, t], over the whole vocabulary."""
+    blocks = _Blocks.of(table, hidden, block_size, parts)
+    is_bounded = 0 < softcap <= LARGEST_EXPONENT and not with_top
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
 
-    Logits that a softcap bounds need no shift by the largest: exp(60) is far from float32's limits.
+    def one(carry, index):
+        peak, total, target, top = carry
+        _, out, hit, is_new = blocks.at(index, hidden, targets, softcap)
+        # A masked sum: a gather of the target's logit would move a vocabulary that is sharded.
+        target = target + jnp.sum(jnp.where(hit, out, 0), axis=-1)
+        if is_new is not None:
+            out = jnp.where(is_new, out, -jnp.inf)
+        if is_bounded:
+            return (peak, total + jnp.sum(jnp.exp(out), axis=-1), target, top), None
+        highest = jnp.max(out, axis=-1)
+        if with_top:
+            first = blocks.first_id(index) + jnp.argmax(out, axis=-1).astype(jnp.int32)
+            top = jnp.where(highest > peak, first, top)
+        new = jnp.maximum(peak, highest)
+        more = jnp.sum(jnp.exp(out - new[..., None]), axis=-1)
+        return (new, total * jnp.exp(peak - new) + more, target, top), None
+
+    zero = jnp.zeros(targets.shape, wide)
+    lowest = zero if is_bounded else jnp.full(targets.shape, jnp.finfo(wide).min)
+    start = (lowest, zero, zero, jnp.zeros(targets.shape, jnp.int32))
+    peak, total, target, top = blocks.walk(one, start)
+    if parts.rows:
+        peaks = jax.lax.pmax(peak, parts.rows)
+        total = parts.sum_of_rows(total * jnp.exp(peak - peaks))
+        target = parts.sum_of_rows(target)
+        top = jax.lax.pmin(jnp.where(peak == peaks, top, jnp.iinfo(jnp.int32).max), parts.rows)
+        peak = peaks
+    return _Terms(peak + jnp.log(total), target, top if with_top else None)
+
+
+class _Blocks(NamedTuple):
+    """A device's rows of the embedding, cut into blocks; the last one reaches back where they don't
+    divide evenly, and its rows that stand in the block before are not new.
+
+    Attributes:
+      table: [v, d], this device's part.  first_row: the id of its first row.
+      size, num: rows of a block, and blocks.
     """
-    out = logits(x, embedding, softcap)
-    if 0 < softcap <= 60 and not shift:
-        s = jnp.log(jnp.sum(jnp.exp(out), axis=-1))
-    else:
-        s = jax.nn.logsumexp(out, axis=-1)
-    # A masked sum: a gather of the target's logit would move a vocabulary that is sharded.
-    hit = _hit(target, embedding.shape[0])
-    return out, s, s - jnp.sum(jnp.where(hit, out, 0), axis=-1)
 
+    table: jax.Array
+    parts: TableParts
+    first_row: jax.Array
+    size: int
+    num: int
 
-def _hit(target, vocab_size):
-    return jnp.arange(vocab_size)[None, None, :] == target[..., None]
+    @classmethod
+    def of(cls, table, hidden, block_size, parts: TableParts) -> "_Blocks":
+        num_rows, num_tokens = table.shape[0], hidden.shape[0] * hidden.shape[1]
+        size = min(block_size or default_block_size(num_tokens, num_rows), num_rows)
+        return cls(table, parts, parts.first_row(table), size, -(-num_rows // size))
 
+    def walk(self, step, carry):
+        """The carry after all blocks."""
+        if self.num == 1:
+            return step(carry, 0)[0]
+        return jax.lax.scan(step, carry, jnp.arange(self.num, dtype=jnp.int32))[0]
 
-def _chunks(chunk, *arrays):
-    """[b, t, ...] arrays, padded in time with zeros, as [chunks, b, chunk, ...]."""
+    def at(self, index, hidden, targets, softcap):
+        """A block's rows [c, d]; all tokens' logits against them, [b, t, c]; which of them are the
+        targets'; which rows are new, bool [1, 1, c] (None: all)."""
+        rows = self.parts.whole(self._cut(self.table, index).astype(hidden.dtype))
+        ids = (self.first_id(index) + jnp.arange(self.size, dtype=jnp.int32))[None, None, :]
+        hit = ids == targets[..., None]
+        if not self._overlaps:
+            return rows, logits(hidden, rows, softcap), hit, None
+        is_new = ids - self.first_row >= index * self.size
+        return rows, logits(hidden, rows, softcap), hit & is_new, is_new
 
-    def cut(array):
-        pad = -array.shape[1] % chunk
-        padded = jnp.pad(array, [(0, 0), (0, pad)] + [(0, 0)] * (array.ndim - 2))
-        return rearrange(padded, "b (c s) ... -> c b s ...", s=chunk)
+    def first_id(self, index):
+        """The id of a block's first row."""
+        return self.first_row + self._start(index)
 
-    return tuple(cut(array) for array in arrays)
+    def put(self, total, index, more):
+        """The gradient of the table with that of a block in it."""
+        if self.num == 1:
+            return more
+        if self._overlaps:
+            more = more + self._cut(total, index)
+        return jax.lax.dynamic_update_slice_in_dim(total, more, self._start(index), axis=0)
 
+    @property
+    def _overlaps(self) -> bool:
+        return self.table.shape[0] % self.size > 0
 
-def _whole(chunks, length):
-    """Undoes `_chunks`."""
-    return rearrange(chunks, "c b s ... -> b (c s) ...")[:, :length]
+    def _start(self, index):
+        start = index * self.size
+        return jnp.minimum(start, self.table.shape[0] - self.size) if self._overlaps else start
+
+    def _cut(self, array, index):
+        if self.num == 1:
+            return array
+        return jax.lax.dynamic_slice_in_dim(array, self._start(index), self.size, axis=0)

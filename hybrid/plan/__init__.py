@@ -1,7 +1,8 @@
 """What a config costs before anything runs: `plan(config)` and `python -m hybrid.plan`.
 
-`costs/model_costs.py` has the folds over the layer plan, `table.py` prints them, `__main__.py` is
-the command. Read `costs/model_costs.py` first.
+`costs/model_costs.py` has the folds over the layer plan, `table.py` prints them, `budget.py` has
+what a train step compiled for a TPU topology costs a device, `__main__.py` is the command. Read
+`costs/model_costs.py` first.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ class PlanReport:
       cache_dtype: what the caches are kept in.
       params_by_part: parameters of the embedding, attention by kind, feed-forwards and norms.
       segments: (letters, repetitions) of each segment, in order of depth.
+      budget: of the train step on a topology (`budget.py`), where one was asked for.
     """
 
     context: int
@@ -42,26 +44,46 @@ class PlanReport:
     cache_dtype: str
     params_by_part: Mapping[str, int]
     segments: tuple[tuple[str, int], ...]
+    budget: Any = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values, as `--json` prints it."""
-        return dataclasses.asdict(self)
+        """The report as plain values, as `--json` prints it; a budget's beside its own."""
+        values = dataclasses.asdict(self)
+        return values | (values.pop("budget") or {})
 
 
-def plan(config: Any, context: int | None = None, batch: int = 1) -> PlanReport:
-    """Parameters, FLOPs a token and cache bytes of a config; nothing is built or compiled.
+def plan(config: Any, context: int | None = None, batch: int = 1, topology: str = "") -> PlanReport:
+    """Parameters, FLOPs a token and cache bytes of a config; nothing is built.
 
     Args:
       config: a ConfigDict or mapping of sections, or a page as "file.py:arg".
       context: tokens a row; by default `training.context_length`.
       batch: rows, which multiply the cache bytes.
+      topology: TPUs such as `v5p:4x4x4`, for which the train step is then compiled (minutes).
     Raises: ConfigError naming the key that is wrong.
     """
     # Late, so that `import hybrid` does not load optimizers and checkpoints.
     from hybrid import experiment
 
     load = experiment.load if isinstance(config, str) else experiment.from_config
-    return report(load(config), context, batch)
+    loaded = load(config)
+    if not topology:
+        return report(loaded, context, batch)
+    from hybrid.plan import budget
+    from hybrid.plan import topology as topologies
+
+    slice_ = topologies.parse(topology)
+    loaded = with_context(loaded, context)
+    result = report(loaded, context, batch)
+    return dataclasses.replace(result, budget=budget.budget(loaded, slice_))
+
+
+def with_context(experiment: Any, context: int | None) -> Any:
+    """`experiment` trained on rows of `context` tokens; None: as it is."""
+    if context is None:
+        return experiment
+    training = dataclasses.replace(experiment.training, context_length=context)
+    return dataclasses.replace(experiment, training=training)
 
 
 def report(experiment: Any, context: int | None = None, batch: int = 1) -> PlanReport:

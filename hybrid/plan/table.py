@@ -19,12 +19,13 @@ def render(report: PlanReport, experiment: Any, title: str) -> str:
     plan = model.layer_plan(experiment.model)
     has_idle = report.num_active_params != report.num_params
     active = f", {report.num_active_params:,} active" if has_idle else ""
+    cached = in_bytes(report.kv_cache_bytes["total"])
     sections = [
         (f"{title} · {pattern_line(plan)} · context {report.context:,}, batch {report.batch}", []),
         ("layers", [line for segment in plan.segments for line in _segment_lines(segment)]),
         (f"parameters  {report.num_params:,}{active}", _shares(report.params_by_part)),
         (f"FLOPs a token, forward  {report.flops_per_token:,.0f}", _flops(report, experiment)),
-        (f"KV cache ({report.cache_dtype})  {_bytes(report.kv_cache_bytes['total'])}", _kv(report)),
+        (f"KV cache ({report.cache_dtype})  {cached}", _kv(report)),
         (f"attention on {backend()}", list(_attention_lines(report, experiment))),
     ]
     return "\n\n".join(
@@ -70,12 +71,17 @@ def _flops(report: PlanReport, experiment: Any) -> list[str]:
 
 def _kv(report: PlanReport) -> list[str]:
     kinds = {k: size for k, size in report.kv_cache_bytes.items() if k != "total" and size}
-    lines = [f"{kind:<18} {_bytes(size):>16}" for kind, size in kinds.items()]
-    lines.append(f"{'all global':<18} {_bytes(report.kv_cache_bytes_all_global):>16}")
+    lines = [f"{kind:<18} {in_bytes(size):>16}" for kind, size in kinds.items()]
+    lines.append(f"{'all global':<18} {in_bytes(report.kv_cache_bytes_all_global):>16}")
     return [*lines, f"{'ratio':<18} {report.kv_cache_ratio:>15.2f}×"]
 
 
-def _bytes(size: float) -> str:
+def in_bytes(size: float) -> str:
+    """A size with its unit.
+
+    >>> in_bytes(1536)
+    '1.50 KiB'
+    """
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024 or unit == "TiB":
             return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.2f} {unit}"

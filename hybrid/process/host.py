@@ -1,7 +1,13 @@
-"""Settings of the process: an allocator that makes CPU runs fast, streams that take any text."""
+"""The process and its machine: an allocator that makes CPU runs fast, streams that take any text.
+
+`memory_bytes` is how much memory devices have.
+"""
 
 import ctypes
+import os
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
@@ -36,3 +42,9 @@ def write_any_text() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # other objects may stand in its place
     if reconfigure is not None and sys.stdout.errors in ("strict", "surrogateescape"):
         reconfigure(errors="replace")
+
+
+def memory_bytes(devices: Iterable[Any]) -> int:
+    """Bytes that arrays on jax devices can take at most together; CPUs share the machine's."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+    return sum(limits) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

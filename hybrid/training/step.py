@@ -151,14 +151,16 @@ def make_train_step(
             config, trained, batch, step_config, frozen=frozen, shardings=gradient_shardings
         )
         count = jnp.maximum(sums.loss.count, 1)
-        loss, grad_norm = sums.loss.nll / count, optax.tree.norm(gradient)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = transform.update(gradient, state.opt_state, trained)
-        new_trained = _select(finite, optax.apply_updates(trained, updates), trained)
+        with jax.named_scope("optimizer"):
+            loss, grad_norm = sums.loss.nll / count, optax.tree.norm(gradient)
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            updates, opt_state = transform.update(gradient, state.opt_state, trained)
+            new_trained = _select(finite, optax.apply_updates(trained, updates), trained)
+            opt_state = _select(finite, opt_state, state.opt_state)
         bad = jnp.int32(~finite)
         new = TrainState(
             params=join(new_trained, frozen),
-            opt_state=_select(finite, opt_state, state.opt_state),
+            opt_state=opt_state,
             step=state.step + 1,
             skipped=state.skipped + bad,
             bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + 1),

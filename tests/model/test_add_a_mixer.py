@@ -20,7 +20,7 @@ from hybrid import experiment, model
 from hybrid.ablate.report import figures, view
 from hybrid.config import ConfigError
 from hybrid.costs import model_costs
-from hybrid.costs.hlo import count_flops
+from hybrid.costs.flops import count_flops
 from hybrid.data.batch import Batch
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.session import Session

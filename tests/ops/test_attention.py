@@ -12,7 +12,7 @@ from cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid.costs.hlo import count_flops
+from hybrid.costs.flops import count_flops
 from hybrid.ops import dispatch
 from hybrid.ops.attention import ATTENTION, AttentionRequest, attend
 from hybrid.ops.band import Band

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid.costs.hlo import count_flops
+from hybrid.costs.flops import count_flops
 from hybrid.ops.dispatch import Unsupported
 from hybrid.ops.experts import EXPERTS, ExpertsRequest, blocked, ragged, reference
 

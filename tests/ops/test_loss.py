@@ -1,11 +1,11 @@
-"""Chunked cross-entropy: values and gradients (3) to (5) against all logits at once."""
+"""Cross-entropy in blocks: values and gradients (3) to (5) against all logits at once."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hybrid.ops.loss import LOGIT_BYTES, cross_entropy, default_chunk_size, score
+from hybrid.ops.loss import FEWEST_ROWS, LOGIT_BYTES, cross_entropy, default_block_size, score
 
 
 def data(batch=2, time=11, width=8, vocab_size=33, dtype=jnp.float64):
@@ -24,13 +24,13 @@ def plain(hidden, embedding, targets, softcap):
 
 
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
-@pytest.mark.parametrize("chunk_size", [0, 1, 4, 11, 50])
+@pytest.mark.parametrize("block_size", [0, 1, 4, 11, 50])
 @pytest.mark.parametrize("remat", [False, True])
-def test_sums_and_gradients_equal_the_dense_loss(softcap, chunk_size, remat, x64):
+def test_sums_and_gradients_equal_the_dense_loss(softcap, block_size, remat, x64):
     hidden, embedding, targets, mask = data()
 
     def ours(hidden, embedding):
-        options = {"softcap": softcap, "chunk_size": chunk_size}
+        options = {"softcap": softcap, "block_size": block_size}
         sums = cross_entropy(hidden, embedding, targets, mask, **options)
         assert sums.count.dtype == jnp.int32
         return 1.3 * sums.nll + 0.1 * sums.z
@@ -61,7 +61,7 @@ def test_count_is_the_number_of_tokens_kept_and_others_have_no_say(x64):
 @pytest.mark.parametrize("with_top", [False, True])
 def test_scores_of_tokens_sum_to_the_loss(softcap, with_top, x64):
     hidden, embedding, targets, mask = data()
-    options = {"softcap": softcap, "with_top": with_top, "chunk_size": 4}
+    options = {"softcap": softcap, "with_top": with_top, "block_size": 4}
     nll, is_top = score(hidden, embedding, targets, mask, **options)
     dense = jnp.where(mask, plain(hidden, embedding, targets, softcap)[0], 0)
     np.testing.assert_allclose(nll, dense, rtol=1e-12)
@@ -88,12 +88,15 @@ def test_logits_of_bfloat16_streams_are_float32():
     assert [g.dtype for g in pull((jnp.float32(1), jnp.float32(0)))] == [jnp.bfloat16] * 2
 
 
-def test_a_chunk_of_logits_stays_small():
-    for batch, time, vocab_size in ((1, 4096, 262_144), (4, 512, 1024), (8, 100, 262_144)):
-        chunk = default_chunk_size(batch, time, vocab_size)
-        assert 1 <= chunk <= time
-        assert chunk == 1 or 4 * batch * chunk * vocab_size <= LOGIT_BYTES
-    assert default_chunk_size(4, 512, 1024) == 512
+def test_a_block_of_logits_stays_small():
+    for num_tokens, vocab_size in ((4096, 262_144), (8192, 262_208), (2048, 1024), (800, 100_003)):
+        size = default_block_size(num_tokens, vocab_size)
+        assert 1 <= size <= vocab_size
+        assert size <= FEWEST_ROWS or 4 * num_tokens * size <= LOGIT_BYTES
+    assert default_block_size(2048, 1024) == 1024
+    assert default_block_size(8192, 262_144) == 2048
+    assert 262_208 % default_block_size(8192, 262_208) == 0
+    assert default_block_size(131_072, 262_144) == FEWEST_ROWS
 
 
 def test_gemmas_vocabulary_never_holds_all_logits():

@@ -14,6 +14,7 @@ MESHES = {
     "rows and heads": {"data": 2, "fsdp": 2, "tensor": 2},
     "heads": {"data": 1, "tensor": 8},
     "copies": {"data": 2, "tensor": 2, "expert": 2},
+    "d_model": {"data": 1, "fsdp": 4, "tensor": 2},
 }
 # Query heads, KV heads and the parts of each that a device has, by size of the tensor axis.
 HEADS = {
@@ -38,6 +39,13 @@ def test_attention_gives_the_same_values_and_gradients(report, mesh, heads):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+def test_rows_of_a_table_and_the_loss_give_the_same_values_and_gradients(report, mesh):
+    errors = report["tables"][mesh]
+    assert set(errors) == {"out", "dtable", "nll", "z", "dhidden", "dembedding", "scores", "tops"}
+    assert max(errors.values()) < 1e-11
+
+
+@pytest.mark.parametrize("mesh", MESHES)
 def test_experts_give_the_same_values_and_gradients(report, mesh):
     assert max(report["experts"][mesh].values()) < 1e-11
 
@@ -55,9 +63,14 @@ def main():
     from hybrid.sharding import MeshConfig, make_mesh
 
     meshes = {name: make_mesh(MeshConfig(**sizes)) for name, sizes in MESHES.items()}
-    report = {"attention": {}, "experts": {}, "shard_maps": _shard_maps(meshes["heads"])}
+    report = {
+        "attention": {},
+        "experts": {},
+        "tables": {},
+        "shard_maps": _shard_maps(meshes["heads"]),
+    }
     _need_shard_map()
-    one = {name: _attention(*heads[:2]) for name, heads in HEADS.items()}, _experts()
+    one = {name: _attention(*heads[:2]) for name, heads in HEADS.items()}, _experts(), _tables()
     for name, mesh in meshes.items():
         with jax.set_mesh(mesh):
             report["attention"][name] = {
@@ -65,6 +78,7 @@ def main():
                 for heads, sizes in HEADS.items()
             }
             report["experts"][name] = _errors(one[1], _experts())
+            report["tables"][name] = _errors(one[2], _tables())
     print(json.dumps(report))
 
 
@@ -146,8 +160,8 @@ def _experts():
 
     rng = np.random.default_rng(0)
     choice = jnp.asarray(np.argsort(rng.random((8, 6, 4)), axis=-1)[..., :2], jnp.int32)
-    shapes = {"x": (8, 6, 5), "weights": (8, 6, 2), "gate": (4, 5, 8), "up": (4, 5, 8)}
-    shapes |= {"down": (4, 8, 5), "dout": (8, 6, 5)}
+    shapes = {"x": (8, 6, 4), "weights": (8, 6, 2), "gate": (4, 4, 8), "up": (4, 4, 8)}
+    shapes |= {"down": (4, 8, 4), "dout": (8, 6, 4)}
     arrays = {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
     dout = arrays.pop("dout")
 
@@ -157,6 +171,38 @@ def _experts():
         return {"out": out} | {f"d{name}": grad for name, grad in pull(dout)[0].items()}
 
     return jax.device_get(both(arrays))
+
+
+def _tables():
+    """A lookup, the loss in blocks that overlap, and scores; the vocabulary is 48."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from hybrid.ops.embedding import lookup
+    from hybrid.ops.loss import cross_entropy, score
+
+    rng = np.random.default_rng(0)
+    table, hidden, dout = (
+        jnp.asarray(rng.normal(size=shape)) for shape in ((48, 8), (8, 6, 8), (8, 6, 8))
+    )
+    tokens = jnp.asarray(rng.integers(0, 48, (8, 6)), jnp.int32)
+    mask = jnp.asarray(rng.random((8, 6)) < 0.7)
+
+    def loss(hidden, table):
+        sums = cross_entropy(hidden, table, tokens, mask, softcap=3.0, block_size=5)
+        return sums.nll + 0.1 * sums.z, (sums.nll, sums.z)
+
+    @jax.jit
+    def run(table, hidden, dout):
+        out, pull = jax.vjp(lambda table: lookup(table, tokens, hidden.dtype), table)
+        gradients, (nll, z) = jax.grad(loss, (0, 1), has_aux=True)(hidden, table)
+        scores = score(hidden, table, tokens, mask, with_top=True, block_size=5)
+        values = {"out": out, "dtable": pull(dout)[0], "nll": nll, "z": z, "scores": scores.nll}
+        dhidden, dembedding = gradients
+        return values | {"dhidden": dhidden, "dembedding": dembedding, "tops": scores.is_top * 1.0}
+
+    return jax.device_get(run(table, hidden, dout))
 
 
 def _errors(one, many):

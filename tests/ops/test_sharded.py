@@ -49,7 +49,7 @@ def main():
             band = Band.of_row(window, ids)
             out = attention.attend(q, q[:, :, :2], q[:, :, 2:], band, implementation="chunked")
             x = x + out.reshape(8, t, d)
-        sums = loss.cross_entropy(x, weights["embedding"], ids, mask, chunk_size=16)
+        sums = loss.cross_entropy(x, weights["embedding"], ids, mask, block_size=16)
         return sums.nll + 0.01 * sums.z
 
     step = jax.jit(jax.value_and_grad(run, (0, 1)))

@@ -10,7 +10,7 @@ import pytest
 
 from hybrid import model
 from hybrid.costs import model_costs as cost
-from hybrid.costs.hlo import count_flops
+from hybrid.costs.flops import count_flops
 from hybrid.data.batch import Batch
 from hybrid.model import stack
 from hybrid.model.blocks.block import LayerInputs

@@ -1,10 +1,15 @@
 """The HLO walk counts what was multiplied, in loops and branches, and refuses what it can't see."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hybrid.costs.hlo import UnknownCost, count_flops
+from hybrid.costs.flops import count_flops
+from hybrid.costs.hlo import UnknownCost
 
 MATRIX = jax.ShapeDtypeStruct((32, 32), jnp.float32)
 ONE = 2 * 32**3
@@ -57,7 +62,7 @@ def test_a_conditional_counts_its_most_expensive_branch():
     assert flops(run, flag, MATRIX, MATRIX) == 2 * ONE
 
 
-def test_convolutions_count_the_kernel_that_an_output_meets():
+def test_convolutions_count_the_taps_that_meet_an_input():
     x = jax.ShapeDtypeStruct((1, 16, 20, 6), jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 5, 6, 8), jnp.float32)
 
@@ -65,7 +70,8 @@ def test_convolutions_count_the_kernel_that_an_output_meets():
         numbers = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
-    assert flops(run, x, kernel) == 2 * (16 * 20 * 8) * (3 * 5 * 6)
+    # On a padded edge of 16 rows 3 taps meet 3 · 16 - 2 inputs, of 20 columns 5 meet 5 · 20 - 6.
+    assert flops(run, x, kernel) == 2 * 8 * 6 * (3 * 16 - 2) * (5 * 20 - 6)
 
 
 def test_a_loop_without_the_compilers_count_is_read_from_its_condition():
@@ -94,3 +100,97 @@ ENTRY %main (p: f32[8,8]) -> f32[8,8] {
 """
     with pytest.raises(UnknownCost, match="tpu_custom_call"):
         count_flops(text)
+
+
+# --- Convolutions: pairs of a result and a tap that meet an input ------------------------------
+
+AXIS = st.fixed_dictionaries(
+    {
+        "inputs": st.integers(1, 6),
+        "taps": st.integers(1, 5),
+        "stride": st.integers(1, 3),
+        "low": st.integers(-2, 5),
+        "high": st.integers(-2, 5),
+        "hole": st.integers(1, 4),
+        "spread": st.integers(1, 4),
+    }
+)
+
+
+def results(axis):
+    """Length of the result along an axis, and the places of the dilated input."""
+    places = (axis["inputs"] - 1) * axis["hole"] + 1
+    width = (axis["taps"] - 1) * axis["spread"] + 1
+    padded = places + axis["low"] + axis["high"]
+    return (padded - width) // axis["stride"] + 1 if padded >= width else 0, places
+
+
+def pairs(axis):
+    """Counted one by one."""
+    count, places = results(axis)
+    looks = [
+        i * axis["stride"] + k * axis["spread"] - axis["low"]
+        for i in range(count)
+        for k in range(axis["taps"])
+    ]
+    return sum(0 <= place < places and place % axis["hole"] == 0 for place in looks)
+
+
+def convolution(axes, inputs, kernel, result):
+    """A program of one convolution over `axes`, its batch and features given."""
+    lengths = [results(axis)[0] for axis in axes]
+    digits = "".join(str(number) for number in range(len(axes)))
+    join = lambda form: "x".join(form.format(**axis) for axis in axes)  # noqa: E731
+    sizes = lambda *items: ",".join(map(str, items))  # noqa: E731
+    window = (
+        f"size={join('{taps}')} stride={join('{stride}')} pad={join('{low}_{high}')} "
+        f"lhs_dilate={join('{hole}')} rhs_dilate={join('{spread}')} rhs_reversal={join('1')}"
+    )
+    return f"""HloModule m
+ENTRY %main (x: f32[1], k: f32[1]) -> f32[1] {{
+  %x = f32[{sizes(inputs[0], *(axis["inputs"] for axis in axes), inputs[1])}]{{0}} parameter(0)
+  %k = f32[{sizes(*(axis["taps"] for axis in axes), *kernel)}]{{0}} parameter(1)
+  ROOT %c = f32[{sizes(result[0], *lengths, result[1])}]{{0}} convolution(%x, %k), \
+window={{{window}}}, dim_labels=b{digits}f_{digits}io->b{digits}f, feature_group_count=2
+}}
+"""
+
+
+@given(st.lists(AXIS, min_size=1, max_size=2))
+def test_taps_on_padding_and_on_holes_are_no_work(axes):
+    """Two groups of features: the kernel holds the input features of one."""
+    met = math.prod(pairs(axis) for axis in axes)
+    assert count_flops(convolution(axes, (3, 4), (2, 6), (3, 6))) == 2 * 3 * 6 * 2 * met
+
+
+def test_a_product_over_heads_that_is_written_as_a_convolution_costs_as_its_einsum():
+    """[8, 32, 64]·[32, 64, 16] over heads and widths: with the heads as an axis of one output."""
+    heads = {"inputs": 32, "taps": 32, "stride": 1, "low": 0, "high": 0, "hole": 1, "spread": 1}
+    assert count_flops(convolution([heads], (8, 64), (64, 16), (8, 16))) == 2 * 8 * 32 * 64 * 16
+
+
+def test_a_product_a_head_at_a_time_meets_one_tap_a_result():
+    """32 heads, each with a kernel of its own: `pad=31_31 rhs_reversal=1`, as a TPU writes it."""
+    heads = {"inputs": 1, "taps": 32, "stride": 1, "low": 31, "high": 31, "hole": 1, "spread": 1}
+    assert count_flops(convolution([heads], (8, 64), (64, 16), (8, 16))) == 2 * 8 * 32 * 64 * 16
+
+
+def test_a_compiled_convolution_counts_as_its_taps_do():
+    x = jax.ShapeDtypeStruct((2, 9, 8, 6), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 5, 3, 8), jnp.float32)
+    rows = {"inputs": 9, "taps": 3, "stride": 2, "low": 2, "high": 1, "hole": 1, "spread": 2}
+    columns = {"inputs": 8, "taps": 5, "stride": 1, "low": 4, "high": 3, "hole": 3, "spread": 1}
+
+    def run(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (2, 1),
+            ((2, 1), (4, 3)),
+            lhs_dilation=(1, 3),
+            rhs_dilation=(2, 1),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=2,
+        )
+
+    assert flops(run, x, kernel) == 2 * (2 * 8) * 3 * pairs(rows) * pairs(columns)

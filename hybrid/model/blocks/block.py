@@ -108,7 +108,8 @@ class Block(nnx.Module):
         dense = self.feed_forward(self.pre_ffn_norm(x))
         if not self.config.num_experts:
             return dense, None
-        routed, sums = self.experts(x, counted)
+        with jax.named_scope("experts"):
+            routed, sums = self.experts(x, counted)
         return self.post_dense_norm(dense) + routed, sums
 
     def _scaled(self, x):

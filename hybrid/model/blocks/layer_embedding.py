@@ -20,6 +20,7 @@ from hybrid import axes
 from hybrid.axes import Hidden, Tokens
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import Linear, RMSNorm, param_dtype
+from hybrid.ops.embedding import lookup
 from hybrid.ops.norm import rms_norm
 
 
@@ -49,7 +50,7 @@ class LayerEmbedding(nnx.Module):
           norm_scale: [p], the weight of the context's norm, which all layers share.
         """
         scale = jnp.asarray(math.sqrt(self.embedding.shape[-1]), x.dtype)
-        token = self.embedding[...][tokens].astype(x.dtype) * scale
+        token = lookup(self.embedding[...], tokens, x.dtype, axes.LAYER_EMBED) * scale
         context = self.context_proj(embedded) * embedded.shape[-1] ** -0.5
         context = rms_norm(context, norm_scale, **self.norm)
         gate = jax.nn.gelu(self.gate_proj(x), approximate=True)

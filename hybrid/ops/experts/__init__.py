@@ -7,8 +7,9 @@ says how an implementation is chosen.
 
 On a mesh each device computes its own experts for its own rows and the results are summed:
 
-    x, choice, weights    rows of the batch and time, copies along the axes of experts and width
-    kernels               experts, each split along its width; d_model is gathered
+    x, choice, weights    tokens, copies along the axes of experts and width
+    kernels               experts, each split along its width; d_model, which fsdp splits, is
+                          gathered in the compute dtype, and the gradient is scattered in its own
 
 Read next: `reference.py` (the oracle), `blocked.py` (what a CPU runs).
 """
@@ -36,8 +37,8 @@ EXPERTS = Operation(
     ),
 )
 _TOKENS = (axes.BATCH, axes.TIME, None)
-_INTO = (axes.EXPERTS, None, axes.FFN)
-_OUT = (axes.EXPERTS, axes.FFN, None)
+_INTO = (axes.EXPERTS, axes.EMBED, axes.FFN)
+_OUT = (axes.EXPERTS, axes.FFN, axes.EMBED)
 
 
 def experts(
@@ -63,12 +64,12 @@ def experts(
     request = ExpertsRequest.of(choice, gate, x.dtype.name)
     chosen = EXPERTS.choose(request, implementation)
     operands = (x, choice, weights, gate, up, down)
-    split = split_axes(axes.EXPERTS, gate.shape[0]), split_axes(axes.FFN, gate.shape[2])
-    own = functools.partial(_own_experts, chosen.function, *split)
+    split = zip(_INTO, gate.shape, strict=True)
+    own = functools.partial(_own_experts, chosen.function, *(split_axes(*axis) for axis in split))
     return per_device(own, operands, (_TOKENS, _TOKENS, _TOKENS, _INTO, _INTO, _OUT))
 
 
-def _own_experts(function, by_expert, by_width, x, choice, weights, gate, up, down):
+def _own_experts(function, by_expert, by_fsdp, by_width, x, choice, weights, gate, up, down):
     """This device's share, summed over the mesh axes that split experts and their width.
 
     Choices of other devices' experts become "none", index e.
@@ -77,8 +78,29 @@ def _own_experts(function, by_expert, by_width, x, choice, weights, gate, up, do
         num_own = gate.shape[0]
         own = choice - jax.lax.axis_index(by_expert) * num_own
         choice = jnp.where((own >= 0) & (own < num_own), own, num_own)
-    y = function(x, choice, weights, gate, up, down)
+    gate, up = (_gathered(kernel, by_fsdp, 1, x.dtype) for kernel in (gate, up))
+    y = function(x, choice, weights, gate, up, _gathered(down, by_fsdp, 2, x.dtype))
     if not by_expert + by_width:
         return y
     wide = jnp.promote_types(y.dtype, jnp.float32)
     return jax.lax.psum(y.astype(wide), by_expert + by_width).astype(y.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(kernel, over, axis, dtype):
+    """A kernel gathered over mesh axes in `dtype`, but given in its own, in which its gradient is
+    summed over the devices and scattered."""
+    if not over:
+        return kernel
+    whole = jax.lax.all_gather(kernel.astype(dtype), over, axis=axis, tiled=True)
+    return whole.astype(kernel.dtype)
+
+
+def _gathered_backward(over, axis, dtype, kept, dkernel):
+    del dtype, kept
+    if not over:
+        return (dkernel,)
+    return (jax.lax.psum_scatter(dkernel, over, scatter_dimension=axis, tiled=True),)
+
+
+_gathered.defvjp(lambda *arguments: (_gathered(*arguments), None), _gathered_backward)

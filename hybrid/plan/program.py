@@ -1,0 +1,94 @@
+"""The train step compiled for devices that are not there, and what its program says.
+
+Runs in a process of its own, since the environment decides what libtpu does before jax starts, and
+libtpu ends the process where it can't go on. `compiled.py` starts it, writes a request to its
+standard input and reads the figures from its standard output, JSON both.
+"""
+
+import json
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from hybrid import experiment
+from hybrid.costs import collectives, flops, hlo, memory
+from hybrid.experiment import Experiment
+from hybrid.ops import dispatch
+from hybrid.sharding import make_mesh
+from hybrid.training import step
+
+# A v4 chip is one device, as in a real slice; libtpu's own default are two.
+_OPTIONS = {"v4": {"chip_config_name": "megacore"}}
+
+
+def measure(loaded: Experiment, devices: list[jax.Device], backend: str) -> dict[str, Any]:
+    """Compiles the train step of `loaded` for `devices` and counts what one of them does.
+
+    Returns: `bytes_per_device` {arguments, outputs, temporaries, total}, `flops_by_part`,
+      `collectives` [operation, part, bytes], `memory_traffic`, `largest_buffers`,
+      `lower_seconds`, `compile_seconds`.
+    """
+    mesh = make_mesh(loaded.mesh, devices)
+    program = step.build(loaded.model, loaded.training.step, loaded.optimizer, mesh, loaded.lora)
+    times = [time.perf_counter()]
+    with jax.set_mesh(mesh), dispatch.use_backend(backend):
+        lowered = program.step.lower(program.state, program.batch)
+        times.append(time.perf_counter())
+        compiled = lowered.compile()
+        times.append(time.perf_counter())
+    text, sizes = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None, "the compiler gives its program"
+    assert sizes is not None, "the compiler gives its program's sizes"
+    counted = hlo.parse(text)
+    exchanged = collectives.collective_bytes(counted)
+    kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return {
+        "bytes_per_device": {
+            "arguments": sizes.argument_size_in_bytes,
+            "outputs": sizes.output_size_in_bytes,
+            "temporaries": sizes.temp_size_in_bytes,
+            "total": sizes.argument_size_in_bytes + kept + sizes.temp_size_in_bytes,
+        },
+        "flops_by_part": dict(flops.flops_by_part(counted)),
+        "collectives": [[*key, size] for key, size in exchanged.items()],
+        "memory_traffic": memory.traffic(counted),
+        "largest_buffers": [buffer._asdict() for buffer in memory.largest_buffers(counted)],
+        "lower_seconds": times[1] - times[0],
+        "compile_seconds": times[2] - times[1],
+    }
+
+
+def _needed(message: str) -> float | None:
+    """Bytes that a program would need, from the compiler's refusal; None if it is another one."""
+    form = r"(?:Used|for HLO temporaries \()\s*([\d.]+)([KMGT]?)"
+    size = re.search(form, message) if "RESOURCE_EXHAUSTED" in message else None
+    return float(size.group(1)) * 1024 ** " KMGT".index(size.group(2) or " ") if size else None
+
+
+def main() -> None:
+    """Reads {config, topology}, writes the figures, or {error} for no such slice, or {needed}."""
+    request = json.load(sys.stdin)
+    name = request["topology"]
+    loaded = experiment.from_config(request["config"])
+    figures: dict[str, Any]
+    try:
+        options = _OPTIONS.get(name.partition(":")[0], {})
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+    except jax.errors.JaxRuntimeError as error:
+        figures = {"error": str(error).splitlines()[0]}
+    else:
+        try:
+            figures = measure(loaded, list(described.devices), "tpu")
+        except jax.errors.JaxRuntimeError as error:
+            figures = {"needed": _needed(str(error))}
+            if figures["needed"] is None:
+                raise
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
