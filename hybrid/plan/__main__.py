@@ -6,35 +6,55 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from hybrid import experiment
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
-from hybrid.plan import budget, budget_table, report, with_context
+from hybrid.plan import budget, budget_table, grid, report, search, with_context
 from hybrid.plan import topology as topologies
 from hybrid.plan.table import render
 from hybrid.process import cli
 
+TABLE_TOPOLOGY = "v5p:4x4x4"  # of --table without --topology
+
 
 def _run(arguments: cli.Arguments) -> None:
     flags = arguments.flags
-    if flags.search:
-        raise ConfigError("--search", "is not built yet", flags.search)
     page = arguments.require("config")
-    loaded = experiment.load(page, arguments.overrides)
+    loaded = with_context(experiment.load(page, arguments.overrides), flags.context)
+    if flags.search:
+        _print_search(loaded, topologies.parse(arguments.require("topology")), flags)
+    elif flags.table:
+        topology = topologies.parse(flags.topology or TABLE_TOPOLOGY)
+        cells = grid.grid(loaded, topology)
+        values = [cell.to_dict() for cell in cells]
+        print(json.dumps(values, indent=2) if flags.json else grid.render(cells, topology))
+    else:
+        _print_plan(loaded, page, flags)
+
+
+def _print_plan(loaded: Experiment, page: str, flags: Any) -> None:
     result = report(loaded, flags.context, flags.batch)
-    if flags.topology:
-        topology = topologies.parse(flags.topology)
-        loaded = with_context(loaded, flags.context)
-        with _progress_line(flags.topology) as progress:
-            found = budget.budget(loaded, topology, progress)
-        result = dataclasses.replace(result, budget=found)
+    topology = topologies.parse(flags.topology) if flags.topology else None
+    if topology:
+        with _progress_line(topology.name) as progress:
+            result = dataclasses.replace(result, budget=budget.budget(loaded, topology, progress))
     if flags.json:
         print(json.dumps(result.to_dict(), indent=2))
         return
     print(render(result, loaded, page))
-    if result.budget:
+    if topology:
         print(f"\n{budget_table.render(result.budget, topology)}")
+
+
+def _print_search(loaded: Experiment, topology: topologies.Topology, flags: Any) -> None:
+    if flags.compile < 0:
+        raise ConfigError("--compile", "must be at least 0", flags.compile)
+    with _progress_line(topology.name) as progress:
+        found = search.search(loaded, topology, flags.compile, progress)
+    values = [candidate.to_dict() for candidate in found]
+    print(json.dumps(values, indent=2) if flags.json else search.render(found, topology))
 
 
 @contextlib.contextmanager
@@ -64,7 +84,9 @@ COMMAND = cli.Command(
         "context": ("tokens a row; default: training.context_length", int),
         "batch": ("rows, which multiply the cache bytes", 1),
         "topology": ("compile the train step for TPUs such as v5p:4x4x4, which takes minutes", str),
-        "search": ("search for the best mesh (not built yet)", False),
+        "search": ("rank meshes, remat and micro-batches for --topology; compile the best", False),
+        "compile": ("how many of the best --search compiles, minutes each", 3),
+        "table": ("window × ratio × context × mesh: what fits, what it costs, by formula", False),
         "json": ("print the figures as JSON instead of a table", False),
     },
     config_class=Experiment,
