@@ -90,6 +90,7 @@ def _joined(config: DistributedConfig, interrupts: signals.Interrupts) -> group.
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except ValueError as error:
+        _on_abort(signal.SIG_DFL)
         raise _not_found(config, error) from None
     from jax._src.distributed import global_state  # there is no public way to the client
 
@@ -155,10 +156,15 @@ def _meet_abort(state: _State) -> None:
             os.write(2, f"stopped: {line}\n".encode())
         os._exit(1 if told is None else told)
 
+    _on_abort(ctypes.cast(handler, ctypes.c_void_p))
+    _handlers.append(handler)
+
+
+def _on_abort(handler: Any) -> None:
+    """Sets what C calls at abort(); Python's own handlers would run too late, or never."""
     libc = ctypes.CDLL(None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    libc.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
-    _handlers.append(handler)
+    libc.signal(signal.SIGABRT, handler)
 
 
 def _answers(address: str | None) -> bool:

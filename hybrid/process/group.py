@@ -11,7 +11,6 @@ process that has died is ended by `members.py`, so nothing here has a time limit
 import json
 import pathlib
 import secrets
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -59,9 +58,9 @@ class Group:
 
     def first_on_host(self, make: Callable[[], T]) -> T:
         """`make()` of every process, those of a host after the first of them."""
-        if self.count == 1:
+        if self.members is None:
             return make()
-        hosts = self._told(socket.gethostname(), self.count)
+        hosts = self._told(self.members.host, self.count)
         leads = next(i for i in sorted(hosts) if hosts[i] == hosts[self.index]) == self.index
         made = [make()] if leads else []
         self.meet()

@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hybrid.process import signals
 
@@ -39,6 +39,7 @@ TOGETHER = (0, 130, 143)  # statuses that all processes come to by themselves
 _LINGER = 10.0  # seconds that process 0, whose store serves the others, waits for them to leave
 
 
+@runtime_checkable
 class Store(Protocol):
     """The calls of jax's coordination client that are used; values are text."""
 
@@ -221,6 +222,11 @@ class Members:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+    @property
+    def host(self) -> str:
+        """The name of this process's host."""
+        return self._own.host
 
     @property
     def ended(self) -> int | None:

@@ -3,7 +3,6 @@
 import signal
 import time
 
-import process_pair
 import pytest
 import small_run
 from process_pair import Pair
