@@ -58,7 +58,8 @@ class Pair:
         until = time.monotonic() + seconds
         while text not in self.said(index):
             codes = [process.poll() for process in self.processes]
-            assert codes[index] is None and time.monotonic() < until, (codes, self.all_said())
+            assert codes[index] is None, (codes, self.all_said())
+            assert time.monotonic() < until, self.all_said()
             time.sleep(0.02)
 
     def wait(self, seconds: float = 240) -> list[int]:

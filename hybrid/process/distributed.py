@@ -136,7 +136,7 @@ class _State:
     members: Members | None = None
 
 
-_handlers: list[Any] = []  # which C holds pointers to
+_handlers: list[Any] = []  # which C may hold pointers to
 
 
 def _meet_abort(state: _State) -> None:
@@ -206,4 +206,6 @@ def _leave(
             else:
                 cli.say(line)
             members.exit(status)
+        members.close()
     jax.distributed.shutdown()
+    _on_abort(signal.SIG_DFL)

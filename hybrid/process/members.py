@@ -82,9 +82,18 @@ class Members:
         self._answered = time.monotonic()
         self._entered = 0
         self._lock, self._wake = threading.Lock(), threading.Event()
-        self._leaving, self._left = False, threading.Event()
-        for work in (self._exchange, self._judge):
-            threading.Thread(target=work, daemon=True).start()
+        self._leaving, self._left, self._closed = False, threading.Event(), threading.Event()
+        works = (self._exchange, self._judge)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in works]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Ends the threads: one that is within the store when Python ends would abort it."""
+        self._closed.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join()
 
     # --- Stopping together -------------------------------------------------------------------
 
@@ -119,7 +128,7 @@ class Members:
         return [*(self._records | {self.index: self._own}).values()]
 
     def _exchange(self) -> None:
-        while True:
+        while not self._closed.is_set():
             self._wake.clear()
             self._note_signals()
             self._own.beat += 1
@@ -146,8 +155,7 @@ class Members:
 
     def _judge(self) -> None:
         last = time.monotonic()
-        while True:
-            time.sleep(self._seconds)
+        while not self._closed.wait(self._seconds):
             now = time.monotonic()
             if now - last > 4 * self._seconds:  # this process itself was stopped for a while
                 self._answered = now

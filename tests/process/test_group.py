@@ -1,9 +1,8 @@
-"""Processes that agree, as threads around one store: decisions, meetings, and a common last unit."""
+"""Processes that agree, as threads around one store: decisions, meetings, a common last unit."""
 
 import contextlib
 import random
 import signal
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,8 @@ class Store:
     """A coordinator's key-value store, in memory."""
 
     def __init__(self):
-        self.values, self.lock = {}, threading.Lock()
-        self.is_up, self.is_over = True, False
+        self.values, self.lock, self.is_up = {}, threading.Lock(), True
+        self.members = []
 
     def key_value_set(self, key, value, allow_overwrite=False):
         with self.lock:
@@ -31,8 +30,6 @@ class Store:
             self.values[key] = value
 
     def key_value_dir_get(self, key):
-        if self.is_over:
-            sys.exit()  # the thread that exchanges
         with self.lock:
             assert self.is_up, "the coordinator is gone"
             return [(name, text) for name, text in self.values.items() if name.startswith(key)]
@@ -51,7 +48,8 @@ class Members(members.Members):
 def store():
     store = Store()
     yield store
-    store.is_over = True
+    for each in store.members:
+        each.close()
 
 
 def joined(store, stall_seconds=60.0, count=COUNT):
@@ -62,6 +60,7 @@ def joined(store, stall_seconds=60.0, count=COUNT):
         own = members.Record(f"host{index // 2}", 100 + index)
         made.append(Members(store, index, count, stall_seconds, interrupts, own))
         made[-1].interrupts = interrupts
+    store.members += made
     return [group.Group(store, each) for each in made]
 
 
