@@ -1,6 +1,5 @@
 """Two real processes of a run on this machine, over Gloo, each with CPU devices of its own."""
 
-import os
 import pathlib
 import socket
 import subprocess
@@ -97,8 +96,3 @@ def alone(folder: pathlib.Path, num_devices: int, *words: object) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stderr
-
-
-def children_environment() -> dict[str, str]:
-    """The environment without what would start several processes."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}

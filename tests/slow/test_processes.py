@@ -66,3 +66,92 @@ def test_the_other_names_a_process_that_dies_or_hangs(page, words, index, number
         said = pair.said(1 - index)
         assert f"stopped: process {index}" in said, said
         assert "Traceback" not in said
+
+
+# --- Refusals ------------------------------------------------------------------------------------
+
+
+def test_what_is_wrong_on_one_ends_both_with_2_and_nothing_made(page, words):
+    common, workdir = words
+    with Pair(page, TRAIN, *common, own=[(), ["--config.data.paths=/nowhere/*.txt"]]) as pair:
+        assert pair.wait() == [2, 2], pair.all_said()
+        assert "error: data.paths: " in pair.said(1)
+        assert "has ended: error: data.paths: " in pair.said(0)
+        assert "Traceback" not in pair.all_said()
+    assert not workdir.exists()
+
+
+def test_processes_that_were_told_different_things_are_refused(page, words):
+    common, workdir = words
+    with Pair(page, TRAIN, *common, own=[(), ["--config.optimizer.learning_rate=0.5"]]) as pair:
+        assert pair.wait() == [2, 2], pair.all_said()
+        assert "optimizer.learning_rate: differs from process 0, got 0.5" in pair.said(1)
+    assert not workdir.exists()
+
+
+def test_a_workdir_that_is_not_one_is_refused(page, tmp_path):
+    config = f"--config={page / 'page.py'}:{page}"
+    own = []
+    for index in range(2):
+        (tmp_path / f"disk{index}").mkdir()
+        own.append([f"--workdir={tmp_path / f'disk{index}' / 'run'}"])
+    with Pair(page, TRAIN, config, own=own) as pair:
+        assert pair.wait() == [2, 2], pair.all_said()
+        assert "--workdir: is not the folder that process 0 has" in pair.said(1)
+    assert [path.name for path in tmp_path.rglob("*")] == ["disk0", "disk1"]
+
+
+# --- Going on elsewhere --------------------------------------------------------------------------
+
+CONSTANT = (
+    "--config.optimizer.schedule=constant",
+    "--config.optimizer.warmup_fraction=0",
+    "--config.training.batch_size=8",
+    "--config.eval.batch_size=8",
+)
+
+
+def train(page, workdir, devices: tuple[int, ...], num_steps: int) -> None:
+    """Trains up to a step, on a process for each number of devices."""
+    words = [f"--config={page / 'page.py'}:{page}", f"--workdir={workdir}", *CONSTANT]
+    words.append(f"--config.training.num_steps={num_steps}")
+    if len(devices) == 1:
+        process_pair.alone(page, *devices, small_run.ROOT / TRAIN, *words)
+        return
+    with Pair(page, TRAIN, *words, num_devices=devices[0]) as pair:
+        assert pair.wait() == [0, 0], pair.all_said()
+
+
+def test_a_run_goes_on_on_any_number_of_processes_and_devices(page, tmp_path):
+    train(page, tmp_path / "one", (1,), 12)
+    expected = small_run.rows(tmp_path / "one")
+    ways = {"processes": [(2, 2), (1,), (2, 2)], "devices": [(8,), (1,), (4,)]}
+    for name, parts in ways.items():
+        for number, devices in enumerate(parts, 1):
+            train(page, tmp_path / name, devices, 4 * number)
+        rows = small_run.rows(tmp_path / name)
+        assert [row.get("tokens_seen") for row in rows] == [
+            row.get("tokens_seen") for row in expected
+        ]
+        for row, other in zip(rows, expected, strict=True):
+            assert row == pytest.approx(other, rel=1e-3), name
+
+
+def test_two_processes_evaluate_as_one(page, tmp_path):
+    train(page, tmp_path / "run", (1,), 4)
+    results = []
+    for count in (1, 2):
+        output = tmp_path / f"{count}.json"
+        words = [f"--workdir={tmp_path / 'run'}", f"--output={output}"]
+        if count == 1:
+            process_pair.alone(page, 1, small_run.ROOT / EVAL, *words)
+        else:
+            with Pair(page, EVAL, *words) as pair:
+                assert pair.wait() == [0, 0], pair.all_said()
+        results.append(small_run.without_times(output.read_text()))
+    one, two = results
+    assert two["num_tokens"] == one["num_tokens"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert [part["num_tokens"] for part in two["by_position"]] == [
+        part["num_tokens"] for part in one["by_position"]
+    ]
