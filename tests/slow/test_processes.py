@@ -9,7 +9,8 @@ from process_pair import Pair
 
 pytestmark = pytest.mark.slow
 TRAIN, EVAL = "train.py", "eval.py"
-LONG = ("--config.training.num_steps=100000", "--config.eval.every_steps=0")
+SMALL = "--config.model.num_layers=2"
+LONG = (SMALL, "--config.training.num_steps=100000", "--config.eval.every_steps=0")
 NO_SAVES = "--config.checkpoint.every_steps=0"
 STALL = "--config.distributed.stall_seconds=6"
 
@@ -104,6 +105,7 @@ def test_a_workdir_that_is_not_one_is_refused(page, tmp_path):
 # --- Going on elsewhere --------------------------------------------------------------------------
 
 CONSTANT = (
+    SMALL,
     "--config.optimizer.schedule=constant",
     "--config.optimizer.warmup_fraction=0",
     "--config.training.batch_size=8",
