@@ -1,4 +1,4 @@
-"""A run on two processes of two devices each: its rows are those of one, its files are one run's."""
+"""A run on two processes of two devices each: rows as of one process, files as of one run."""
 
 import json
 
