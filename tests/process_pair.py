@@ -52,7 +52,7 @@ class Pair:
         """What a process has said so far."""
         return self.files[index].read_text()
 
-    def wait_for(self, text: str, index: int = 0, seconds: float = 240) -> None:
+    def wait_for(self, text: str, index: int = 0, seconds: float = 600) -> None:
         """Returns when a process has said `text`."""
         until = time.monotonic() + seconds
         while text not in self.said(index):
@@ -61,7 +61,7 @@ class Pair:
             assert time.monotonic() < until, self.all_said()
             time.sleep(0.02)
 
-    def wait(self, seconds: float = 240) -> list[int]:
+    def wait(self, seconds: float = 600) -> list[int]:
         """The exit statuses, when both have ended."""
         until = time.monotonic() + seconds
         for process in self.processes:
@@ -92,7 +92,7 @@ def alone(folder: pathlib.Path, num_devices: int, *words: object) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stderr

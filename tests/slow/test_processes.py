@@ -36,7 +36,7 @@ def test_a_signal_to_one_saves_the_same_step_on_both(page, words, index, number,
     with Pair(page, TRAIN, *common, *LONG, NO_SAVES) as pair:
         pair.wait_for("step 1/")
         pair.processes[index].send_signal(number)
-        assert pair.wait(120) == [status, status], pair.all_said()
+        assert pair.wait() == [status, status], pair.all_said()
         assert "Traceback" not in pair.all_said()
         (step,) = small_run.checkpoint_steps(workdir)
         for process in range(2):
@@ -50,7 +50,7 @@ def test_a_signal_before_the_loop_ends_both_with_nothing_saved(page, words, inde
     with Pair(page, TRAIN, *common, *LONG) as pair:
         pair.wait_for("devices: ")
         pair.processes[index].send_signal(signal.SIGTERM)
-        assert pair.wait(120) == [143, 143], pair.all_said()
+        assert pair.wait() == [143, 143], pair.all_said()
     assert small_run.checkpoint_steps(workdir) == []
 
 
