@@ -5,7 +5,7 @@ import time
 
 import pytest
 import small_run
-from process_pair import Pair
+from process_pair import Pair, alone
 
 pytestmark = pytest.mark.slow
 TRAIN, EVAL = "train.py", "eval.py"
@@ -118,7 +118,7 @@ def train(page, workdir, devices: tuple[int, ...], num_steps: int) -> None:
     words = [f"--config={page / 'page.py'}:{page}", f"--workdir={workdir}", *CONSTANT]
     words.append(f"--config.training.num_steps={num_steps}")
     if len(devices) == 1:
-        process_pair.alone(page, *devices, small_run.ROOT / TRAIN, *words)
+        alone(page, *devices, small_run.ROOT / TRAIN, *words)
         return
     with Pair(page, TRAIN, *words, num_devices=devices[0]) as pair:
         assert pair.wait() == [0, 0], pair.all_said()
@@ -146,7 +146,7 @@ def test_two_processes_evaluate_as_one(page, tmp_path):
         output = tmp_path / f"{count}.json"
         words = [f"--workdir={tmp_path / 'run'}", f"--output={output}"]
         if count == 1:
-            process_pair.alone(page, 1, small_run.ROOT / EVAL, *words)
+            alone(page, 1, small_run.ROOT / EVAL, *words)
         else:
             with Pair(page, EVAL, *words) as pair:
                 assert pair.wait() == [0, 0], pair.all_said()
