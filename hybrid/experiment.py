@@ -22,6 +22,7 @@ from hybrid.model.config import LoraConfig, ModelConfig
 from hybrid.model.pattern import plan_layers
 from hybrid.ops.attention import ATTENTION
 from hybrid.pages import load_page
+from hybrid.process.config import DistributedConfig
 from hybrid.sharding import MeshConfig, num_batch_parts
 from hybrid.training.config import OptimizerConfig, TrainingConfig
 from hybrid.workdir.config import CheckpointConfig
@@ -40,6 +41,7 @@ class Experiment:
     mesh: MeshConfig = section(MeshConfig)
     inference: InferenceConfig = section(InferenceConfig)
     lora: LoraConfig = section(LoraConfig)
+    distributed: DistributedConfig = section(DistributedConfig)
     init_from: str = key(
         "",
         "start from the parameters of this folder: a run's workdir or a Hugging Face folder",
@@ -171,6 +173,14 @@ def load(page: str, overrides: Mapping[str, str] | None = None) -> Experiment:
         made = origins.inherit if inherits else origins.with_bos
         values = config_lib.updated(made(values, origin), parsed)
     return from_config(values)
+
+
+def load_distributed(page: str | None, overrides: Mapping[str, str]) -> DistributedConfig:
+    """The `distributed.` section alone: processes are joined before a device may be looked at."""
+    parsed = config_lib.parse_overrides(Experiment, overrides)
+    values = config_lib.updated(load_page(page) if page else {}, parsed)
+    sections = {name: values[name] for name in ("distributed",) if name in values}
+    return config_lib.build(Experiment, sections).distributed
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from hybrid.config import ConfigError, errors_under
 from hybrid.experiment import Experiment
 from hybrid.loading import api
 from hybrid.model.config import DTYPES
-from hybrid.process import cli
+from hybrid.process import cli, distributed
 from hybrid.process.files import check_free
 
 
 def _run(arguments: cli.Arguments) -> None:
+    distributed.refuse("export", arguments.overrides)
     workdir, output = arguments.require("workdir"), pathlib.Path(arguments.require("output"))
     if arguments.overrides:
         raise ConfigError(next(iter(arguments.overrides)), "a trained model is exported as it is")

@@ -11,11 +11,13 @@ from hybrid.ablate.run import run_result
 from hybrid.ablate.run import sweep as sweep_lib
 from hybrid.ablate.run.cells import SweepRun, runs
 from hybrid.ablate.run.progress import SweepProgress
+from hybrid.config import ConfigError
 from hybrid.pages import load_page, split_spec
-from hybrid.process import cli
+from hybrid.process import cli, distributed
 
 
 def _run(arguments: cli.Arguments) -> int:
+    distributed.refuse("a sweep")
     if arguments.flags.dry_run:
         config, name = load(arguments)
         print(cell_table(sweep_lib.with_trained_base(config), name))
@@ -37,7 +39,12 @@ def load(arguments: cli.Arguments) -> tuple[SweepConfig, str]:
     parsed = config_lib.parse_overrides(SweepConfig, arguments.overrides)
     path, argument = split_spec(page)
     name = ":".join([pathlib.Path(path).stem, *([argument] if argument else [])])
-    return config_lib.build(SweepConfig, config_lib.updated(values, parsed)), name
+    config = config_lib.build(SweepConfig, config_lib.updated(values, parsed))
+    coordinator = config.base.distributed.coordinator
+    if coordinator:
+        problem = "a sweep runs in one process"
+        raise ConfigError("base.distributed.coordinator", problem, coordinator, "empty")
+    return config, name
 
 
 def _report(sweep: sweep_lib.Sweep) -> int:

@@ -21,7 +21,7 @@ def peak_flops(configured: float, dtype: str, devices: list[jax.Device]) -> floa
     """
     if configured < 0:
         return None
-    device = devices[0]
+    device = next(device for device in devices if device.process_index == jax.process_index())
     count = 1 if device.platform == "cpu" else len(devices)
     known = KNOWN_PEAKS.get(device.device_kind) if dtype == "bfloat16" else None
     return count * (configured or known or measured_peak(device, dtype))

@@ -12,7 +12,7 @@ examples.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
@@ -56,24 +56,21 @@ class Rows:
         return self.source.row(order.row_at(index, self.num_rows, self.seed))
 
     def batches(
-        self, first_row: int, batch_size: int, process_index: int = 0, process_count: int = 1
+        self, first_row: int, batch_size: int, own: Sequence[int] | None = None
     ) -> grain.DatasetIterator:
         """This process's part of each global batch, endlessly from `first_row`, read ahead.
 
-        Global batch i is rows first_row + i * batch_size and on, `batch_size` of them; process
-        p of P has the p-th of its P equal slices.
-        Returns: an iterator of `Batch` of numpy arrays [batch_size / process_count, t], whose
-          `close` ends the threads.
-        Raises: ValueError when the batch does not divide among the processes.
+        Global batch i is rows first_row + i * batch_size and on, `batch_size` of them; a process
+        has those that `own` numbers within the batch, by default all.
+        Returns: an iterator of `Batch` of numpy arrays [len(own), t], whose `close` ends the
+          threads.
         """
-        share, rest = divmod(batch_size, process_count)
-        if rest or not share:
-            raise ValueError(f"batch_size {batch_size} is no multiple of {process_count} processes")
-        offset = first_row + process_index * share
+        own = range(batch_size) if own is None else own
+        share = len(own)
 
         def read(index: int) -> dict[str, np.ndarray]:
             batch, place = divmod(index, share)
-            return self.row(offset + batch * batch_size + place)
+            return self.row(first_row + batch * batch_size + own[place])
 
         rows = grain.MapDataset.range(share * _ENDLESS).map(read)
         batches = rows.batch(share, batch_fn=stacked)

@@ -14,23 +14,33 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hybrid import experiment
 from hybrid.config import ConfigError
 from hybrid.evaluation import report
 from hybrid.evaluation.result import Result
 from hybrid.evaluation.target import Target, evaluate_target, of_pretrained, of_run
 from hybrid.experiment import Experiment
-from hybrid.process import cli
+from hybrid.process import cli, distributed
 from hybrid.process.files import write_json, write_whole
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
 def _run(arguments: cli.Arguments) -> None:
+    page = arguments.flags.config
+    with distributed.started(experiment.load_distributed(page, arguments.overrides)) as processes:
+        _evaluate(arguments, processes.is_first)
+
+
+def _evaluate(arguments: cli.Arguments, is_first: bool) -> None:
+    """Evaluates on all processes; the first one speaks and writes."""
     target = _target(arguments)
     output, per_token = (_output(arguments, name) for name in ("output", "per_token"))
     if output is not None and output == per_token:
         raise ConfigError("--per_token", "is the file of --output too", str(per_token))
-    result = evaluate_target(target, percent_lines)
+    result = evaluate_target(target, percent_lines if is_first else None)
+    if not is_first:
+        return
     for warning in warnings(target, result):
         print(f"warning: {warning}", file=sys.stderr)
     step, name = target.step, target.name

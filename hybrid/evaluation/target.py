@@ -18,6 +18,7 @@ from hybrid import experiment, model, origin
 from hybrid.config import ConfigError
 from hybrid.data import cache, pipeline, sources
 from hybrid.data.config import WITHOUT_PATHS
+from hybrid.data.placement import place_whole
 from hybrid.data.tasks import TASKS, Examples
 from hybrid.evaluation import held_out
 from hybrid.evaluation.result import Result
@@ -26,7 +27,7 @@ from hybrid.loading import initial
 from hybrid.loading.conversion import shapes
 from hybrid.origin import Origin
 from hybrid.pages import load_page
-from hybrid.sharding import batch_sharding, make_mesh, num_batch_parts
+from hybrid.sharding import make_mesh, num_batch_parts
 from hybrid.workdir import checkpoint, provenance
 
 TEXT_KEYS = ("data.source", "data.paths")
@@ -84,7 +85,7 @@ def evaluate_target(
             documents,
             config.eval,
             context_length=config.training.context_length,
-            place=lambda batch: jax.device_put(batch, batch_sharding(mesh)),
+            place=lambda batch: place_whole(batch, mesh),
             batch_multiple=num_batch_parts(mesh),
             inference=config.inference,
             progress=make_progress("evaluating") if make_progress else lambda done, total: None,

@@ -32,7 +32,7 @@ from hybrid.loading import api
 from hybrid.loading.api import Model
 from hybrid.origin import base_folder
 from hybrid.pretrained import Settings
-from hybrid.process import cli
+from hybrid.process import cli, distributed
 
 TOKENS_A_CALL = 8  # decoded between two writes of text
 # The flag of each key that the Python interface names in its errors.
@@ -69,6 +69,7 @@ class GenerateConfig:
 
 
 def _run(arguments: cli.Arguments) -> None:
+    distributed.refuse("generate", arguments.overrides)
     values = arguments.flags
     with errors_under("--"):
         sampling = Sampling(values.temperature, values.top_k, values.top_p, values.min_p)

@@ -1,1 +1,1 @@
-"""What a command is as a process: flags and exit statuses, signals, memory, whole files."""
+"""What a command is as a process: flags, statuses, signals, memory, whole files, and its group."""

@@ -82,23 +82,33 @@ def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
             if isinstance(command, str):
                 return _run(importlib.import_module(command).COMMAND, argv)
             return _run(command, argv)
-        except ConfigError as error:
-            return _ended(WRONG_INPUT, f"error: {error}")
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:  # which only a flag or a key can have brought
+        except BaseException as error:
+            status, line = ending(error)
+            if status == FAILED:
                 raise
-            line = f"error: path: is too long, got {error.filename!s:.40}..."
-            return _ended(WRONG_INPUT, line)
-        except signals.Preempted as stop:
-            return _ended(PREEMPTED, f"stopped: {stop}")
-        except KeyboardInterrupt as stop:
-            return _ended(INTERRUPTED, f"interrupted{': ' if str(stop) else ''}{stop}")
+            say(line)
+            return status
 
 
-def _ended(status: int, line: str) -> int:
+def ending(error: BaseException) -> tuple[int, str]:
+    """The status that a command ends with after an exception, and the line that tells why."""
+    if isinstance(error, ConfigError):
+        return WRONG_INPUT, f"error: {error}"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # by a flag or a key
+        return WRONG_INPUT, f"error: path: is too long, got {error.filename!s:.40}..."
+    if isinstance(error, signals.Ended):
+        return error.status, ""
+    if isinstance(error, signals.Preempted):
+        return PREEMPTED, f"stopped: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, f"interrupted{': ' if str(error) else ''}{error}"
+    return FAILED, f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.300}"
+
+
+def say(line: str) -> None:
+    """Writes a line that is not empty to standard error."""
     with contextlib.suppress(OSError):  # after a SIGHUP the terminal is gone
-        print(line, file=sys.stderr)
-    return status
+        print(line, end="\n" if line else "", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,13 @@ class Preempted(BaseException):
     """
 
 
+class Ended(BaseException):
+    """The end with `status` because another process of the run has ended; all is said already."""
+
+    def __init__(self, status: int):
+        self.status = status
+
+
 class Interrupts:
     """The signals that this process has received so far.
 
@@ -43,6 +50,7 @@ class Interrupts:
     def __init__(self):
         self.requested: signal.Signals | None = None
         self._deferred = False
+        self._ending: Ended | None = None
         self._left = threading.Event()
         self._hook_before = sys.unraisablehook
 
@@ -58,6 +66,18 @@ class Interrupts:
         finally:
             self._deferred = False
 
+    def request(self, number: signal.Signals) -> None:
+        """Does, from any thread, what the signal itself would do if it came as the first one."""
+        if self._deferred:
+            self.requested = self.requested or number
+        elif not self:
+            os.kill(os.getpid(), number)
+
+    def end(self, status: int) -> None:
+        """Raises Ended in the main thread, from another one, as soon as Python runs there."""
+        self._ending = Ended(status)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     def stop(self, message: str) -> BaseException:
         """The exception that ends the command: Preempted, or KeyboardInterrupt after SIGINT."""
         name = self.requested.name if self.requested else "stop"
@@ -66,6 +86,8 @@ class Interrupts:
 
     def _handle(self, number: int, frame: object) -> None:
         del frame
+        if self._ending:
+            raise self._ending
         again = number == signal.SIGINT and self.requested == signal.SIGINT
         self.requested = self.requested or signal.Signals(number)
         if again or not self._deferred:
@@ -102,7 +124,7 @@ class Interrupts:
             os.kill(os.getpid(), self.requested)
 
     def _is_at_once(self, num_sigints: int) -> bool:
-        return not self._deferred or num_sigints > 1
+        return self._ending is None and (not self._deferred or num_sigints > 1)
 
 
 _current: Interrupts | None = None
@@ -112,7 +134,7 @@ _current: Interrupts | None = None
 def caught() -> Iterator[Interrupts]:
     """Catches the signals inside; nested uses share the outermost one's Interrupts.
 
-    `jax.distributed.initialize` takes SIGTERM for itself: call it before.
+    `jax.distributed.initialize` takes SIGTERM for itself; `distributed.py` keeps it from that.
     """
     global _current
     if _current is not None:

@@ -4,15 +4,16 @@ import pathlib
 
 from hybrid import experiment
 from hybrid.experiment import Experiment
-from hybrid.process import cli
+from hybrid.process import cli, distributed
 
 
 def _run(arguments: cli.Arguments) -> None:
     page, workdir = arguments.require("config"), arguments.require("workdir")
-    loaded = experiment.load(page, arguments.overrides)
-    from hybrid.training import loop  # late: --help and wrong keys do without Orbax and Grain
+    with distributed.started(experiment.load_distributed(page, arguments.overrides)):
+        loaded = experiment.load(page, arguments.overrides)
+        from hybrid.training import loop  # late: --help and wrong keys do without Orbax and Grain
 
-    loop.run(loaded, pathlib.Path(workdir))
+        loop.run(loaded, pathlib.Path(workdir))
 
 
 COMMAND = cli.Command(

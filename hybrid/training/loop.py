@@ -14,6 +14,8 @@ before anything is written).
 """
 
 import contextlib
+import functools
+import io
 import pathlib
 import time
 from typing import Any
@@ -24,11 +26,12 @@ from hybrid import model
 from hybrid.config import ConfigError
 from hybrid.costs.training_flops import trained_share, training_flops
 from hybrid.data.batch import Batch
+from hybrid.data.placement import place_rows, place_whole, process_rows
 from hybrid.evaluation import held_out
 from hybrid.experiment import Experiment
 from hybrid.loading.initial import check_base, fingerprint, read_initial
-from hybrid.process import signals
-from hybrid.sharding import batch_sharding, num_batch_parts
+from hybrid.process import group, signals
+from hybrid.sharding import num_batch_parts
 from hybrid.training.events import Event, every, run_due
 from hybrid.training.prepare import Prepared, prepare
 from hybrid.training.progress import Progress
@@ -53,9 +56,11 @@ def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None
       Preempted, KeyboardInterrupt: after a signal (`signals.py`); a checkpoint was saved.
       NotFinite: after `training.max_bad_steps` non-finite steps in a row.
     """
-    progress = progress or Progress()
+    is_first = group.current().is_first
+    progress = progress or Progress(None if is_first else io.StringIO())
     workdir = pathlib.Path(workdir)
-    with signals.caught() as interrupts, WriterLock(workdir) as lock:
+    locked = WriterLock(workdir) if is_first else contextlib.nullcontext()
+    with signals.caught() as interrupts, locked as lock:
         prepared = prepare(experiment, workdir, progress)
         if prepared is None:
             return
@@ -66,9 +71,12 @@ def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None
             started.train()
 
 
-def _claim(lock: WriterLock, prepared: Prepared) -> None:
-    """Makes this the one writer of the workdir.  Raises: ConfigError where another has been."""
-    if jax.process_index() > 0 or lock.claim():
+def _claim(lock: WriterLock | None, prepared: Prepared) -> None:
+    """Makes this the one writer of the workdir.  Raises: ConfigError where another has been.
+
+    lock: None on all processes but the first.
+    """
+    if lock is None or lock.claim():
         return
     newest = checkpoint_steps(prepared.workdir)[-1:]
     if newest != ([prepared.resume.step] if prepared.resume else []):
@@ -84,8 +92,9 @@ class Run:
         prepared: Prepared,
         progress: Progress,
         interrupts: signals.Interrupts,
-        lock: WriterLock,
+        lock: WriterLock | None,
     ):
+        self.processes = group.current()
         self.prepared, self.progress, self.interrupts = prepared, progress, interrupts
         self.training, resume = prepared.experiment.training, prepared.resume
         self.num_steps = self.training.num_steps
@@ -98,13 +107,11 @@ class Run:
         self.state = self._first_state()
         self._compile(stage_at(prepared.stages, self.step))
         _claim(lock, prepared)  # before it nothing is written
+        self.processes.meet()
         self._open_files()
-        self.batches = prepared.rows.batches(
-            self.step * self.training.batch_size,
-            self.training.batch_size,
-            jax.process_index(),
-            jax.process_count(),
-        )
+        self.own_rows = process_rows(prepared.mesh, self.training.batch_size)
+        first_row = self.step * self.training.batch_size
+        self.batches = prepared.rows.batches(first_row, self.training.batch_size, self.own_rows)
         self.events = self._events()
         self.clock = time.perf_counter()
 
@@ -113,6 +120,7 @@ class Run:
     def train(self) -> None:
         """One step after the other until the last, or until a signal."""
         with self.interrupts.deferred():
+            self.processes.meet()
             self._catch_up()
             while self.step < self.num_steps:
                 self._enter_stage()
@@ -135,14 +143,14 @@ class Run:
             Event(lambda step: step == last_traced, self.stop_trace),
             Event(every(experiment.eval.every_steps, last), self.evaluate),
             Event(every(experiment.checkpoint.every_steps, last), self.save),
-            Event(lambda step: bool(self.interrupts), self.stop),
+            Event(lambda step: self.is_stopped(), self.stop),
         )
 
     def _catch_up(self) -> None:
         """What a resumed checkpoint still owes, and what is due before the first step."""
         if self.evaluation_due:
             self.evaluate(self.step)
-        if self.interrupts:
+        if self.is_stopped():
             self.stop(self.step)
         if self.training.profile_start == self.step + 1:
             self.start_trace(self.step)
@@ -170,9 +178,11 @@ class Run:
 
     def place(self, batch: Batch) -> Batch:
         """A host batch (this process's rows) as global arrays, rows over the devices."""
-        sharding = batch_sharding(self.prepared.mesh)
-        make = jax.make_array_from_process_local_data
-        return jax.tree.map(lambda rows: make(sharding, rows), batch)
+        return place_rows(batch, self.prepared.mesh, self.training.batch_size, self.own_rows)
+
+    def is_stopped(self) -> bool:
+        """Whether a signal on any process ends the run here, asked before each unit of work."""
+        return self.processes.is_last(self.interrupts)
 
     # --- Metrics -----------------------------------------------------------------------------
 
@@ -200,18 +210,26 @@ class Run:
             )
 
     def write(self, row: metrics_lib.Row) -> None:
-        """Appends a row to metrics.jsonl and TensorBoard."""
-        self.metrics.append([row])
+        """Appends a row to metrics.jsonl and TensorBoard, on process 0."""
+        if self.metrics:
+            self.metrics.append([row])
         if self.tensorboard:
             self.tensorboard.add(row)
+
+    def sync(self) -> None:
+        """Returns when all rows of finished steps are on the disk."""
+        self.flush_metrics()
+        if self.metrics:
+            self.metrics.sync()
 
     # --- Events ------------------------------------------------------------------------------
 
     def start_trace(self, step: int) -> None:
         """Begins a jax.profiler trace with the step after `step`."""
         self.flush_metrics()
-        jax.profiler.start_trace(str(self.prepared.workdir / "profile"))
-        self.tracing = True
+        if self.processes.is_first:
+            jax.profiler.start_trace(str(self.prepared.workdir / "profile"))
+            self.tracing = True
 
     def stop_trace(self, step: int) -> None:
         """Ends the trace after `step`."""
@@ -222,8 +240,7 @@ class Run:
 
     def evaluate(self, step: int) -> None:
         """Evaluates step `step` and writes its row; a signal leaves the evaluation due."""
-        self.flush_metrics()
-        self.metrics.sync()
+        self.sync()
         experiment = self.prepared.experiment
         result = held_out.evaluate(
             experiment.model,
@@ -231,22 +248,21 @@ class Run:
             self.prepared.held_out,
             experiment.eval.first_length_only(),
             context_length=self.training.context_length,
-            place=self.place,
+            place=functools.partial(place_whole, mesh=self.prepared.mesh),
             batch_multiple=num_batch_parts(self.prepared.mesh),
             inference=experiment.inference,
-            should_stop=lambda: bool(self.interrupts),
+            should_stop=self.is_stopped,
         )
         self.evaluation_due = result is None
         if result is None:
             return
         self.write(metrics_lib.evaluation_row(step, result))
-        self.metrics.sync()
+        self.sync()
         self.progress.say(f"step {step}: eval/loss {result.loss:.4f}")
 
     def save(self, step: int) -> None:
         """Begins the checkpoint of `step`, with all rows up to it on disk."""
-        self.flush_metrics()
-        self.metrics.sync()
+        self.sync()
         if self.saved_step == step:
             return
         plan = model.layer_plan(self.prepared.experiment.model)
@@ -254,7 +270,7 @@ class Run:
             "first_row": step * self.training.batch_size,
             **self.prepared.identity,
             "evaluation": self._evaluated_as(),
-            "num_rows": self.metrics.count(),
+            "num_rows": self.metrics.count() if self.metrics else None,
             "seed": self.training.seed,
             "tokens_seen": self.tokens_seen,
             "evaluation_due": self.evaluation_due,
@@ -313,14 +329,20 @@ class Run:
         return params
 
     def _open_files(self) -> None:
-        """Creates or cleans up the workdir: the first thing that a start writes."""
+        """Creates or cleans up the workdir: the first thing that a start writes.
+
+        Checkpoints are written by all processes, the rest by the first one.
+        """
         experiment, workdir = self.prepared.experiment, self.prepared.workdir
         self.checkpoints = Checkpoints(workdir, experiment.checkpoint)
+        self.metrics: metrics_lib.MetricsFile | None = None
+        self.tensorboard: metrics_lib.TensorBoard | None = None
+        if not self.processes.is_first:
+            return
         tokenizer.keep(experiment.data.tokenizer, workdir)
         provenance.write(workdir, experiment, self.prepared.provenance)
         self.metrics = metrics_lib.MetricsFile(workdir / metrics_lib.METRICS)
         self.metrics.cut(self.prepared.resume.rows if self.prepared.resume else [])
-        self.tensorboard = None
         if self.training.tensorboard:
             self.tensorboard = metrics_lib.TensorBoard(workdir / "tensorboard", self.step + 1)
 

@@ -13,13 +13,15 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.costs.peaks import peak_flops
 from hybrid.data import pipeline
 from hybrid.data.tasks import Examples
-from hybrid.experiment import Experiment
+from hybrid.experiment import Experiment, to_dict
 from hybrid.loading import initial
 from hybrid.origin import TOKENIZER
+from hybrid.process import group
 from hybrid.sharding import make_mesh
 from hybrid.training import step
 from hybrid.training.progress import Progress
@@ -35,7 +37,7 @@ class Resume:
     Attributes:
       step: finished steps.
       record: the checkpoint's JSON record.
-      rows: of metrics.jsonl, those up to the step.
+      rows: of metrics.jsonl, those up to the step; on process 0, which writes them.
       evaluation_due: whether the step has still to be evaluated.
     """
 
@@ -74,18 +76,22 @@ class Prepared:
 def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -> Prepared | None:
     """Checks and opens all that a run needs; None if the run in the workdir is finished.
 
+    Of several processes, the first one decides on what it finds in the workdir.
     Raises: ConfigError naming the key that is wrong, with nothing created or changed.
     """
+    processes = group.current()
+    processes.check_same(_decisive(experiment))
     mesh = make_mesh(experiment.mesh)
     experiment.check_mesh(mesh)
     check_writable(workdir)
+    processes.check_shared(workdir)
     training, model = experiment.training, experiment.model
     schedule = stages(model, training)
     program = step.build(model, training.step, experiment.optimizer, mesh, experiment.lora)
-    resume = _find_resume(experiment, workdir, progress)
+    resume = _shared_resume(experiment, workdir, progress)
     finished = f"finished: all {training.num_steps} steps are done in {workdir}"
     is_finished = resume and resume.step >= training.num_steps and not resume.evaluation_due
-    if is_finished and provenance.names_the_same(workdir, experiment):
+    if is_finished and processes.from_first(lambda: provenance.names_the_same(workdir, experiment)):
         progress.say(finished)
         return None
     if experiment.init_from and (resume is None or experiment.lora.rank):
@@ -98,15 +104,18 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         context_length=experiment.eval.lengths(training.context_length)[0],
     )
     _check_held_out(held_out)
-    rows = pipeline.open_rows(
-        experiment.data,
-        context_length=training.context_length,
-        seed=training.seed,
-        vocab_size=model.vocab_size,
-        progress=progress.tokenizing,
+    rows = processes.first_on_host(
+        lambda: pipeline.open_rows(
+            experiment.data,
+            context_length=training.context_length,
+            seed=training.seed,
+            vocab_size=model.vocab_size,
+            progress=progress.tokenizing,
+        )
     )
     identity = dict(held_out.identity)
     identity |= {"data_fingerprint": rows.fingerprint, "corpus_fingerprint": rows.corpus}
+    processes.check_same(identity)
     if resume:
         provenance.check_identity(experiment, resume.record, identity)
     if is_finished:
@@ -116,6 +125,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     for warning in provenance.changed_machine(workdir, now) if resume else ():
         progress.say(f"warning: {warning}")
     devices = list(mesh.devices.flat)
+    processes.meet()  # nothing is written where one of them is refused
     return Prepared(
         experiment=experiment,
         workdir=workdir,
@@ -129,6 +139,27 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         provenance=now,
         peak_flops=peak_flops(training.peak_flops, model.dtype, devices),
     )
+
+
+def _decisive(experiment: Experiment) -> dict[str, Any]:
+    """The keys in which processes must agree: not where a process and its files are."""
+    flat = config_lib.flatten(to_dict(experiment))
+    own = ("distributed.", "data.cache_dir", *provenance.COMPARED_BY_CONTENT)
+    return {name: value for name, value in flat.items() if not name.startswith(own)}
+
+
+def _shared_resume(
+    experiment: Experiment, workdir: pathlib.Path, progress: Progress
+) -> Resume | None:
+    """`_find_resume` of process 0; the others take all but the rows."""
+    processes, found = group.current(), None
+    if processes.is_first:
+        found = _find_resume(experiment, workdir, progress)
+    told = processes.from_first(lambda: found and (found.step, found.record, found.evaluation_due))
+    if processes.is_first or told is None:
+        return found
+    step, record, evaluation_due = told
+    return Resume(step, record, [], evaluation_due)
 
 
 def _find_resume(

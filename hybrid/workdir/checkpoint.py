@@ -24,11 +24,9 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from hybrid.config import ConfigError
 from hybrid.model import lora
+from hybrid.process import group
 from hybrid.process.files import write_whole
 from hybrid.workdir import checksums
 from hybrid.workdir.config import CheckpointConfig
@@ -60,32 +58,6 @@ def newest_sound(workdir: pathlib.Path) -> int | None:
     A warning names newer ones that are damaged or gone.
     Raises: ConfigError where checkpoints were saved and none is sound.
     """
-    if jax.process_count() == 1:
-        return _newest_sound(workdir)
-    return _by_first_process(workdir)
-
-
-def _by_first_process(workdir: pathlib.Path) -> int | None:
-    """`newest_sound` as the first of several processes finds it: one reading, one answer."""
-    from jax.experimental import multihost_utils
-
-    step, error = None, None
-    if jax.process_index() == 0:
-        try:
-            step = _newest_sound(workdir)
-        except ConfigError as refusal:
-            error = refusal
-    none, refused = -1, -2
-    code = refused if error else none if step is None else step
-    code = int(multihost_utils.broadcast_one_to_all(np.int32(code)))
-    if error:
-        raise error
-    if code == refused:
-        raise ConfigError("--workdir", "is refused by the first process", str(workdir))
-    return None if code == none else code
-
-
-def _newest_sound(workdir: pathlib.Path) -> int | None:
     saved, steps = _saved_step(workdir), _all_steps(workdir)
     problems = {}
     if saved is not None and saved not in steps and saved > max(steps, default=-1):
@@ -192,10 +164,14 @@ def best_step(workdir: pathlib.Path, available: Sequence[int]) -> int | None:
 
 
 def find_step(workdir: pathlib.Path, which: str = "latest") -> int:
-    """The step that `latest`, `best` or a number names.
+    """The step that `latest`, `best` or a number names, as process 0 finds it.
 
     Raises: ConfigError if it isn't there, or is damaged; `latest` takes the newest sound one.
     """
+    return group.current().from_first(lambda: _find_step(workdir, which))
+
+
+def _find_step(workdir: pathlib.Path, which: str) -> int:
     if not workdir.is_dir():
         raise ConfigError("--workdir", "no such folder", str(workdir), "the workdir of a run")
     if which == "latest":
@@ -294,14 +270,16 @@ class Checkpoints:
         self._newest: int | None = None  # step that this run has begun to save
         self._folder = (workdir / FOLDER).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
+        self._is_first = group.current().is_first  # which alone deletes
+        if self._is_first:
             self._remove_leftovers()
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Starts a save; `state`'s buffers may be donated as soon as this returns."""
         self.finish()
         path = self._folder / str(step)
-        remove(path)  # a damaged one
+        if self._is_first:
+            remove(path)  # a damaged one
         args = self._args
         items = {name: args.StandardSave(tree) for name, tree in _items(state).items()}
         run = args.JsonSave({"step": step, "format": FORMAT, **record})
@@ -313,7 +291,7 @@ class Checkpoints:
     def finish(self) -> None:
         """Returns when the save under way is committed and what is too old is deleted."""
         self._writer.wait_until_finished()
-        if self._newest is None or jax.process_index() > 0:
+        if self._newest is None or not self._is_first:
             return
         write_whole(self._workdir / SAVED, f"{self._newest}\n")
         available = [step for step in checkpoint_steps(self._workdir) if step <= self._newest]
@@ -329,7 +307,7 @@ class Checkpoints:
     def _add_checksums(self) -> None:
         """Called when all files of the save under way are written, before it gets its name."""
         for path in self._folder.iterdir():
-            if jax.process_index() == 0 and _ORBAX_TEMPORARY in path.name:
+            if self._is_first and _ORBAX_TEMPORARY in path.name:
                 checksums.write(path)
 
     def _remove_leftovers(self) -> None:

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "eval.",
     "checkpoint.",
     "mesh.",
+    "distributed.",
     "inference.",
     "model.remat",
     "data.cache_dir",

@@ -215,7 +215,8 @@ def test_batches_are_the_same_for_any_number_of_processes_and_from_any_row_on(so
         got = np.concatenate([getattr(batch, name) for batch in whole])
         np.testing.assert_array_equal(got, [rows.row(r)[name] for r in range(24)])
     for count in (2, 4):
-        shares = [take(open_rows(source), 3, 12, 4, index, count) for index in range(count)]
+        own = [range(4)[index * 4 // count : (index + 1) * 4 // count] for index in range(count)]
+        shares = [take(open_rows(source), 3, 12, 4, part) for part in own]
         for number, batch in enumerate(whole[3:]):
             joined = np.concatenate([share[number].tokens for share in shares])
             np.testing.assert_array_equal(joined, batch.tokens)
