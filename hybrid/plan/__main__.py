@@ -11,7 +11,7 @@ from typing import Any
 from hybrid import experiment
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
-from hybrid.plan import budget, budget_table, grid, report, search, with_context
+from hybrid.plan import budget, budget_table, compiled, grid, report, search, with_context
 from hybrid.plan import topology as topologies
 from hybrid.plan.table import render
 from hybrid.process import cli
@@ -37,8 +37,10 @@ def _run(arguments: cli.Arguments) -> None:
 
 
 def _print_plan(loaded: Experiment, page: str, flags: Any) -> None:
-    result = report(loaded, flags.context, flags.batch)
     topology = topologies.parse(flags.topology) if flags.topology else None
+    if topology:
+        compiled.check_mesh(loaded, topology)  # before jax starts, which libtpu comments at length
+    result = report(loaded, flags.context, flags.batch)
     if topology:
         with _progress_line(topology.name) as progress:
             result = dataclasses.replace(result, budget=budget.budget(loaded, topology, progress))

@@ -82,6 +82,15 @@ def test_json_has_what_users_script_against(compiler):
     }
 
 
+def test_the_function_has_the_budget_beside_the_plan(compiler):
+    page = experiment.to_dict(experiment.load("configs/small.py", {"mesh.fsdp": "8"}))
+    page["mesh"]["data"] = 1
+    report = plan(page, topology="v5e:2x4")
+    assert report.budget.fits
+    assert report.to_dict().keys() >= {"num_params", "bytes_per_device", "roofline"}
+    assert "roofline" not in plan(page).to_dict()
+
+
 def test_the_roofline_is_the_longest_of_three(compiler):
     loaded = experiment.load("configs/small.py", {"mesh.data": "1", "mesh.fsdp": "8"})
     found = budget(loaded, V5E)
