@@ -19,7 +19,10 @@ from hybrid.costs.hlo import Computation, Instruction, Program
 GATHERS = ("all-gather", "all-to-all", "ragged-all-to-all", "collective-permute")
 REDUCTIONS = ("all-reduce", "reduce-scatter")
 # Instructions that hand on what they take.
-_COPIES = ("copy", "bitcast", "convert", "reshape", "transpose", "get-tuple-element")
+_COPIES = (
+    *("copy", "copy-start", "copy-done", "bitcast", "convert", "reshape", "transpose"),
+    "get-tuple-element",
+)
 
 
 def collective_bytes(program: Program) -> Counter:

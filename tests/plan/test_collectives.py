@@ -112,7 +112,9 @@ def test_adding_up_shards_in_zeros_is_a_gather(constant, operation):
   %i = s32[] partition-id()
   %f = f32[64,64]{{1,0}} fusion(%x, %i), kind=kLoop, calls=%placed
   %b = f32[64,64]{{1,0}} bitcast(%f)
-  ROOT %r = f32[64,64]{{1,0}} all-reduce(%b), to_apply=%add, {scope("jvp(global)")}
+  %s = (f32[64,64]{{1,0:S(1)}}, f32[64,64]{{1,0}}, u32[]) copy-start(%b)
+  %d = f32[64,64]{{1,0:S(1)}} copy-done(%s)
+  ROOT %r = f32[64,64]{{1,0}} all-reduce(%d), to_apply=%add, {scope("jvp(global)")}
 """,
         fused,
     )
