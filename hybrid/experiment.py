@@ -4,6 +4,7 @@ Pages start from `defaults()` and fill in what they change; commands call `load`
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,9 +105,12 @@ class Experiment:
             problem, got = "splits experts, and the model has none", mesh.shape["expert"]
             raise ConfigError("mesh.expert", problem, got, "1")
         by_tensor = dict.fromkeys(("num_heads", "ffn_dim", "vocab_size"), "tensor")
-        for name, axis in {"d_model": "fsdp", **by_tensor, "num_experts": "expert"}.items():
-            if getattr(self.model, name) % mesh.shape[axis]:
-                problem = f"must be a multiple of mesh.{axis} ({mesh.shape[axis]})"
+        by_name = {"d_model": "fsdp context", **by_tensor, "num_experts": "expert"}
+        for name, of_mesh in by_name.items():
+            split = [axis for axis in of_mesh.split() if mesh.shape[axis] > 1]
+            parts = math.prod(mesh.shape[axis] for axis in split)
+            if getattr(self.model, name) % parts:
+                problem = f"must be a multiple of mesh.{' × '.join(split)} ({parts})"
                 raise ConfigError(f"model.{name}", problem, getattr(self.model, name))
         rows = self.training.batch_size // self.training.num_microbatches
         parts = num_batch_parts(mesh)

@@ -8,7 +8,8 @@ sharded, so a step of the scan touches one layer's shards only.
     fsdp     rows of the batch; parameters are split along d_model and gathered a layer at a time
     tensor   heads, feed-forward width and vocabulary
     expert   experts; rows of the batch are copies
-    context  time; parameters are copies (`ops/attention/context.py`: what moves between devices)
+    context  time (`ops/attention/context.py`: what moves between devices); parameters are split as
+             by fsdp, since devices of other tokens need no copies
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,13 +29,13 @@ MESH_AXES = ("data", "fsdp", "tensor", "context", "expert")
 RULES: dict[str | None, tuple[str, ...]] = {
     axes.BATCH: ("data", "fsdp"),
     axes.TIME: ("context",),
-    axes.EMBED: ("fsdp",),
+    axes.EMBED: ("fsdp", "context"),
     axes.HEADS: ("tensor",),
     axes.KV_HEADS: ("tensor",),
     axes.FFN: ("tensor",),
     axes.VOCAB: ("tensor",),
     axes.EXPERTS: ("expert",),
-    axes.LAYER_EMBED: ("fsdp",),
+    axes.LAYER_EMBED: ("fsdp", "context"),
     axes.HEAD_DIM: (),
     axes.LAYERS: (),
 }
@@ -76,8 +78,9 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     """The mesh over `devices` (default: all).  Raises: ConfigError if the axes don't fit."""
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
-    auto = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(sizes, MESH_AXES, devices=devices, axis_types=auto)
+    # An axis may take a part of a torus' physical one: 8 × 8 on 4 × 4 × 4.
+    arranged = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def spec_of(mesh: Mesh | AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
