@@ -123,8 +123,8 @@ def test_layers_exchange_what_their_weights_and_gradients_need(small_31b, params
 
 
 def test_the_program_multiplies_what_the_formula_says(small_31b):
-    """Tiles of 512 keys for a window of 128: the local layers' scores cost four times the formula's,
-    which is most of what a model this narrow computes too much."""
+    """Tiles of 512 keys for a window of 128: local scores cost four times the formula's, which is
+    most of what a model this narrow computes too much."""
     assert 1 < small_31b["flops_ratio"] < 1.5
     assert small_31b["flops_by_part"]["local"] > 0.2 * small_31b["flops_per_device"]
 
