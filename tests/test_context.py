@@ -37,6 +37,7 @@ SHARING = {"num_layers": 4, "num_kv_shared_layers": 2, "layer_embedding_dim": 8}
 EXPERTS = {"num_layers": 2, "num_experts": 4, "num_active_experts": 2, "expert_dim": 8}
 TWO = {"num_layers": 2}
 MODELS = {  # name: (config, rank of adapters, documents a row at most, tokens of a row)
+    "packed": (DENSE | TWO, 0, 3, 48),
     "dense": (DENSE, 0, 3, 48),
     "one document": (DENSE | TWO | {"attention_sinks": True}, 0, 1, 48),
     "sharing": (DENSE | SHARING | {"unified_kv": False}, 0, 3, 48),
@@ -44,8 +45,11 @@ MODELS = {  # name: (config, rank of adapters, documents a row at most, tokens o
     "lora": (DENSE | TWO, 3, 3, 48),
     "not in chunks": (DENSE | TWO, 0, 3, 44),  # 11 tokens a device, left to the compiler
 }
-FAST = ("context=8:dense", "context=4 fsdp=2:sharing", "context=2 tensor=2 expert=2:experts")
+FAST = "context=4 fsdp=2:packed"
 SLOW = (
+    "context=8:dense",
+    "context=4 fsdp=2:sharing",
+    "context=2 tensor=2 expert=2:experts",
     "context=8:one document",
     "context=8:sharing",
     "context=4 data=2:dense",
@@ -64,32 +68,21 @@ SLOW = (
 )
 
 
-@pytest.fixture(scope="module")
-def fast():
-    return simulated.report(__file__, *FAST)
-
-
-@pytest.fixture(scope="module")
-def slow():
-    return simulated.report(__file__, *SLOW, "scores")
-
-
-@pytest.mark.parametrize("pair", FAST)
-def test_losses_and_gradients_equal_one_devices(fast, pair):
-    check(fast[pair])
+def test_losses_and_gradients_equal_one_devices():
+    check(simulated.report(__file__, FAST)[FAST])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pair", SLOW)
-def test_losses_and_gradients_equal_one_devices_on_further_meshes(slow, pair):
-    check(slow[pair])
+def test_losses_and_gradients_equal_one_devices_on_further_meshes(pair):
+    check(simulated.report(__file__, pair)[pair])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["forward", "cached"])
-def test_scores_come_in_the_rows_order(slow, mode):
-    assert slow["scores"][mode]["nll"] < 1e-12
-    assert slow["scores"][mode]["is_top"] == 0
+def test_scores_come_in_the_rows_order():
+    for errors in simulated.report(__file__, "scores")["scores"].values():
+        assert errors["nll"] < 1e-12
+        assert errors["is_top"] == 0
 
 
 REFUSED = {

@@ -92,6 +92,12 @@ def _joined(config: DistributedConfig, interrupts: signals.Interrupts) -> group.
     except ValueError as error:
         _on_abort(signal.SIG_DFL)
         raise _not_found(config, error) from None
+    except RuntimeError as error:
+        _on_abort(signal.SIG_DFL)
+        if "must be called before" not in str(error):
+            raise
+        problem = "comes too late: something has used jax's devices before (a config page?)"
+        raise ConfigError("distributed.coordinator", problem, config.coordinator) from None
     from jax._src.distributed import global_state  # there is no public way to the client
 
     own = Record(socket.gethostname(), os.getpid())

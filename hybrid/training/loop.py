@@ -119,8 +119,8 @@ class Run:
 
     def train(self) -> None:
         """One step after the other until the last, or until a signal."""
+        self.processes.meet()  # until here a signal ends all of them at once
         with self.interrupts.deferred():
-            self.processes.meet()
             self._catch_up()
             while self.step < self.num_steps:
                 self._enter_stage()

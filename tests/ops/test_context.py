@@ -163,7 +163,7 @@ def _compiled(kind, time):
     import jax
     import jax.numpy as jnp
 
-    from hybrid.costs.hlo import count_flops
+    from hybrid.costs.flops import count_flops
     from hybrid.model.mixers.kv import Separate, Unified
     from hybrid.ops import rope
     from hybrid.ops.attention import attend_split

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from jax._src import xla_bridge
 
 from hybrid.config import ConfigError
 from hybrid.process import distributed, group, members, signals
@@ -240,6 +241,7 @@ def test_wrong_keys_are_refused(keys, said):
 def test_a_coordinator_that_nothing_tells_of_is_refused(monkeypatch):
     for name in ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: False)
     with (
         pytest.raises(ConfigError, match=r"distributed\.coordinator: nothing in the environment"),
         distributed.started(DistributedConfig(coordinator="auto")),
@@ -248,6 +250,15 @@ def test_a_coordinator_that_nothing_tells_of_is_refused(monkeypatch):
     with (
         pytest.raises(ConfigError, match=r"distributed\.num_processes: is not set"),
         distributed.started(DistributedConfig(coordinator="localhost:1")),
+    ):
+        pass
+
+
+def test_processes_can_be_joined_only_before_devices_are_used(monkeypatch):
+    monkeypatch.setattr(xla_bridge, "backends_are_initialized", lambda: True)
+    with (
+        pytest.raises(ConfigError, match=r"distributed\.coordinator: comes too late"),
+        distributed.started(DistributedConfig(coordinator="auto")),
     ):
         pass
 

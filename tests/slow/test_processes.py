@@ -99,7 +99,7 @@ def test_a_workdir_that_is_not_one_is_refused(page, tmp_path):
     with Pair(page, TRAIN, config, own=own) as pair:
         assert pair.wait() == [2, 2], pair.all_said()
         assert "--workdir: is not the folder that process 0 has" in pair.said(1)
-    assert [path.name for path in tmp_path.rglob("*")] == ["disk0", "disk1"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["disk0", "disk1"]
 
 
 # --- Going on elsewhere --------------------------------------------------------------------------

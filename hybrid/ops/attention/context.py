@@ -210,7 +210,7 @@ def tiles(part: jax.Array, parts: int, chunk: int, queries: int, keys: int):
         first = (place(kv_chunk, parts) * chunk)[:, None] + pairs[:, 1]
         return jnp.stack([block // queries, first], axis=-1).reshape(-1, 2).astype(jnp.int32)
 
-    own = np.arange(2), jnp.stack([part, 2 * parts - 1 - part])
+    own = np.arange(2), jnp.array([part, 2 * parts - 1 - part])
     step = np.arange(2 * parts - 1)  # `part` of them before the first chunk, the rest before the
     half = (step >= part).astype(jnp.int32)  # second
     earlier = jnp.where(half, step - part, step)
