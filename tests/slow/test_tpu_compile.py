@@ -17,13 +17,21 @@ from hybrid.model.params import flat
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GIB = 2**30
-# Four layers compile in a quarter of the time of twelve.
-OVERRIDES = {
-    "model.pattern": "LG",
-    "model.num_layers": "4",
-    "model.vocab_size": "8192",
-    "mesh.data": "1",
-    "mesh.fsdp": "8",
+# A period of two layers compiles in a third of the time of one of six.
+COMMON = {"model.pattern": "LG", "model.num_layers": "4", "mesh.data": "1", "mesh.fsdp": "8"}
+OVERRIDES = COMMON | {"model.vocab_size": "8192"}
+SMALL_31B = COMMON | {
+    "model.d_model": "256",
+    "model.ffn_dim": "512",
+    "model.num_heads": "8",
+    "model.num_kv_heads": "4",
+    "model.num_global_kv_heads": "2",
+    "model.head_dim": "128",
+    "model.global_head_dim": "128",
+    "model.vocab_size": "2048",
+    "model.window_size": "128",
+    "training.context_length": "512",
+    "training.batch_size": "8",
 }
 
 pytestmark = [
@@ -36,17 +44,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
-    """What the command says of remat none and full on v5e:2x4 with fsdp=8."""
+def report(tmp_path_factory):
+    """What the command says of a page under overrides on v5e:2x4."""
     found = importlib.util.find_spec("libtpu")
     assert found, "libtpu is not installed: pip install 'hybrid-attention[slow]'"
     folder = tmp_path_factory.mktemp("tpu")
-    keys = [f"--config.{key}={value}" for key, value in OVERRIDES.items()]
-    command = [sys.executable, "-m", "hybrid.plan", "--config=configs/small.py", "--json"]
 
-    def report(remat):
+    def run(page, overrides):
+        keys = [f"--config.{key}={value}" for key, value in overrides.items()]
+        command = [sys.executable, "-m", "hybrid.plan", f"--config={page}", "--json"]
         child = subprocess.run(
-            [*command, "--topology=v5e:2x4", *keys, f"--config.model.remat={remat}"],
+            [*command, "--topology=v5e:2x4", *keys],
             env={**os.environ, "XDG_CACHE_HOME": str(folder), "JAX_PLATFORMS": "cpu"},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -55,13 +63,26 @@ def reports(tmp_path_factory):
         )
         return json.loads(child.stdout)
 
-    return {remat: report(remat) for remat in ("none", "full")}
+    return run
+
+
+@pytest.fixture(scope="module")
+def reports(report):
+    """Of remat none and full."""
+    page = "configs/small.py"
+    return {name: report(page, OVERRIDES | {"model.remat": name}) for name in ("none", "full")}
+
+
+@pytest.fixture(scope="module")
+def small_31b(report):
+    """Of a narrow model of 31B's kind, remat full."""
+    return report("configs/gemma4.py:31b", SMALL_31B)
 
 
 @pytest.fixture(scope="module")
 def params():
-    """Elements of the kernels by the part that uses them."""
-    loaded = experiment.load("configs/small.py", OVERRIDES)
+    """Elements of that model's kernels by the part that uses them."""
+    loaded = experiment.load("configs/gemma4.py:31b", SMALL_31B)
     counted = {"local": 0, "global": 0, "embedding_and_loss": 0}
     plan = model.layer_plan(loaded.model)
     for path, leaf in flat(model.abstract(loaded.model)).items():
@@ -91,25 +112,24 @@ def test_rematerialisation_shrinks_the_temporaries_of_a_device(reports):
     assert reports["full"]["fits"]
 
 
-def test_layers_exchange_what_their_weights_and_gradients_need(reports, params):
-    """Weights in bfloat16 for each pass, the gradient in float32: 8 bytes a parameter, 10 with
-    remat; norms and padding on top."""
-    for remat, passes in (("none", 2), ("full", 3)):
-        exchanged = reports[remat]["collective_bytes_per_device"]
-        for part in ("local", "global"):
-            assert 2 * 2 + 4 < 1.01 * exchanged[part] / params[part] < 1.05 * (2 * passes + 4)
-        assert exchanged["embedding_and_loss"] < 16 * params["embedding_and_loss"] + 2**26
-        assert exchanged["experts"] == 0
-        assert exchanged["other"] < 0.02 * exchanged["total"]
+def test_layers_exchange_what_their_weights_and_gradients_need(small_31b, params):
+    """Weights in bfloat16 for two or three passes, the gradient in float32: 8 to 10 bytes each."""
+    exchanged = small_31b["collective_bytes_per_device"]
+    for part in ("local", "global"):
+        assert 8 <= exchanged[part] / params[part] < 10.5
+    assert exchanged["embedding_and_loss"] < 16 * params["embedding_and_loss"]
+    assert exchanged["experts"] == 0
+    assert exchanged["other"] < 0.02 * exchanged["total"]
 
 
-def test_the_program_multiplies_what_the_formula_says(reports):
-    for report in reports.values():
-        assert 0.95 < report["flops_ratio"] < 1.25
-        assert report["flops_by_part"]["local"] > 0.2 * report["flops_per_device"]
+def test_the_program_multiplies_what_the_formula_says(small_31b):
+    """Tiles of 512 keys for a window of 128: local scores cost four times the formula's, which is
+    most of what a model this narrow computes too much."""
+    assert 1 < small_31b["flops_ratio"] < 1.5
+    assert small_31b["flops_by_part"]["local"] > 0.2 * small_31b["flops_per_device"]
 
 
-def test_the_roofline_is_possible(reports):
-    for report in reports.values():
-        assert 0 < report["roofline"]["mfu"] <= 1
-        assert report["roofline"]["tokens_per_second_per_chip"] > 0
+def test_the_roofline_is_possible(reports, small_31b):
+    for each in (*reports.values(), small_31b):
+        assert 0 < each["roofline"]["mfu"] <= 1
+        assert each["roofline"]["tokens_per_second_per_chip"] > 0
