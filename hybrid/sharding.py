@@ -48,7 +48,7 @@ class MeshConfig:
     data: int = key(-1, "devices that split the batch and copy the parameters; -1: what is left")
     fsdp: int = key(1, "devices that split the batch and the parameters")
     tensor: int = key(1, "devices that split heads, feed-forward and vocabulary")
-    context: int = key(1, "devices that split the tokens of a row")
+    context: int = key(1, "devices that split the tokens of a row, and the parameters")
     expert: int = key(1, "devices that split experts")
 
     def __post_init__(self):

@@ -10,9 +10,9 @@ under remat full), a product's width its outputs a token, and c the bytes of an 
                        under dots, KEPT times without remat)
                 at work = n · c · AT_WORK · KEPT · (the widest layer), 2 gathered layers, 2 blocks
                           of logits
-    collective  fsdp: gathers p · m · W and the table twice, reduction of the gradient m times
-                data, context: an all-reduce of the gradient, m times (counted twice, as in
-                `budget.py`)
+    collective  fsdp, context: gathers p · m · W and the table twice, reduction of the gradient m
+                times
+                data: an all-reduce of the gradient, m times (counted twice, as in `budget.py`)
                 context: a layer's keys and values, of the window twice or of whole rows, p · m
                 times
                 tensor, expert: an all-reduce of the stream, 2 a layer and pass
@@ -41,7 +41,7 @@ from hybrid.model.params import flat
 from hybrid.plan import compiled
 from hybrid.plan.budget import roofline
 from hybrid.plan.topology import Topology
-from hybrid.sharding import spec_of
+from hybrid.sharding import RULES, parts_of, spec_of
 from hybrid.training.config import OptimizerConfig
 from hybrid.training.optimizer import make_optimizer
 
@@ -91,7 +91,8 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
     layers = [config.d_model + kept * each for each in sizes.widths]
     stored = tokens * width * sum(layers)
     at_work = tokens * width * AT_WORK * KEPT * max(sizes.widths) + max(received)
-    gathered = 2 * width * max(sizes.layer_weights) * (mesh.shape["fsdp"] > 1)
+    weight_parts = parts_of(axes.EMBED, mesh)
+    gathered = 2 * width * max(sizes.layer_weights) * (weight_parts > 1)
     logits = 2 * 4 * tokens * min(BLOCK, config.vocab_size)
     memory = {
         "state": sizes.held + moments * share * sizes.held,
@@ -103,10 +104,10 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
     table = config.vocab_size * config.d_model / mesh.shape["tensor"]
     stream = tokens * config.d_model * width * len(sizes.widths)
     exchanged = 0.0
-    if mesh.shape["fsdp"] > 1:
+    if weight_parts > 1:
         exchanged += num_steps * (passes * weights + 2 * width * table)
-        exchanged += num_steps * share * sizes.held * mesh.shape["fsdp"]
-    if mesh.shape["data"] * mesh.shape["context"] > 1:
+        exchanged += num_steps * share * sizes.held * weight_parts
+    if mesh.shape["data"] > 1:
         exchanged += num_steps * 2 * share * sizes.held
     exchanged += num_steps * passes * sum(received)
     split = (mesh.shape["tensor"] > 1) + (mesh.shape["expert"] > 1)
@@ -132,7 +133,7 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
     """held: bytes of the parameters on a device.  Of each layer: the elements of its weights that
-    a device computes with (fsdp undone), and the widths of its products' results there."""
+    a device computes with (gathered), and the widths of its products' results there."""
 
     held: float
     layer_weights: tuple[float, ...]
@@ -146,7 +147,7 @@ def _sizes(config: ModelConfig, mesh: AbstractMesh) -> _Sizes:
     widths: dict[tuple, float] = {}
     names = flat(model.logical_axes(config))
     gathered = AbstractMesh(
-        tuple(1 if axis == "fsdp" else size for axis, size in mesh.shape.items()),
+        tuple(1 if axis in RULES[axes.EMBED] else size for axis, size in mesh.shape.items()),
         mesh.axis_names,
     )
     for path, leaf in flat(model.abstract(config)).items():
