@@ -50,6 +50,8 @@ SLOW = (
     "context=8:dense",
     "context=4 fsdp=2:sharing",
     "context=2 tensor=2 expert=2:experts",
+)
+WEEKLY = (
     "context=8:one document",
     "context=8:sharing",
     "context=4 data=2:dense",
@@ -72,8 +74,11 @@ def test_losses_and_gradients_equal_one_devices():
     check(simulated.report(__file__, FAST)[FAST])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pair", SLOW)
+@pytest.mark.parametrize(
+    "pair",
+    [pytest.param(pair, marks=pytest.mark.slow) for pair in SLOW]
+    + [pytest.param(pair, marks=pytest.mark.weekly) for pair in WEEKLY],
+)
 def test_losses_and_gradients_equal_one_devices_on_further_meshes(pair):
     check(simulated.report(__file__, pair)[pair])
 
