@@ -118,7 +118,9 @@ def test_tensorboard_holds_the_same_scalars(tmp_path):
 
 def test_peaks_are_configured_known_or_measured():
     def chips(kind, count):
-        return [mock.Mock(spec=jax.Device, device_kind=kind, platform="tpu")] * count
+        return [
+            mock.Mock(spec=jax.Device, device_kind=kind, platform="tpu", process_index=0)
+        ] * count
 
     assert peaks.peak_flops(-1.0, "float32", jax.devices()) is None
     assert peaks.peak_flops(3e12, "float32", chips("x", 4)) == 12e12

@@ -206,8 +206,8 @@ def tiles(part: jax.Array, parts: int, chunk: int, queries: int, keys: int):
     below = every[:, 1] + keys - 1 <= every[:, 0]
 
     def of_chunks(pairs, half, kv_chunk):
-        block = (half * chunk)[:, None] + pairs[:, 0]
-        first = (place(kv_chunk, parts) * chunk)[:, None] + pairs[:, 1]
+        block = (half * chunk)[:, None] + pairs[None, :, 0]
+        first = (place(kv_chunk, parts) * chunk)[:, None] + pairs[None, :, 1]
         return jnp.stack([block // queries, first], axis=-1).reshape(-1, 2).astype(jnp.int32)
 
     own = np.arange(2), jnp.array([part, 2 * parts - 1 - part])

@@ -6,6 +6,7 @@ Devices are simulated. Run this file as a script to see the report.
 import json
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import simulated
@@ -78,7 +79,7 @@ def test_tiles_cover_the_diagonal_and_what_is_below_it(parts, queries, keys):
     positions = np.arange(time).reshape(-1, chunk)[stream].reshape(-1)
     counts = set()
     for part in range(parts):
-        edge, inner = map(np.asarray, context.tiles(part, parts, chunk, queries, keys))
+        edge, inner = map(np.asarray, context.tiles(jnp.int32(part), parts, chunk, queries, keys))
         counts.add((len(edge), len(inner)))
         own, seen = positions.reshape(parts, -1)[part], np.zeros((2 * chunk, time), int)
         for tiles, is_edge in ((edge, True), (inner, False)):
