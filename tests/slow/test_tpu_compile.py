@@ -34,13 +34,10 @@ SMALL_31B = COMMON | {
     "training.batch_size": "8",
 }
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        (sys.platform, platform.machine()) != ("linux", "x86_64"),
-        reason="libtpu exists for x86-64 Linux only",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="libtpu exists for x86-64 Linux only",
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +90,7 @@ def params():
     return counted
 
 
+@pytest.mark.weekly
 def test_state_is_split_over_the_devices_and_donated(reports):
     params = model.abstract(experiment.load("configs/small.py", OVERRIDES).model)
     size = sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -104,6 +102,7 @@ def test_state_is_split_over_the_devices_and_donated(reports):
         assert sizes["total"] < sizes["arguments"] + sizes["temporaries"] + size / 100
 
 
+@pytest.mark.weekly
 def test_rematerialisation_shrinks_the_temporaries_of_a_device(reports):
     none, full = (reports[remat]["bytes_per_device"]["temporaries"] for remat in ("none", "full"))
     assert none < 16 * GIB  # a v5e chip
@@ -112,6 +111,7 @@ def test_rematerialisation_shrinks_the_temporaries_of_a_device(reports):
     assert reports["full"]["fits"]
 
 
+@pytest.mark.slow
 def test_layers_exchange_what_their_weights_and_gradients_need(small_31b, params):
     """Weights in bfloat16 for two or three passes, the gradient in float32: 8 to 10 bytes each."""
     exchanged = small_31b["collective_bytes_per_device"]
@@ -122,6 +122,7 @@ def test_layers_exchange_what_their_weights_and_gradients_need(small_31b, params
     assert exchanged["other"] < 0.02 * exchanged["total"]
 
 
+@pytest.mark.slow
 def test_the_program_multiplies_what_the_formula_says(small_31b):
     """Tiles of 512 keys for a window of 128: local scores cost four times the formula's, which is
     most of what a model this narrow computes too much."""
@@ -129,7 +130,7 @@ def test_the_program_multiplies_what_the_formula_says(small_31b):
     assert small_31b["flops_by_part"]["local"] > 0.2 * small_31b["flops_per_device"]
 
 
-def test_the_roofline_is_possible(reports, small_31b):
-    for each in (*reports.values(), small_31b):
-        assert 0 < each["roofline"]["mfu"] <= 1
-        assert each["roofline"]["tokens_per_second_per_chip"] > 0
+@pytest.mark.slow
+def test_the_roofline_is_possible(small_31b):
+    assert 0 < small_31b["roofline"]["mfu"] <= 1
+    assert small_31b["roofline"]["tokens_per_second_per_chip"] > 0
