@@ -16,6 +16,7 @@ import numpy as np
 from hybrid import config as config_lib
 from hybrid.config import MOST_SEED, ConfigError
 from hybrid.costs import model_costs as cost
+from hybrid.costs.chips import GIB
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling, row_keys
 from hybrid.inference.session import MOST_STOP_TOKENS, Session, checked_lengths
@@ -25,7 +26,6 @@ from hybrid.process.host import memory_bytes
 __all__ = ["generate", "session_of"]
 
 MOST_POSITIONS = 2**31 - 1  # that int32 counts
-GIB = 2**30
 
 _sessions: weakref.WeakKeyDictionary[Model, Session] = weakref.WeakKeyDictionary()
 

@@ -93,8 +93,7 @@ def hidden_states(
       positions: int32 [b, t], from 0 within each document; None counts along the row.
       segment_ids: int32 [b, t]; tokens see only their own segment; None: a row is one document.
     """
-    x = _run_rows(config, params, tokens, positions, segment_ids).x
-    return context.to_row(x, context.num_parts(tokens.shape[1]))
+    return context.to_row(_run_rows(config, params, tokens, positions, segment_ids).x)
 
 
 def _run_rows(config, params, tokens, positions, segment_ids, counted=None) -> StackOutputs:
@@ -104,7 +103,7 @@ def _run_rows(config, params, tokens, positions, segment_ids, counted=None) -> S
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    tokens = context.to_stream(tokens, context.num_parts(tokens.shape[1]))
+    tokens = context.to_stream(tokens)
     return _run(config, layer_plan(config), params, tokens, positions, segment_ids, counted)
 
 
@@ -112,8 +111,9 @@ def _run(
     config, plan, params, tokens, positions, segment_ids=None, counted=None, step=None, states=None
 ) -> StackOutputs:
     """Embedding, all layers and the final norm; `tokens` and `counted` in the stream's order."""
-    parts = 1 if step else context.num_parts(tokens.shape[1])
-    of_stream = context.to_stream(positions, parts)
+    parts, of_stream = 1, positions
+    if step is None:
+        parts, of_stream = context.num_parts(tokens.shape[1]), context.to_stream(positions)
     shared = shared_arrays(plan.mixers(), of_stream, jnp.dtype(config.dtype))
     placement = Placement(positions, segment_ids, shared, step, parts)
     embedder, final_norm = _ends(config)
@@ -199,8 +199,7 @@ def loss_sums(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
 def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, dict]:
     """`loss_sums`, and the router's sums [segment][slot] over the same tokens, leaves stacked."""
     row = batch.tokens, batch.positions, batch.segment_ids
-    parts = context.num_parts(batch.tokens.shape[1])
-    targets, mask = (context.to_stream(a, parts) for a in (batch.targets, batch.loss_mask))
+    targets, mask = map(context.to_stream, (batch.targets, batch.loss_mask))
     x, router, _ = _run_rows(config, params, *row, counted=mask)
     embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
     with jax.named_scope("loss"):
@@ -211,13 +210,12 @@ def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[Lo
 def score(config: ModelConfig, params: Params, batch: Batch, with_top: bool = False) -> TokenScores:
     """Scores [b, t] of each predicted token; `is_top` only `with_top`.
 
-    Logits exist for a chunk of time at once, as in the loss.
+    Logits exist for a block of the vocabulary at once, as in the loss.
     """
-    parts = context.num_parts(batch.tokens.shape[1])
-    targets, mask = (context.to_stream(a, parts) for a in (batch.targets, batch.loss_mask))
+    targets, mask = map(context.to_stream, (batch.targets, batch.loss_mask))
     x = _run_rows(config, params, batch.tokens, batch.positions, batch.segment_ids).x
     scores = score_hidden(config, params, x, targets, mask, with_top)
-    return jax.tree.map(lambda array: context.to_row(array, parts), scores)
+    return jax.tree.map(context.to_row, scores)
 
 
 def score_hidden(

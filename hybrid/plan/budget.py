@@ -85,7 +85,6 @@ def budget(
     flops = sum(figures["flops_by_part"].values())
     exchanged = sum(size * (2 if made == "all-reduce" else 1) for (made, _), size in sizes.items())
     roof = roofline(experiment, topology, flops, figures["memory_traffic"], exchanged)
-    seconds = {name: roof[f"{name}_seconds"] for name in ("compute", "memory", "collective")}
     share = trained_share(experiment.model, experiment.lora, experiment.optimizer.freeze)
     formula = step_flops(experiment.model, experiment.training.step, share)
     return Budget(
@@ -101,8 +100,13 @@ def budget(
         largest_buffers=tuple(figures["largest_buffers"]),
         compile_seconds=figures["lower_seconds"] + figures["compile_seconds"],
         roofline=roof,
-        limit=max(seconds, key=lambda name: seconds[name]),
+        limit=limit(roof),
     )
+
+
+def limit(roof: Mapping[str, float]) -> str:
+    """Which of compute, memory and collective is the longest of (1)."""
+    return max(("compute", "memory", "collective"), key=lambda name: roof[f"{name}_seconds"])
 
 
 def roofline(

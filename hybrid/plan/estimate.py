@@ -39,7 +39,7 @@ from hybrid.model.config import ModelConfig
 from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.model.params import flat
 from hybrid.plan import compiled
-from hybrid.plan.budget import roofline
+from hybrid.plan.budget import limit, roofline
 from hybrid.plan.topology import Topology
 from hybrid.sharding import RULES, parts_of, spec_of
 from hybrid.training.config import OptimizerConfig
@@ -116,16 +116,17 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
     moved = 3 * memory["state"] + num_steps * (passes * weights + TOUCHED * (stored + at_work))
     flops = step_flops(config, training.step, share) / topology.num_devices
     roof = roofline(experiment, topology, flops, moved, exchanged)
-    seconds = {name: roof[f"{name}_seconds"] for name in ("compute", "memory", "collective")}
     total = sum(memory.values())
     return Estimate(
         bytes_per_device=memory | {"total": total},
         fits=total <= topology.chip.device().memory,
         collective_bytes_per_device=exchanged,
         roofline=roof,
-        limit=max(seconds, key=lambda name: seconds[name]),
+        limit=limit(roof),
         step_seconds=max(
-            seconds["compute"] + of_stream / topology.chip.device().link_rate, *seconds.values()
+            roof["compute_seconds"] + of_stream / topology.chip.device().link_rate,
+            roof["memory_seconds"],
+            roof["collective_seconds"],
         ),
     )
 

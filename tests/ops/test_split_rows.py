@@ -133,7 +133,7 @@ def _errors(sizes, documents, fields):
     def split(arrays):
         parts = context.num_parts(case.time)
         assert parts == sizes["context"]
-        q, k, v = (context.to_stream(arrays[name], parts) for name in "qkv")
+        q, k, v = (context.to_stream(arrays[name]) for name in "qkv")
         out = attend_split(
             q,
             (k, v),
@@ -144,7 +144,7 @@ def _errors(sizes, documents, fields):
             sinks=None if sinks is None else arrays["sinks"],
             **scoring,
         )
-        return context.to_row(out, parts)
+        return context.to_row(out)
 
     def run(function):
         def both(arrays, dout):

@@ -53,14 +53,14 @@ def _chunks_of_stream(parts):
     return np.stack([first, 2 * parts - 1 - first], axis=1).reshape(-1)
 
 
-def to_stream(array: jax.Array, parts: int) -> jax.Array:
+def to_stream(array: jax.Array) -> jax.Array:
     """[b, t, ...] in the row's order, put into the stream's and split over time."""
-    return _reordered(array, _chunks_of_stream(parts))
+    return _reordered(array, _chunks_of_stream(num_parts(array.shape[1])))
 
 
-def to_row(array: jax.Array, parts: int) -> jax.Array:
+def to_row(array: jax.Array) -> jax.Array:
     """[b, t, ...] in the stream's order, put into the row's."""
-    return _reordered(array, np.argsort(_chunks_of_stream(parts)))
+    return _reordered(array, np.argsort(_chunks_of_stream(num_parts(array.shape[1]))))
 
 
 def _reordered(array, order):
