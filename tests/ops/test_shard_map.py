@@ -50,6 +50,10 @@ def test_experts_give_the_same_values_and_gradients(report, mesh):
     assert max(report["experts"][mesh].values()) < 1e-11
 
 
+def test_gradients_of_bfloat16_streams_are_summed_over_devices_in_float32(report):
+    assert report["scattered"] == {"experts": 3 * ["float32"], "loss": ["float32"]}
+
+
 def test_attention_that_the_compiler_splits_is_left_to_it(report):
     assert report["shard_maps"] == {"left to the compiler": 0, "needed": 1}
 
@@ -69,6 +73,8 @@ def main():
         "tables": {},
         "shard_maps": _shard_maps(meshes["heads"]),
     }
+    with jax.set_mesh(meshes["d_model"]):
+        report["scattered"] = _scattered()
     _need_shard_map()
     one = {name: _attention(*heads[:2]) for name, heads in HEADS.items()}, _experts(), _tables()
     for name, mesh in meshes.items():
@@ -203,6 +209,40 @@ def _tables():
         return values | {"dhidden": dhidden, "dembedding": dembedding, "tops": scores.is_top * 1.0}
 
     return jax.device_get(run(table, hidden, dout))
+
+
+def _scattered():
+    """What each reduce-scatter of a gradient adds up, bfloat16 streams and float32 weights."""
+    import re
+
+    import jax
+    import jax.numpy as jnp
+
+    from hybrid.ops.experts import experts
+    from hybrid.ops.loss import cross_entropy
+
+    x, table = jnp.ones((8, 6, 8), jnp.bfloat16), jnp.ones((48, 8), jnp.float32)
+    tokens, mask = jnp.zeros((8, 6), jnp.int32), jnp.ones((8, 6), bool)
+    choice, weights = jnp.zeros((8, 6, 1), jnp.int32), jnp.ones((8, 6, 1), jnp.float32)
+    kernels = [jnp.ones(shape, jnp.float32) for shape in ((4, 8, 4), (4, 8, 4), (4, 4, 8))]
+
+    def loss(table):
+        return cross_entropy(x, table, tokens, mask).nll
+
+    def routed(kernels):
+        return jnp.sum(experts(x, choice, weights, *kernels).astype(jnp.float32))
+
+    programs = {"loss": (loss, table), "experts": (routed, kernels)}
+    names = {"f32": "float32", "bf16": "bfloat16"}
+    return {
+        name: [
+            names.get(found, found)
+            for found in re.findall(
+                r":(\w+)\[[\d,]*\] = reduce_scatter", str(jax.make_jaxpr(jax.grad(run))(argument))
+            )
+        ]
+        for name, (run, argument) in programs.items()
+    }
 
 
 def _errors(one, many):
