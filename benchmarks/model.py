@@ -96,19 +96,17 @@ def peer_weights(params: Any) -> dict[str, np.ndarray]:
         "model.norm.weight": np.asarray(params["final_norm"]["scale"]),
     }
     for layer, spec in enumerate(plan.layers()):
-        segment, slot, repetition = (lambda at: (at.segment, at.slot, at.repetition))(
-            plan.locate(layer)
-        )
-        ours = _row(params["segments"][segment][slot], repetition)
+        segment, run, row = plan.locate(layer)
+        ours = _row(params["segments"][segment][run], row)
         theirs = _layer(ours, has_v=not spec.mixer.unified_kv)
         weights |= {f"model.layers.{layer}.{name}": value for name, value in theirs.items()}
     return weights
 
 
-def _row(tree: Any, repetition: int) -> Any:
+def _row(tree: Any, row: int) -> Any:
     if isinstance(tree, dict):
-        return {name: _row(child, repetition) for name, child in tree.items()}
-    return np.asarray(tree)[repetition]
+        return {name: _row(child, row) for name, child in tree.items()}
+    return np.asarray(tree)[row]
 
 
 def _layer(ours: Any, has_v: bool) -> dict[str, np.ndarray]:

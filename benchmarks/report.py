@@ -12,6 +12,7 @@ from benchmarks import (
     decode,
     machine,
     parts,
+    step_budgets,
     train_step,
     vmapped_seeds,
 )
@@ -57,6 +58,13 @@ SECTIONS = {
         "python -m benchmarks.attention_cost",
         "A local layer costs twice as much for twice the tokens; dense attention four times.",
         attention_cost.markdown,
+    ),
+    "step_budgets": (
+        "A train step on a TPU slice",
+        "python -m benchmarks.step_budgets",
+        "Another kind of figure: not timed, but counted in programs that are compiled for chips "
+        "that are not there (`hybrid.plan --topology`), for the Gemma 4 presets.",
+        step_budgets.markdown,
     ),
     "vmapped_seeds": (
         "Seeds of a sweep as one program",

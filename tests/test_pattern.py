@@ -61,8 +61,8 @@ def test_locate_is_a_bijection_that_finds_each_layers_spec(depth):
     assert len(set(places)) == depth
     for layer, (place, spec) in enumerate(zip(places, layers.layers(), strict=True)):
         segment = layers.segments[place.segment]
-        assert segment.depths(place.slot)[place.repetition] == layer
-        assert layers.segments[place.segment].specs[place.slot] == spec
+        assert segment.depths(place.run)[place.row] == layer
+        assert segment.runs[place.run].spec == spec
     with pytest.raises(IndexError):
         layers.locate(depth)
 

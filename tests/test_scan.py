@@ -226,7 +226,7 @@ def test_donors_feel_the_layers_that_reuse_their_keys_and_values(remat):
 
 
 def mixer_at(tree, where):
-    return tree["segments"][where.segment][where.slot]["mixer"]
+    return tree["segments"][where.segment][where.run]["mixer"]
 
 
 def moved(params, where, name, by):

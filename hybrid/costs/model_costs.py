@@ -53,7 +53,7 @@ def _part(plan: LayerPlan, path: tuple) -> str:
     if "experts" in path and path[-1] != "scale":
         return "experts"
     if path[0] == "segments" and "kernel" in path:
-        spec = plan.segments[path[1]].specs[path[2]]
+        spec = plan.segments[path[1]].runs[path[2]].spec
         return spec.about.title if path[3] == "mixer" else "feed-forward"
     return "norms and scalars"
 

@@ -177,7 +177,7 @@ def _stacked(config: ModelConfig, layers: Sequence[Layer]) -> Leaves:
     for depth, layer in enumerate(layers):
         place = model.layer_plan(config).locate(depth)
         for tensor, value in layer.items():
-            rows["segments", place.segment, place.slot, *tensor.split("/")].append(value)
+            rows["segments", place.segment, place.run, *tensor.split("/")].append(value)
     return {path: jnp.stack(values) for path, values in rows.items()}
 
 

@@ -26,7 +26,7 @@ from hybrid.model.params import flat
 from hybrid.model.trained import abstract_trained
 from hybrid.origin import Origin, find
 from hybrid.sharding import placed, shardings
-from hybrid.workdir import checkpoint
+from hybrid.workdir import checkpoint, layout
 
 
 def check_initial(experiment: Experiment) -> None:
@@ -106,20 +106,23 @@ def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str | int)
     targets = lora.adapters(placed(adapted, shardings(mesh, logical_axes, adapted)))
     adapters, step = checkpoint.restore_params(origin.path, which, targets)
     base = read_initial(run, mesh)
-    check_base(run, checkpoint.read_record(origin.path, step), fingerprint(base))
+    check_base(run, checkpoint.read_record(origin.path, step), base)
     return lora.merge(lora.with_adapters(base, adapters))
 
 
-def check_base(experiment: Experiment, record: Mapping[str, Any], base: str) -> None:
+def check_base(experiment: Experiment, record: Mapping[str, Any], base: model.Params) -> None:
     """Raises: ConfigError if the base that adapters were trained on has changed since.
 
     Args:
-      record: of the adapters' checkpoint.  base: the fingerprint of what `init_from` holds.
+      record: of the adapters' checkpoint.  base: what `init_from` holds.
     """
     trained_on = record.get("base")
-    if trained_on != base:
+    found = fingerprint(layout.apart(base, record) if layout.is_apart(record) else base)
+    if trained_on != found:
         problem = "is not what the adapters were trained on"
-        raise ConfigError("init_from", problem, f"{experiment.init_from} ({base})", str(trained_on))
+        raise ConfigError(
+            "init_from", problem, f"{experiment.init_from} ({found})", str(trained_on)
+        )
 
 
 # --- A fingerprint ---------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Parameters are a plain dict of stacked leaves, which is also what checkpoints hold:
 
-    {"embedder": {"embedding"}, "segments": {segment: {slot: {...}}}, "final_norm": {"scale"}}
+    {"embedder": {"embedding"}, "segments": {segment: {run: {...}}}, "final_norm": {"scale"}}
 
 and "layer_embedder": {"norm": {"scale"}} with per-layer embeddings.
 
@@ -197,7 +197,7 @@ def loss_sums(config: ModelConfig, params: Params, batch: Batch) -> LossSums:
 
 
 def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[LossSums, dict]:
-    """`loss_sums`, and the router's sums [segment][slot] over the same tokens, leaves stacked."""
+    """`loss_sums`, and the router's sums [segment][run] over the same tokens, leaves stacked."""
     row = batch.tokens, batch.positions, batch.segment_ids
     targets, mask = map(context.to_stream, (batch.targets, batch.loss_mask))
     x, router, _ = _run_rows(config, params, *row, counted=mask)

@@ -26,7 +26,7 @@ class Cache:
     """What a model keeps of the tokens it has seen.
 
     Attributes:
-      layers: [segment][slot], arrays stacked over the repetitions.
+      layers: [segment][run], arrays stacked over the layers.
       length: int32 [b], tokens of each row that count.
       written: int32 [b], the most it has ever held (more than `length` after a rewind).
       plan, form: what it was allocated for.

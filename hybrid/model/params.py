@@ -1,10 +1,10 @@
 """Parameter trees by path: the one way in which parameters are named, selected and split.
 
-Parameters are nested dicts with keys of text and of numbers (segments, slots). `flat` makes them a
+Parameters are nested dicts with keys of text and of numbers (segments, runs). `flat` makes them a
 dict of paths, `nested` undoes it, and everything that selects or replaces parameters by their
 path stands between the two:
 
-    {("segments", 0, 5, "mixer", "q_proj", "kernel"): leaf}      "segments/0/5/mixer/q_proj/kernel"
+    {("segments", 0, 1, "mixer", "q_proj", "kernel"): leaf}      "segments/0/1/mixer/q_proj/kernel"
 
 Read next: `trained.py`, which splits parameters into those that are trained and the rest.
 """
@@ -36,7 +36,7 @@ def nested(leaves: Leaves) -> Any:
 
 
 def param_name(path: Path) -> str:
-    """A path as text: "segments/0/5/mixer/q_proj/kernel"."""
+    """A path as text: "segments/0/1/mixer/q_proj/kernel"."""
     return "/".join(map(str, path))
 
 
@@ -59,8 +59,8 @@ def layer_params(plan: LayerPlan, params: Any, layer: int) -> dict[str, jax.Arra
     if layer >= plan.num_layers:
         return {}
     place = plan.locate(layer)
-    stacked = flat(params["segments"][place.segment][place.slot])
-    return {param_name(path): leaf[place.repetition] for path, leaf in stacked.items()}
+    stacked = flat(params["segments"][place.segment][place.run])
+    return {param_name(path): leaf[place.row] for path, leaf in stacked.items()}
 
 
 # --- Logical axes ----------------------------------------------------------------------------

@@ -5,7 +5,8 @@ it, and no other file decides what a layer is or which layers run together.
 
     LLLLLG at 14 layers, last layer forced global:
 
-      segment 0   LLLLLG  × 2 repetitions   scanned: leaves are stacked [2, ...]
+      segment 0   LLLLLG  × 2 repetitions   scanned; its runs are LLLLL and G, whose leaves
+                                            are stacked [10, ...] and [2, ...]
       segment 1   LG      × 1               the tail, through the same code
 
 The plan is cut at the ends of periods and where layers begin to reuse the keys and values of
@@ -63,9 +64,17 @@ class LayerSpec:
         return self.about.kind
 
 
+class Run(NamedTuple):
+    """`length` equal layers that follow each other, the first at `start` of a repetition."""
+
+    spec: LayerSpec
+    start: int
+    length: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """`repetitions` equal runs of `specs`, starting at layer `first_layer`."""
+    """`repetitions` equal pieces of layers `specs`, starting at layer `first_layer`."""
 
     specs: tuple[LayerSpec, ...]
     repetitions: int
@@ -76,10 +85,19 @@ class Segment:
         """Layers in all repetitions together."""
         return len(self.specs) * self.repetitions
 
-    def depths(self, slot: int) -> range:
-        """The layers that are stacked at a slot, one a repetition."""
-        first = self.first_layer + slot
-        return range(first, first + self.num_layers, len(self.specs))
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Equal layers of a repetition that follow each other, whose parameters are stacked."""
+        runs: list[Run] = []
+        for spec, equal in itertools.groupby(self.specs):
+            runs.append(Run(spec, sum(run.length for run in runs), len(list(equal))))
+        return tuple(runs)
+
+    def depths(self, run: int) -> list[int]:
+        """The layers that are stacked in a run, repetition by repetition."""
+        _, start, length = self.runs[run]
+        firsts = range(self.first_layer, self.first_layer + self.num_layers, len(self.specs))
+        return [first + start + i for first in firsts for i in range(length)]
 
     @property
     def letters(self) -> str:
@@ -88,11 +106,11 @@ class Segment:
 
 
 class Location(NamedTuple):
-    """Where a layer's parameters stand: `params[segment][slot]`, row `repetition`."""
+    """Where a layer's parameters stand: row `row` of `params[segment][run]`."""
 
     segment: int
-    slot: int
-    repetition: int
+    run: int
+    row: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,15 +130,15 @@ class LayerPlan:
             yield from segment.specs * segment.repetitions
 
     def map(self, function: Callable[..., Any], *trees: dict) -> dict[int, dict[int, Any]]:
-        """{segment: {slot: function(spec, depths, ...)}}: the tree of parameters and of states.
+        """{segment: {run: function(spec, depths, ...)}}: the tree of parameters and of states.
 
-        depths: range of the layers that are stacked there. Of each of `trees`, `function` is
-        given the part at the same segment and slot.
+        depths: the layers that are stacked there. Of each of `trees`, `function` is given the
+        part at the same segment and run.
         """
         return {
             i: {
-                j: function(spec, segment.depths(j), *(tree[i][j] for tree in trees))
-                for j, spec in enumerate(segment.specs)
+                j: function(run.spec, segment.depths(j), *(tree[i][j] for tree in trees))
+                for j, run in enumerate(segment.runs)
             }
             for i, segment in enumerate(self.segments)
         }
@@ -148,22 +166,19 @@ class LayerPlan:
         return reach
 
     def unrolled(self) -> "LayerPlan":
-        """The same layers with every repetition a segment of its own: nothing is scanned."""
-        return LayerPlan(
-            tuple(
-                Segment(segment.specs, 1, segment.first_layer + r * len(segment.specs))
-                for segment in self.segments
-                for r in range(segment.repetitions)
-            )
-        )
+        """The same layers, each a segment of its own: nothing is scanned or stacked."""
+        specs = enumerate(self.layers())
+        return LayerPlan(tuple(Segment((spec,), 1, layer) for layer, spec in specs))
 
     def locate(self, layer: int) -> Location:
         """The bijection from depth to parameters, used by everything that names layers."""
         for index, segment in enumerate(self.segments):
             inside = layer - segment.first_layer
             if 0 <= inside < segment.num_layers:
-                repetition, slot = divmod(inside, len(segment.specs))
-                return Location(index, slot, repetition)
+                repetition, place = divmod(inside, len(segment.specs))
+                for number, (_, start, length) in enumerate(segment.runs):
+                    if place < start + length:
+                        return Location(index, number, repetition * length + place - start)
         raise IndexError(f"layer {layer} of {self.num_layers}")
 
 

@@ -1,15 +1,15 @@
 """Runs a `LayerPlan`: a scan over the repetitions of each segment, layers in order inside.
 
-A segment's parameters are `params[segment][slot]`, leaves stacked [repetitions, ...]. Scan and
-loop are two readings of the same plan (`model.unroll`), equal to rounding; the scan's traced
-program does not grow with depth. Rematerialisation is per layer, not per period: under fsdp, the
-gathered weights of a whole period would otherwise live together.
+A segment's parameters are `params[segment][run]`, leaves stacked [layers, ...]: a run is equal
+layers that follow each other, so `LLLLLG` has two, whatever its repetitions. Scan and loop are two
+readings of the same plan (`model.unroll`), equal to rounding; the scan's traced program does not
+grow with depth. Rematerialisation is per layer, not per period: under fsdp, the gathered weights of
+a whole period would otherwise live together.
 
 Read next: `__init__.py`, the model.
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from hybrid.model.mixers.kv import KV
 from hybrid.model.mixers.kv_cache import View
 from hybrid.model.mixers.protocol import LayerState
 from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
+from hybrid.ops.backward_order import weights_first
 from hybrid.sharding import constrain
 
 REMAT_POLICIES = {
@@ -36,9 +37,9 @@ REMAT_POLICIES = {
 
 
 def init(plan: LayerPlan, config: ModelConfig, key: jax.Array) -> dict:
-    """Parameters `[segment][slot]`; a layer's values depend on its depth, not on the cuts."""
+    """Parameters `[segment][run]`; a layer's values depend on its depth, not on the cuts."""
 
-    def stacked(spec: LayerSpec, depths: range) -> dict:
+    def stacked(spec: LayerSpec, depths: list[int]) -> dict:
         keys = jax.vmap(lambda depth: jax.random.fold_in(key, depth))(jnp.array(depths))
         return jax.vmap(lambda key: init_layer(spec, config, key))(keys)
 
@@ -72,7 +73,7 @@ def abstract_layer(
 def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
     """The names of each parameter's axes, the stacked one first."""
 
-    def names(spec: LayerSpec, depths: range) -> dict:
+    def names(spec: LayerSpec, depths: list[int]) -> dict:
         state = abstract_layer(spec, config)[1]
         return nnx.to_pure_dict(
             jax.tree.map(
@@ -87,16 +88,16 @@ def logical_axes(plan: LayerPlan, config: ModelConfig) -> dict:
 
 def unrolled(plan: LayerPlan, params: dict) -> dict:
     """Parameters of `plan` in the layout of `plan.unrolled()`: its leaves cut along the layers."""
-    segments: dict[int, dict] = {}
-    for i, segment in enumerate(plan.segments):
-        for r in range(segment.repetitions):
-            row = jax.tree.map(lambda leaf, r=r: leaf[r : r + 1], params[i])
-            segments[len(segments)] = row
-    return segments
+
+    def cut(layer: int) -> dict:
+        segment, run, row = plan.locate(layer)
+        return {0: jax.tree.map(lambda leaf: leaf[row : row + 1], params[segment][run])}
+
+    return {layer: cut(layer) for layer in range(plan.num_layers)}
 
 
 class StackOutputs(NamedTuple):
-    """The stream after all layers; router's sums and states [segment][slot], leaves stacked."""
+    """The stream after all layers; router's sums and states [segment][run], leaves stacked."""
 
     x: Hidden
     router: dict
@@ -117,12 +118,12 @@ def apply(
     layers that reuse them, constants of the scans that follow.
 
     Args:
-      states: with `inputs.placement.step`, the layers of a `cache.py` Cache, [segment][slot].
+      states: with `inputs.placement.step`, the layers of a `cache.py` Cache, [segment][run].
     """
     donated: dict[int, KV | View] = {}
     router, new_states = {}, {}
     for index, segment in enumerate(plan.segments):
-        own = states[index] if states else {slot: {} for slot in range(len(segment.specs))}
+        own = states[index] if states else {run: {} for run in range(len(segment.runs))}
         x, router[index], new_states[index], kv_by_depth = _run_segment(
             segment, config, params[index], x, inputs, donated, own
         )
@@ -131,70 +132,88 @@ def apply(
 
 
 def _run_segment(segment: Segment, config, params, x, inputs, donated, states):
-    """The stream, the router's sums {slot: [repetitions, ...]}, states, {depth: keys and values}.
+    """The stream, the router's sums {run: [layers, ...]}, states, {depth: keys and values}.
 
-    States ride whole in the scan's carry and every layer writes its tokens into its row of them;
-    as inputs and outputs of the scan they would be copied.
+    States ride whole in the carry of scans and every layer writes its tokens into its row of them;
+    as inputs and outputs of a scan they would be copied.
     """
-    runs = [[slot] for slot in states] if any(states.values()) else _runs(segment, config, params)
+    # A run is a scan of its own where that saves memory; training without it would lose time.
+    saves = config.remat != "none" or any(states.values())
+    scanned = [saves and not config.unroll and run.length > 1 for run in segment.runs]
 
-    def period(carry, layers):
-        x, states, row = carry
+    def repetition(carry, params):
+        x, states, index = carry
         states, sums, kv_by_depth = dict(states), {}, {}
-        for slot, *others in runs:
-            spec = segment.specs[slot]
-            donor = spec.mixer.donor
-            kv = None if donor is None else donated[donor]
-            if others:
-                slots = (slot, *others)
-                layer = functools.partial(_layer(spec, config), inputs=inputs, donated=kv)
-                x, of_slots = _run_equal(layer, [layers[slot] for slot in slots], x)
-                sums |= dict(zip(slots, of_slots, strict=True))
-                continue
-            state = LayerState(states[slot], row) if states[slot] else None
-            x, kv, sums[slot], state = _layer(spec, config)(layers[slot], x, inputs, kv, state)
-            states[slot] = state or {}
-            if spec.mixer.donates:
-                kv_by_depth[segment.first_layer + slot] = kv
-        return (x, states, row + 1), (sums, kv_by_depth)
+        for number, (spec, start, length) in enumerate(segment.runs):
+            reused = None if spec.mixer.donor is None else donated[spec.mixer.donor]
+            layer = functools.partial(_layer(spec, config), inputs=inputs, donated=reused)
+            carry = x, states[number], index * length
+            if scanned[number]:
+                carry, sums[number] = _scan_run(layer, params[number], carry)
+            else:
+                carry, sums[number], kv = _loop_over_run(layer, params[number], carry)
+                if spec.mixer.donates:  # a run of its own
+                    kv_by_depth[segment.first_layer + start] = kv
+            x, states[number], _ = carry
+        return (x, states, index + 1), (sums, kv_by_depth)
 
+    params = {
+        number: _by_repetition(segment.repetitions, run.length, params[number], scanned[number])
+        for number, run in enumerate(segment.runs)
+    }
     if segment.repetitions > 1 and not config.unroll:
-        (x, states, _), (sums, _) = jax.lax.scan(period, (x, states, jnp.int32(0)), params)
-        return x, sums, states, {}
-    carry, steps = (x, states, 0), []
-    for repetition in range(segment.repetitions):
-        carry, step = period(carry, jax.tree.map(lambda leaf, r=repetition: leaf[r], params))
-        steps.append(step)
-    sums = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(sums for sums, _ in steps))
-    return carry[0], sums, carry[1], steps[-1][1]
+        carry = x, states, jnp.int32(0)
+        (x, states, _), (sums, kv_by_depth) = jax.lax.scan(repetition, carry, params)
+    else:
+        carry, steps = (x, states, 0), []
+        for i in range(segment.repetitions):
+            carry, step = repetition(carry, jax.tree.map(lambda leaf, i=i: leaf[i], params))
+            steps.append(step)
+        (x, states, _), kv_by_depth = carry, steps[-1][1]
+        sums = _stacked([sums for sums, _ in steps])
+    sums = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), sums)
+    return x, sums, states, kv_by_depth
 
 
-def _runs(segment: Segment, config: ModelConfig, params: dict) -> list[list[int]]:
-    """The slots in order, those of equal layers that follow each other together.
+def _by_repetition(repetitions: int, length: int, params: dict, scanned: bool) -> Any:
+    """A run's leaves [layers, ...] as [repetitions, length, ...], or a list of [repetitions, ...].
 
-    Only where layers are rematerialised: a scan stacks their parameters and keeps its inputs, which
-    costs where nothing is saved by it, on one device without rematerialisation.
+    Layers of a run that is no scan are parted out here, since a slice inside a scan over the
+    repetitions would be kept for its backward; and by a split, whose backward is one concatenation.
     """
-    nests = config.remat != "none" and not config.unroll
+    tall = jax.tree.map(lambda leaf: leaf.reshape(repetitions, length, *leaf.shape[1:]), params)
+    if scanned:
+        return tall
+    leaves, structure = jax.tree.flatten(tall)
+    parts = (jax.lax.split(leaf, (1,) * length, axis=1) for leaf in leaves)
+    layers = zip(*parts, strict=True)
+    return [jax.tree.unflatten(structure, [leaf[:, 0] for leaf in layer]) for layer in layers]
 
-    def key(slot):
-        spec = segment.specs[slot]
-        alone = None if nests and not spec.mixer.donates else slot
-        return spec, jax.tree.structure(params[slot]), alone
 
-    return [list(slots) for _, slots in itertools.groupby(range(len(segment.specs)), key)]
+def _scan_run(layer: Callable, params: dict, carry: tuple) -> tuple:
+    """(stream, state, row) after a run of layers, and their router's sums, stacked."""
+
+    def one(carry, params):
+        x, state, row = carry
+        out = layer(params, x, state=LayerState(state, row) if state else None)
+        return (out.x, out.state or {}, row + 1), out.router
+
+    return jax.lax.scan(one, carry, params)
 
 
-def _run_equal(layer: Callable, params: list, x: Hidden) -> tuple[Hidden, list]:
-    """The stream after layers of equal specs, one after the other, and each one's router sums."""
+def _loop_over_run(layer: Callable, params: list, carry: tuple) -> tuple:
+    """The same as a loop, and the last layer's keys and values."""
+    x, state, row = carry
+    sums = []
+    for i, weights in enumerate(params):
+        own = LayerState(state, row + i) if state else None
+        x, kv, router, state = layer(weights, x, state=own)
+        sums.append(router)
+    return (x, state or {}, row + len(params)), _stacked(sums), kv
 
-    def one(x, params):
-        out = layer(params, x, state=None)
-        return out.x, out.router
 
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    x, sums = jax.lax.scan(one, x, stacked)
-    return x, [jax.tree.map(lambda leaf, i=i: leaf[i], sums) for i in range(len(params))]
+def _stacked(trees: list) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _layer(spec: LayerSpec, config: ModelConfig):
@@ -207,6 +226,8 @@ def _layer(spec: LayerSpec, config: ModelConfig):
     def run(params, x, inputs, donated, state):
         graph, _ = abstract_layer(spec, config, lora.adapted(params))
         x = constrain(x, axes.BATCH, axes.TIME, None)
+        if config.remat != "none":
+            params, x = weights_first(params, x)
         out = nnx.merge(graph, params)(x, inputs, donated, state)
         return out if spec.mixer.donates else out._replace(kv=None)
 

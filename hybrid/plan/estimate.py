@@ -162,10 +162,11 @@ def _sizes(config: ModelConfig, mesh: AbstractMesh) -> _Sizes:
             made = _results(config, leaf.shape[1:], names[path][1:], gathered)
             widths[layer] = widths.get(layer, 0.0) + made
     layers = [
-        (i, slot)
+        (i, number)
         for i, segment in enumerate(model.layer_plan(config).segments)
         for _ in range(segment.repetitions)
-        for slot in range(len(segment.specs))
+        for number, run in enumerate(segment.runs)
+        for _ in range(run.length)
     ]
     return _Sizes(
         held, tuple(weights[layer] for layer in layers), tuple(widths[layer] for layer in layers)

@@ -6,8 +6,10 @@ standard input and reads the figures from its standard output, JSON both.
 """
 
 import json
+import pathlib
 import re
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -38,11 +40,15 @@ def measure(loaded: Experiment, devices: list[jax.Device], backend: str) -> dict
     with jax.set_mesh(mesh), dispatch.use_backend(backend):
         lowered = program.step.lower(program.state, program.batch)
         times.append(time.perf_counter())
-        compiled = lowered.compile()
+        with tempfile.TemporaryDirectory() as folder:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+            temporaries = _temporaries(pathlib.Path(folder))
         times.append(time.perf_counter())
     text, sizes = compiled.as_text(), compiled.memory_analysis()
     assert text is not None, "the compiler gives its program"
     assert sizes is not None, "the compiler gives its program's sizes"
+    if temporaries is None:
+        temporaries = sizes.temp_size_in_bytes
     counted = hlo.parse(text)
     exchanged = collectives.collective_bytes(counted)
     kept = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
@@ -50,8 +56,8 @@ def measure(loaded: Experiment, devices: list[jax.Device], backend: str) -> dict
         "bytes_per_device": {
             "arguments": sizes.argument_size_in_bytes,
             "outputs": sizes.output_size_in_bytes,
-            "temporaries": sizes.temp_size_in_bytes,
-            "total": sizes.argument_size_in_bytes + kept + sizes.temp_size_in_bytes,
+            "temporaries": temporaries,
+            "total": sizes.argument_size_in_bytes + kept + temporaries,
         },
         "flops_by_part": dict(flops.flops_by_part(counted)),
         "collectives": [[*key, size] for key, size in exchanged.items()],
@@ -60,6 +66,18 @@ def measure(loaded: Experiment, devices: list[jax.Device], backend: str) -> dict
         "lower_seconds": times[1] - times[0],
         "compile_seconds": times[2] - times[1],
     }
+
+
+def _temporaries(dumped: pathlib.Path) -> int | None:
+    """Bytes of the heap in main memory, from what the compiler dumps of its buffer assignment.
+
+    `memory_analysis` counts the buffers of nested loops as if they shared none: 18.9 GiB where the
+    heap of Gemma 4 31B's step on 64 chips has 12.5.
+    """
+    for path in dumped.glob("*-buffer-assignment.txt"):
+        found = re.findall(r"(?m)^allocation \d+: size (\d+), preallocated-temp", path.read_text())
+        return sum(map(int, found))
+    return None
 
 
 def _needed(message: str) -> float | None:

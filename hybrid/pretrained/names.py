@@ -168,15 +168,15 @@ def _tensors(config: ModelConfig) -> Iterator[StoredTensor]:
             yield StoredTensor(path, None, leaves[path].shape, name, layout)
     for layer in range(plan.num_layers):
         place = plan.locate(layer)
-        for inside, leaf in flat(params["segments"][place.segment][place.slot]).items():
+        for inside, leaf in flat(params["segments"][place.segment][place.run]).items():
             ours = param_name(inside)
             name, layout = _LAYER[ours]
             if ours in _OF_ALL_LAYERS:
                 part: Part | None = Part(_OF_ALL_LAYERS[ours], layer, plan.num_layers)
             else:
                 name, part = f"layers.{layer}.{name}", _HALVES.get(ours)
-            full: Path = ("segments", place.segment, place.slot, *inside)
-            yield StoredTensor(full, place.repetition, leaf.shape[1:], name, layout, part)
+            full: Path = ("segments", place.segment, place.run, *inside)
+            yield StoredTensor(full, place.row, leaf.shape[1:], name, layout, part)
 
 
 def redundant(config: ModelConfig) -> set[str]:

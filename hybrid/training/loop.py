@@ -325,7 +325,7 @@ class Run:
         if has_adapters:
             self.base = fingerprint(params)
             if resume:
-                check_base(experiment, resume.record, self.base)
+                check_base(experiment, resume.record, params)
         return params
 
     def _open_files(self) -> None:

@@ -34,7 +34,7 @@ from hybrid.training.config import StepConfig
 
 
 class Sums(NamedTuple):
-    """Sums over the predicted tokens: of the loss, and each layer's router [segment][slot]."""
+    """Sums over the predicted tokens: of the loss, and each layer's router [segment][run]."""
 
     loss: LossSums
     router: dict

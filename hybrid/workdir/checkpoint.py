@@ -28,12 +28,12 @@ from hybrid.config import ConfigError
 from hybrid.model import lora
 from hybrid.process import group
 from hybrid.process.files import write_whole
-from hybrid.workdir import checksums
+from hybrid.workdir import checksums, layout
 from hybrid.workdir.config import CheckpointConfig
 from hybrid.workdir.metrics import METRICS, read_rows
 
 FOLDER, SAVED = "checkpoints", "saved_step"
-FORMAT = 2  # of the record; from 2 on a checkpoint has checksums
+FORMAT = 3  # of the record; from 2 on a checkpoint has checksums, from 3 runs (layout.py)
 _COUNTERS = ("step", "skipped", "bad_in_a_row")
 _DELETING = "deleting-"
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
@@ -243,10 +243,13 @@ def _items(state: Any) -> dict[str, Any]:
 def _restore(workdir: pathlib.Path, step: int, items: dict[str, Any]) -> dict[str, Any]:
     import orbax.checkpoint as ocp  # here and below: --help is faster without it
 
-    targets = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+    record = read_record(workdir, step)
+    stored = layout.apart(items, record) if layout.is_apart(record) else items
+    targets = {name: ocp.args.StandardRestore(tree) for name, tree in stored.items()}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         path = (workdir / FOLDER / str(step)).resolve()
-        return dict(checkpointer.restore(path, args=ocp.args.Composite(**targets)).items())
+        found = dict(checkpointer.restore(path, args=ocp.args.Composite(**targets)).items())
+    return layout.together(found, items) if layout.is_apart(record) else found
 
 
 # --- Writing ---------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def params():
     plan = model.layer_plan(loaded.model)
     for path, leaf in flat(model.abstract(loaded.model)).items():
         if path[0] == "segments" and path[-1] == "kernel":
-            counted[plan.segments[path[1]].specs[path[2]].kind] += math.prod(leaf.shape)
+            counted[plan.segments[path[1]].runs[path[2]].spec.kind] += math.prod(leaf.shape)
         elif path[0] == "embedder":
             counted["embedding_and_loss"] += math.prod(leaf.shape)
     return counted

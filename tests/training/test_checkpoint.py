@@ -50,7 +50,7 @@ def test_a_state_comes_back_bit_equal_with_its_record(tmp_path):
     saved(tmp_path, [4])
     restored = checkpoint.restore_state(tmp_path, 4, shapes(state(4)))
     jax.tree.map(np.testing.assert_array_equal, restored, state(4))
-    assert checkpoint.read_record(tmp_path, 4) == {"step": 4, "format": 2, **RECORD}
+    assert checkpoint.read_record(tmp_path, 4) == {"step": 4, "format": 3, **RECORD}
     params, step = checkpoint.restore_params(tmp_path, "latest", shapes(state(4).params))
     assert step == 4
     jax.tree.map(np.testing.assert_array_equal, params, state(4).params)

@@ -30,6 +30,7 @@ from hybrid.model.mixers.kv import KV
 from hybrid.model.mixers.kv_cache import View
 from hybrid.model.mixers.protocol import LayerState, Placement
 from hybrid.model.pattern import LayerSpec
+from hybrid.ops.backward_order import weights_first
 from hybrid.ops.feed_forward import gated_gelu
 from hybrid.ops.router import RouterSums
 
@@ -129,6 +130,7 @@ class FeedForward(nnx.Module):
 
     def __init__(self, ffn_dim: int, config: ModelConfig, *, rngs: nnx.Rngs):
         wide, narrow = (config.d_model, ffn_dim), (ffn_dim, config.d_model)
+        self.remat = config.remat
         self.gate_proj = Linear(wide, (axes.EMBED, axes.FFN), config=config, rngs=rngs)
         self.up_proj = Linear(wide, (axes.EMBED, axes.FFN), config=config, rngs=rngs)
         self.down_proj = Linear(narrow, (axes.FFN, axes.EMBED), config=config, rngs=rngs)
@@ -138,4 +140,7 @@ class FeedForward(nnx.Module):
         if any(linear.is_adapted for linear in parts):  # the op with its own backward knows none
             inner = jax.nn.gelu(self.gate_proj(x), approximate=True) * self.up_proj(x)
             return self.down_proj(inner)
-        return gated_gelu(x, *(linear.kernel[...].astype(x.dtype) for linear in parts))
+        kernels = tuple(linear.kernel[...].astype(x.dtype) for linear in parts)
+        if self.remat != "none":
+            kernels, x = weights_first(kernels, x)
+        return gated_gelu(x, *kernels)
