@@ -25,11 +25,11 @@ from hybrid.axes import Hidden, Logits, Positions, Segments, Tokens
 from hybrid.data.batch import Batch
 from hybrid.model import stack
 from hybrid.model.blocks.block import LayerInputs
+from hybrid.model.blocks.layer_embedding import with_rows
 from hybrid.model.cache import Cache
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import Embedder, RMSNorm
 from hybrid.model.mixers.protocol import CacheFormat, CacheStep, Placement, shared_arrays
-from hybrid.model.params import flat, nested
 from hybrid.model.pattern import LayerPlan, plan_layers
 from hybrid.model.stack import StackOutputs
 from hybrid.ops import loss
@@ -123,8 +123,9 @@ def _run(
     segments, norm = params["segments"], None
     if config.layer_embedding_dim:
         norm = params["layer_embedder"]["norm"]["scale"]
-        segments, tokens = (segments, tokens) if step is None else _rows_of(segments, tokens)
-    inputs = LayerInputs(placement, tokens, x, norm, counted)
+        with jax.named_scope("embedding"):
+            segments = with_rows(segments, tokens, x.dtype)
+    inputs = LayerInputs(placement, x, norm, counted)
     out = stack.apply(plan, config, segments, x, inputs, states)
     return out._replace(x=nnx.merge(final_norm, params["final_norm"])(out.x))
 
@@ -161,17 +162,6 @@ def slot_arrays(plan: LayerPlan, form: CacheFormat, dtype: str) -> dict[str, Any
     positions = jnp.arange(form.capacity, dtype=jnp.int32)[None, :]
     readers = (mixer for mixer in plan.mixers() if mixer.reads_slots(form))
     return shared_arrays(readers, positions, jnp.dtype(dtype))
-
-
-def _rows_of(segments: dict, tokens: Tokens) -> tuple[dict, Tokens]:
-    """Parameters whose per-layer tables hold only the rows of `tokens`, and the tokens renumbered.
-
-    A scan slices its parameters, and a step of decoding must not slice whole tables.
-    """
-    leaves, rows = flat(segments), tokens.reshape(-1)
-    tables = [path for path in leaves if path[-2:] == ("layer_embedding", "embedding")]
-    ids = jnp.arange(rows.size, dtype=jnp.int32).reshape(tokens.shape)
-    return nested(leaves | {path: leaves[path][:, rows] for path in tables}), ids
 
 
 def logits(

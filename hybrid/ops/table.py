@@ -96,15 +96,17 @@ class TableParts:
         return jax.lax.all_gather(tokens, self.columns, axis=0, tiled=True)
 
     def to_tokens(self, x: jax.Array) -> jax.Array:
-        """[B, t, d / parts] -> [b, t, d]."""
+        """[..., B, t, d / parts] -> [..., b, t, d]."""
+        batch, last = x.ndim - 3, x.ndim - 1
         if self.splits_alike:
-            return jax.lax.all_to_all(x, self.columns, split_axis=0, concat_axis=2, tiled=True)
+            return jax.lax.all_to_all(x, self.columns, batch, last, tiled=True)
         if not self.columns:
             return x
-        return jax.lax.all_gather(x, self.columns, axis=2, tiled=True)
+        return jax.lax.all_gather(x, self.columns, axis=last, tiled=True)
 
     def to_columns(self, x: jax.Array) -> jax.Array:
-        """[b, t, d] -> [B, t, d / parts]."""
+        """[..., b, t, d] -> [..., B, t, d / parts]."""
         if not self.splits_alike:
             return self.own_columns(x)
-        return jax.lax.all_to_all(x, self.columns, split_axis=2, concat_axis=0, tiled=True)
+        batch, last = x.ndim - 3, x.ndim - 1
+        return jax.lax.all_to_all(x, self.columns, last, batch, tiled=True)

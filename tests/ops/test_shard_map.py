@@ -41,7 +41,10 @@ def test_attention_gives_the_same_values_and_gradients(report, mesh, heads):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_rows_of_a_table_and_the_loss_give_the_same_values_and_gradients(report, mesh):
     errors = report["tables"][mesh]
-    assert set(errors) == {"out", "dtable", "nll", "z", "dhidden", "dembedding", "scores", "tops"}
+    assert set(errors) == {
+        *("out", "dtable", "rows", "dtables"),
+        *("nll", "z", "dhidden", "dembedding", "scores", "tops"),
+    }
     assert max(errors.values()) < 1e-11
 
 
@@ -180,12 +183,14 @@ def _experts():
 
 
 def _tables():
-    """A lookup, the loss in blocks that overlap, and scores; the vocabulary is 48."""
+    """A lookup, one in the tables of three layers, the loss in blocks that overlap, and scores; the
+    vocabulary is 48."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from hybrid.ops.embedding import lookup
+    from hybrid import axes
+    from hybrid.ops.embedding import lookup, lookup_layers
     from hybrid.ops.loss import cross_entropy, score
 
     rng = np.random.default_rng(0)
@@ -201,10 +206,17 @@ def _tables():
 
     @jax.jit
     def run(table, hidden, dout):
+        def of_layers(table):
+            tables = jnp.stack([table, 2 * table, table[::-1]])
+            return lookup_layers(tables, tokens, hidden.dtype, axes.EMBED)
+
         out, pull = jax.vjp(lambda table: lookup(table, tokens, hidden.dtype), table)
+        rows, pull_rows = jax.vjp(of_layers, table)
+        drows = jnp.stack([dout, 3 * dout, jnp.sin(dout)])
         gradients, (nll, z) = jax.grad(loss, (0, 1), has_aux=True)(hidden, table)
         scores = score(hidden, table, tokens, mask, with_top=True, block_size=5)
         values = {"out": out, "dtable": pull(dout)[0], "nll": nll, "z": z, "scores": scores.nll}
+        values |= {"rows": rows, "dtables": pull_rows(drows)[0]}
         dhidden, dembedding = gradients
         return values | {"dhidden": dhidden, "dembedding": dembedding, "tops": scores.is_top * 1.0}
 

@@ -42,13 +42,12 @@ class LayerInputs:
 
     Attributes:
       placement: positions and documents of the tokens.
-      tokens, embedded: int32 [b, t] and their scaled embedding [b, t, d], and
+      embedded: [b, t, d], the tokens' scaled embedding, and
       embedding_norm: [p], the norm's weight that all layers share: for per-layer embeddings only.
       counted: the tokens that count in the router's statistics; None: all.
     """
 
     placement: Placement
-    tokens: Any = None
     embedded: Any = None
     embedding_norm: Any = None
     counted: Mask | None = None
@@ -102,7 +101,7 @@ class Block(nnx.Module):
         branch, router = self._feed_forward(x, inputs.counted)
         x = x + self.post_ffn_norm(branch)
         if self.config.layer_embedding_dim:
-            x = x + self.layer_embedding(x, inputs.tokens, inputs.embedded, inputs.embedding_norm)
+            x = x + self.layer_embedding(x, inputs.embedded, inputs.embedding_norm)
         return LayerOutputs(self._scaled(x), kv, router, kept)
 
     def _feed_forward(self, x, counted):
