@@ -24,7 +24,7 @@ Trains a model and keeps everything in a workdir; the same command resumes a run
 """,
     flags={
         "config": ("config page, PATH.py or PATH.py:ARG", pathlib.Path),
-        "workdir": ("folder of the run, new or to resume", cli.AnyPath),
+        "workdir": ("folder of the run, new or to resume; gs://BUCKET/FOLDER too", cli.AnyPath),
     },
     config_class=Experiment,
     run=_run,

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -76,12 +77,17 @@ class Lease:
         Raises: ConfigError as entering does, or where nothing can be written.
         """
         holder = {"host": socket.gethostname(), "process": os.getpid()}
+        content = json.dumps(holder | {"token": secrets.token_hex(8)}).encode() + b"\n"
         try:
             if self._left_behind:
                 self._path.unlink(missing_ok=True, generation=self._left_behind)
-            self._path.write_bytes((json.dumps(holder) + "\n").encode(), mode="create")
+            with contextlib.suppress(FileExistsError):  # also where the client had to ask twice
+                self._path.write_bytes(content, mode="create")
             self._generation = self._path.about()["generation"]
-        except FileExistsError:
+            if self._path.read_bytes() != content:
+                self._generation = None
+                raise self._busy()
+        except FileExistsError:  # what was left behind is another one by now
             raise self._busy() from None
         except OSError as error:
             problem = f"can't be written to ({error.strerror})"

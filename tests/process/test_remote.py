@@ -45,6 +45,7 @@ def test_what_another_process_has_written_shows(folder, object_store):
     (folder / "a").write_bytes(b"")
     assert [path.name for path in folder.iterdir()] == ["a"]
     object_store.put(f"{folder.name}/b", b"")
+    (folder / "b").stat()
     assert [path.name for path in folder.iterdir()] == ["a", "b"]
     assert (folder / "b").exists()
 

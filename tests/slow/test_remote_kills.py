@@ -35,7 +35,7 @@ REQUESTS = [
     ("PUT", "checkpoints/4/params/_METADATA"),
     ("PUT", "checkpoints/4/commit_success.txt"),
     ("PUT", "checkpoints/8/opt_state/manifest.ocdbt"),
-    ("DELETE", "checkpoints/4/params/_METADATA"),
+    ("DELETE", "checkpoints/4/_CHECKPOINT_METADATA"),
 ]
 
 

@@ -93,7 +93,7 @@ KILLS = {
     "after the rows, within the first save": ("PUT", "checkpoints/2/params/_METADATA"),
     "within a later save": ("PUT", "checkpoints/4/checksums.json"),
     "before a save is made whole": ("PUT", "checkpoints/4/commit_success.txt"),
-    "while an old one is deleted": ("DELETE", "checkpoints/2/params/_METADATA"),
+    "while an old one is deleted": ("DELETE", "checkpoints/2/_CHECKPOINT_METADATA"),
     "at the very end": ("DELETE", ".lock"),
 }
 
@@ -115,6 +115,17 @@ def test_rows_up_to_a_step_are_stored_before_its_checkpoint_is_made_whole(traine
         objects = _at(trained.before, "PUT", name)
         lines = objects[f"{RUN.name}/metrics.jsonl"]["data"].splitlines()
         assert {json.loads(line)["step"] for line in lines} >= set(range(1, step + 1))
+
+
+def test_what_makes_a_checkpoint_whole_is_deleted_first(trained):
+    deleted = [change for change in trained.before if change[0] == "DELETE"]
+    for step in (2, 4):
+        names = [name for _, name, _ in deleted if name.startswith(f"checkpoints/{step}/")]
+        assert len(names) > 10
+        last = f"checkpoints/{step}/commit_success.txt"
+        for _, name, objects in deleted:
+            if name in names and name != last:
+                assert f"{RUN.name}/{last}" not in objects
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(trained, object_store, caplog):
