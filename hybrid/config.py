@@ -54,6 +54,8 @@ def _one_line(value: Any) -> str:
 
 
 MOST_NAME = 255  # bytes of one name on a file system
+_URL = re.compile(r"[a-z][a-z0-9]*://|(gs|gcs|s3):")  # how one begins, also without a slash
+_SERVED_URL = re.compile(r"gs://[^/]+/+(?!(.*/)?\.\.(/|$))[^/]")
 _MOST_FLOAT = float(np.finfo(np.float32).max)  # numbers become float32 somewhere
 
 # A limit of a number: what is said of one beyond it, and which ones are.
@@ -70,14 +72,14 @@ def key(
     *,
     choices: tuple[str, ...] = (),
     formerly: str = "",
-    path: bool = False,
+    path: bool | str = False,
     **limits: float,
 ) -> Any:
     """A config key: a dataclass field with its meaning, and the values it may take.
 
     Args:
       formerly: the dotted name that an earlier version had for it.
-      path: whether it names a file, a folder or several: see `opened_path`.
+      path: whether it names files or a folder (`opened_path`); `remote`: in an object store too.
       limits: `at_least`, `more_than` and `at_most`, also of each item of a list.
     """
     assert limits.keys() <= _LIMITS.keys()
@@ -213,8 +215,9 @@ def checked(cls: type, name: str, value: Any) -> Any:
 def _checked(field: Any, kind: Any, value: Any) -> Any:
     value = _as_type(field.name, kind, value)
     if field.metadata["path"]:
-        is_list = isinstance(value, tuple)
-        opened = tuple(opened_path(field.name, item) for item in (value if is_list else [value]))
+        is_list, remote = isinstance(value, tuple), field.metadata["path"] == "remote"
+        items = value if is_list else [value]
+        opened = tuple(opened_path(field.name, item, remote=remote) for item in items)
         value = opened if is_list else opened[0]
     choices, limits = field.metadata["choices"], field.metadata["limits"]
     for item in value if isinstance(value, tuple) else (value,):
@@ -268,12 +271,17 @@ def _as_tuple(name: str, kind: Any, value: Any) -> tuple:
     return tuple(_as_type(name, item, x) for item, x in zip(items, value, strict=True))
 
 
-def opened_path(name: str, text: str) -> str:
+def opened_path(name: str, text: str, *, remote: bool = False) -> str:
     """A path as the file system takes it: a leading `~` or `~user` is a home folder.
 
     Every flag and key that names files is read through this, and nothing else opens a `~`.
+    Args:
+      remote: whether `gs://BUCKET/FOLDER` is served, which stays as it is.
     Raises: ConfigError under `name` for what no file can be called, or a home that is unknown.
     """
+    if _URL.match(text) and not (remote and _SERVED_URL.match(text)):
+        accepted = "a path on this machine" + (" or gs://BUCKET/FOLDER" if remote else "")
+        raise ConfigError(name, "is not served", text, accepted)
     path = os.path.expanduser(text)
     first, slash, _ = path.partition("/")
     if first == "~" or (first.startswith("~") and slash):

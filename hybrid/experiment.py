@@ -46,7 +46,7 @@ class Experiment:
     init_from: str = key(
         "",
         "start from the parameters of this folder: a run's workdir or a Hugging Face folder",
-        path=True,
+        path="remote",
     )
     inherit_model: bool = key(
         False,

@@ -33,7 +33,7 @@ COMMAND = cli.Command(
     name="python -m hybrid.export",
     doc="Writes a run's model as a Hugging Face folder that transformers loads.",
     flags={
-        "workdir": ("folder of the run to export", pathlib.Path),
+        "workdir": ("folder of the run to export", cli.AnyPath),
         "checkpoint": ("latest, best (by eval/loss) or a step", "latest"),
         "output": ("the folder to write: new, or empty", pathlib.Path),
         "dtype": (

@@ -15,6 +15,8 @@ from hybrid.config import ConfigError, flatten, opened_path, updated
 from hybrid.data.sources import names_something
 from hybrid.data.tasks import TASKS
 from hybrid.model.config import RUNTIME_KEYS
+from hybrid.process.files import as_path, is_dir, path_of
+from hybrid.process.remote import AnyPath, RemotePath
 
 CONFIG, PROVENANCE, TOKENIZER = "config.json", "provenance.json", "tokenizer"
 PATHS = ("data.paths", "data.eval_paths", "init_from")
@@ -32,7 +34,7 @@ class Origin:
       key: what named the folder, for complaints about what is in it.
     """
 
-    path: pathlib.Path
+    path: AnyPath
     model: Mapping[str, Any]
     tokenizer: str
     bos: str
@@ -45,11 +47,11 @@ class Origin:
         return self.run is not None
 
 
-def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
+def find(path: str | os.PathLike[str], key: str = "init_from") -> Origin:
     """What the folder `path` holds.  Raises: ConfigError under `key` where it is neither kind."""
-    folder = pathlib.Path(opened_path(key, os.fspath(path)))
+    folder = path_of(key, path)
     accepted = "the workdir of a run, or a Hugging Face folder"
-    if not os.path.isdir(folder):
+    if not is_dir(folder):
         raise ConfigError(key, "no such folder", str(path), accepted)
     try:
         values = json.loads((folder / CONFIG).read_bytes())
@@ -66,12 +68,15 @@ def find(path: str | pathlib.Path, key: str = "init_from") -> Origin:
         data = values.get("data", {})
         names = data.get("tokenizer", "byte"), data.get("bos", "auto")
         return Origin(folder, values["model"], *names, run=values, key=key)
+    if isinstance(folder, RemotePath):
+        problem = "is no run's workdir, and a Hugging Face folder is read from a disk"
+        raise ConfigError(key, problem, str(path), "a copy of it on this machine")
     from hybrid import pretrained  # only those who read such folders pay for it
 
     return Origin(folder, *pretrained.describe(folder, key), key=key)
 
 
-def with_places(values: Mapping[str, Any], workdir: pathlib.Path) -> Mapping[str, Any]:
+def with_places(values: Mapping[str, Any], workdir: AnyPath) -> Mapping[str, Any]:
     """A run's config values with its own tokenizer, and paths that lead to where things are now.
 
     A path is looked up from the directory that the run was started in, then where it lies if it
@@ -79,7 +84,7 @@ def with_places(values: Mapping[str, Any], workdir: pathlib.Path) -> Mapping[str
     """
     try:
         started = json.loads((workdir / PROVENANCE).read_bytes())
-        began = [pathlib.Path(started[name]) for name in ("directory", "workdir")]
+        began = [as_path(started[name]) for name in ("directory", "workdir")]
     except (OSError, ValueError, KeyError, TypeError):  # a run of an earlier version
         began = []
     flat = flatten(values)
@@ -87,7 +92,7 @@ def with_places(values: Mapping[str, Any], workdir: pathlib.Path) -> Mapping[str
     for name in PATHS:
         value = flat.get(name)
         if isinstance(value, str) and value:
-            found[name] = _place(opened_path(name, value), workdir, *began)
+            found[name] = _place(opened_path(name, value, remote=True), workdir, *began)
         elif isinstance(value, list | tuple):
             found[name] = [_place(opened_path(name, path), workdir, *began) for path in value]
     if (workdir / TOKENIZER).is_dir():
@@ -102,20 +107,27 @@ def leads_somewhere(values: Mapping[str, Any], name: str) -> bool:
 
 def _place(
     path: str,
-    workdir: pathlib.Path,
-    directory: pathlib.Path | None = None,
-    workdir_then: pathlib.Path | None = None,
+    workdir: AnyPath,
+    directory: AnyPath | None = None,
+    workdir_then: AnyPath | None = None,
 ) -> str:
-    """Where the file, folder or glob `path` of a run leads to now; `path` where that is nowhere."""
+    """Where the file, folder or glob `path` of a run leads to now; `path` where that is nowhere.
+
+    Beside a workdir in an object store nothing is looked for, and what lies in one stays there.
+    """
     places = [path]
+    if isinstance(as_path(path), RemotePath):
+        return path
     if directory and workdir_then:
         then = os.path.join(directory, path)
-        beside = os.path.relpath(then, workdir_then)
-        places = [then, os.path.normpath(os.path.join(workdir.absolute(), beside)), path]
+        places = [then, path]
+        if isinstance(workdir, pathlib.Path) and isinstance(workdir_then, pathlib.Path):
+            beside = os.path.relpath(then, workdir_then)
+            places.insert(1, os.path.normpath(os.path.join(workdir.absolute(), beside)))
     return next(filter(names_something, places), path)
 
 
-def base_folder(origin: Origin) -> pathlib.Path | None:
+def base_folder(origin: Origin) -> AnyPath | None:
     """The Hugging Face folder that the parameters began as; None without one, or if it is gone."""
     while origin.run is not None:
         start = origin.run.get("init_from")

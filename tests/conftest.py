@@ -29,3 +29,14 @@ def x64():
     """The test runs in float64."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """A bucket that this process finds as `gs://bucket` (`gcs_server.py`)."""
+    import gcs_server
+
+    with pytest.MonkeyPatch.context() as patch, gcs_server.serving() as (store, environment):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield store

@@ -70,7 +70,7 @@ class DataConfig:
     tokenizer: str = key(
         "byte",
         "byte (byte b is id b, pad 256, BOS 257, EOS 258) or the path of a tokenizer.json",
-        path=True,
+        path="remote",
     )
     bos: str = key(
         "auto",

@@ -13,14 +13,14 @@ Read next: `cache.py`.
 import functools
 import hashlib
 import json
-import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from hybrid.config import ConfigError, opened_path
+from hybrid.config import ConfigError
+from hybrid.process.files import is_dir, is_file, path_of
+from hybrid.process.remote import AnyPath
 
 BYTE_PAD, BYTE_BOS, BYTE_EOS = 256, 257, 258
 Ids = Sequence[int | np.integer] | np.ndarray
@@ -71,10 +71,10 @@ def load(name: str) -> Tokenizer:
     """
     if name == "byte":
         return ByteTokenizer()
-    path = pathlib.Path(opened_path("data.tokenizer", name))
-    path = path / "tokenizer.json" if os.path.isdir(path) else path
+    path = path_of("data.tokenizer", name)
+    path = path / "tokenizer.json" if is_dir(path) else path
     accepted = "byte or the path of a tokenizer.json"
-    if not os.path.isfile(path):
+    if not is_file(path):
         raise ConfigError("data.tokenizer", "no such file", name, accepted)
     try:
         return JsonTokenizer(path.read_bytes(), neighbour_config(path))
@@ -223,7 +223,7 @@ def _ids(encoding: Any) -> np.ndarray:
     return np.asarray(encoding.ids, np.int32)
 
 
-def neighbour_config(path: pathlib.Path) -> dict[str, Any] | None:
+def neighbour_config(path: AnyPath) -> dict[str, Any] | None:
     """The tokenizer_config.json beside a tokenizer.json; None without one."""
     beside = path.with_name("tokenizer_config.json")
     return json.loads(beside.read_bytes()) if beside.is_file() else None

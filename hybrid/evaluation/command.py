@@ -21,7 +21,8 @@ from hybrid.evaluation.result import Result
 from hybrid.evaluation.target import Target, evaluate_target, of_pretrained, of_run
 from hybrid.experiment import Experiment
 from hybrid.process import cli, distributed
-from hybrid.process.files import write_json, write_whole
+from hybrid.process.files import as_path, write_json, write_whole
+from hybrid.process.remote import AnyPath, RemotePath
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -62,14 +63,16 @@ def _target(arguments: cli.Arguments) -> Target:
     return of_pretrained(folder, page, arguments.overrides)
 
 
-def _output(arguments: cli.Arguments, name: str) -> pathlib.Path | None:
+def _output(arguments: cli.Arguments, name: str) -> AnyPath | None:
     """The file that a flag names.  Raises: ConfigError where it can't be written."""
     value = arguments.flags[name].value
     if value is None:
         return None
-    path = pathlib.Path(value)
+    path = as_path(value)
     if not value or path.is_dir():
         raise ConfigError(f"--{name}", "must be a file", value)
+    if isinstance(path, RemotePath):
+        return path  # its bucket was found when the flag was read; folders there are only names
     if not path.parent.is_dir():
         raise ConfigError(f"--{name}", "its folder doesn't exist", value)
     if not os.access(path.parent, os.W_OK):
@@ -115,11 +118,11 @@ COMMAND = cli.Command(
     """,
     flags={
         "config": ("config page whose eval.* keys are used; default: the run's own", pathlib.Path),
-        "workdir": ("folder of the run to evaluate", pathlib.Path),
+        "workdir": ("folder of the run to evaluate", cli.AnyPath),
         "checkpoint": ("latest, best (by eval/loss) or a step", "latest"),
         "pretrained": ("a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir", pathlib.Path),
-        "output": ("write the result to this JSON file", pathlib.Path),
-        "per_token": ("write the nats of every predicted token to this .npy file", pathlib.Path),
+        "output": ("write the result to this JSON file", cli.AnyPath),
+        "per_token": ("write the nats of every predicted token to this .npy file", cli.AnyPath),
     },
     config_class=Experiment,
     run=_run,

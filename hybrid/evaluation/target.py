@@ -6,7 +6,6 @@ Overrides change either, the text included, as far as the parameters still fit.
 """
 
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -138,8 +137,8 @@ def of_run(workdir: str, which: str, page: str | None, texts: Mapping[str, str])
     Raises: ConfigError for a folder that is no workdir, a checkpoint that isn't there, a wrong
       page or override, and an override that trained parameters don't fit.
     """
-    folder = pathlib.Path(workdir)
-    source = origin.find(folder, "--workdir")
+    source = origin.find(workdir, "--workdir")
+    folder = source.path
     if source.run is None:
         problem = "is a Hugging Face folder"
         raise ConfigError("--workdir", problem, workdir, "--pretrained reads it")

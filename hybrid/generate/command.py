@@ -51,7 +51,9 @@ class TextConfig:
     """Keys under `data.` that the command takes."""
 
     tokenizer: str = key(
-        "", "byte, a tokenizer.json or a folder that holds one; empty: its own", path=True
+        "",
+        "byte, a tokenizer.json or a folder that holds one; empty: its own",
+        path="remote",
     )
     bos: str = key(
         "auto",
@@ -193,7 +195,7 @@ COMMAND = cli.Command(
     name="python -m hybrid.generate",
     doc="Continues a prompt with a trained run or a Hugging Face folder, printing as it goes.",
     flags={
-        "workdir": ("folder of a run", pathlib.Path),
+        "workdir": ("folder of a run", cli.AnyPath),
         "checkpoint": ("of the run: latest, best (by eval/loss) or a step", "latest"),
         "pretrained": ("a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir", pathlib.Path),
         "dtype": ("compute dtype of a Hugging Face folder", "float32"),

@@ -1,11 +1,10 @@
 """The tokenizer of a Hugging Face folder: files to carry over, the byte tokenizer as one, hints."""
 
 import pathlib
-import shutil
 
-from hybrid.config import opened_path
 from hybrid.data import tokenizers as ours
-from hybrid.process.files import write_json
+from hybrid.process.files import path_of, write_json
+from hybrid.process.remote import AnyPath
 
 FILES = (
     "tokenizer.json",
@@ -42,14 +41,17 @@ def write_tokenizer(
     return {f"{role}_token_id": token for role, token in ids.items()}
 
 
-def copy_files(tokenizer: str, folder: pathlib.Path) -> None:
-    """Copies a tokenizer.json (or the one of a folder) and what stands beside it into a folder."""
-    source = pathlib.Path(opened_path("data.tokenizer", tokenizer))
+def copy_files(tokenizer: str, folder: AnyPath) -> None:
+    """Copies a tokenizer.json (or the one of a folder) and what stands beside it into a folder.
+
+    The tokenizer.json comes last: where it is, all of them are.
+    """
+    source = path_of("data.tokenizer", tokenizer)
     beside = source if source.is_dir() else source.parent
-    for name in FILES:
+    for name in reversed(FILES):
         file = source if name == FILES[0] and source.is_file() else beside / name
         if file.is_file():
-            shutil.copyfile(file, folder / name)
+            (folder / name).write_bytes(file.read_bytes())
 
 
 def raw_text_warning(folder: pathlib.Path) -> list[str]:

@@ -24,12 +24,18 @@ from hybrid.config import ConfigError
 from hybrid.process import signals
 from hybrid.process.host import keep_freed_memory, write_any_text
 
+
+class AnyPath:
+    """The type of a flag that names a file or folder, here or in an object store."""
+
+
 _DEFINE: dict[type, Callable] = {
     str: flags.DEFINE_string,
     bool: flags.DEFINE_boolean,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     pathlib.Path: flags.DEFINE_string,  # opened by `_reachable`
+    AnyPath: flags.DEFINE_string,
 }
 OK, FAILED, WRONG_INPUT, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143  # tracebacks: 1, by Python
 
@@ -42,7 +48,8 @@ class Command:
       name: as typed, `python train.py`.
       doc: what it does, for `--help`.
       flags: meaning and default of each flag by name; the default's type is the flag's, and a
-        flag without a default has its type in that place, `pathlib.Path` for what names a file.
+        flag without a default has its type in that place, `pathlib.Path` for what names a file and
+        `AnyPath` for what may also lie in an object store.
       config_class: the dataclass behind `--config.KEY`.
       run: does the work, given the parsed `Arguments`; may return an exit status.
     """
@@ -151,16 +158,20 @@ def parse(command: Command, argv: Sequence[str]) -> Arguments:
         raise ConfigError("arguments", "takes only --flags", " ".join(rest))
     for name, (_, kind) in command.flags.items():
         value = values[name].value
-        if kind is pathlib.Path and value:
-            values[name].value = _reachable(f"--{name}", value)
+        if kind in (pathlib.Path, AnyPath) and value:
+            values[name].value = _reachable(f"--{name}", value, remote=kind is AnyPath)
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
             raise ConfigError(f"--{name}", "must fit in 64 bits", value)
     return Arguments(values, overrides)
 
 
-def _reachable(name: str, text: str) -> str:
+def _reachable(name: str, text: str, remote: bool) -> str:
     """The path that a flag names, `~` opened.  Raises: ConfigError where no file could be."""
-    path = config_lib.opened_path(name, text)
+    path = config_lib.opened_path(name, text, remote=remote)
+    if remote and path.startswith("gs://"):
+        from hybrid.process.files import path_of  # its imports take a while
+
+        return str(path_of(name, path))
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,8 @@
-"""Files and folders that exist whole or not at all, whenever the process is killed."""
+"""Files and folders that exist whole or not at all, whenever the process is killed.
+
+Paths are those of pathlib or, in an object store, of `remote.py`: what both can't do in the same
+way is told apart here.
+"""
 
 import contextlib
 import io
@@ -9,12 +13,40 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hybrid.config import ConfigError
+from hybrid.config import ConfigError, opened_path
+from hybrid.process.remote import AnyPath, RemoteLog, RemotePath
 
 Content = str | bytes | Callable[[io.BufferedIOBase], Any]
 
 
-def write_whole(path: pathlib.Path, content: Content) -> None:
+def path_of(key: str, text: str | os.PathLike[str]) -> AnyPath:
+    """The path that a flag or key names, on this machine or `gs://BUCKET/FOLDER`.
+
+    Raises: ConfigError under `key` for what neither can be called, or a store out of reach.
+    """
+    path = as_path(opened_path(key, os.fspath(text), remote=True))
+    if isinstance(path, RemotePath):
+        path.check_reachable(key)
+    return path
+
+
+def as_path(text: str | os.PathLike[str]) -> AnyPath:
+    """The path of a text that `path_of` has taken before."""
+    text = os.fspath(text)
+    return RemotePath(text) if text.startswith("gs://") else pathlib.Path(text)
+
+
+def is_dir(path: AnyPath) -> bool:
+    """Whether a folder can be found; OSError only where a store can't be asked."""
+    return path.is_dir() if isinstance(path, RemotePath) else os.path.isdir(path)
+
+
+def is_file(path: AnyPath) -> bool:
+    """Whether a file can be found; OSError only where a store can't be asked."""
+    return path.is_file() if isinstance(path, RemotePath) else os.path.isfile(path)
+
+
+def write_whole(path: AnyPath, content: Content) -> None:
     """Writes text (UTF-8), bytes, or what a function writes into the open file it is given.
 
     The file appears under its name when all of it is on the disk. A link stays one, and what is
@@ -22,7 +54,7 @@ def write_whole(path: pathlib.Path, content: Content) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     fill = data if callable(data) else lambda file: file.write(data)
-    if path.exists() and not path.is_file():
+    if isinstance(path, RemotePath) or (path.exists() and not path.is_file()):
         whole = io.BytesIO()  # np.save needs a file's position, which a pipe does not have
         fill(whole)
         path.write_bytes(whole.getvalue())
@@ -39,9 +71,39 @@ def write_whole(path: pathlib.Path, content: Content) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: pathlib.Path, values: Any, *, indent: int = 2, **options: Any) -> None:
+def write_json(path: AnyPath, values: Any, *, indent: int = 2, **options: Any) -> None:
     """Writes `values` as indented JSON with a newline at the end; `options` are json.dumps'."""
     write_whole(path, json.dumps(values, indent=indent, **options) + "\n")
+
+
+class LocalLog:
+    """A file that grows at its end; `RemoteLog` is the same for an object."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def append(self, data: bytes) -> None:
+        """Adds to the end in one write; `sync` puts it on the disk."""
+        with open(self._path, "ab") as file:
+            file.write(data)
+
+    def sync(self) -> None:
+        """Returns when everything so far is on the disk."""
+        with open(self._path, "ab") as file:
+            os.fsync(file.fileno())
+
+    def read(self) -> bytes:
+        """All of it; nothing if there is no file."""
+        return self._path.read_bytes() if self._path.exists() else b""
+
+    def replace(self, data: bytes) -> None:
+        """Puts a new file in the place of the old one."""
+        write_whole(self._path, data)
+
+
+def log_of(path: AnyPath) -> LocalLog | RemoteLog:
+    """What appends to `path`."""
+    return RemoteLog(path) if isinstance(path, RemotePath) else LocalLog(path)
 
 
 def check_free(folder: pathlib.Path, key: str) -> None:

@@ -9,7 +9,6 @@ process that has died is ended by `members.py`, so nothing here has a time limit
 """
 
 import json
-import pathlib
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from hybrid.config import ConfigError
 from hybrid.process import signals
 from hybrid.process.members import Members, Store
+from hybrid.process.remote import AnyPath, RemotePath
 
 _FOLDER = "hybrid/group/"
 _SECONDS_FOR_A_FILE = 10.0  # until what one host has written shows on another
@@ -96,7 +96,7 @@ class Group:
                 accepted = f"it has {first.get(key)!r}"
                 raise ConfigError(key, "differs from process 0", own.get(key), accepted)
 
-    def check_shared(self, workdir: pathlib.Path) -> None:
+    def check_shared(self, workdir: AnyPath) -> None:
         """Raises: ConfigError unless all processes find in `workdir` what process 0 puts there.
 
         That is a file of a moment, in the nearest folder that exists: on a refusal nothing is left.
@@ -104,11 +104,13 @@ class Group:
         if self.count == 1:
             return
         workdir = workdir.absolute()
-        places = [workdir, *workdir.parents]
+        has_folders = not isinstance(workdir, RemotePath)
+        places = [workdir, *workdir.parents] if has_folders else [workdir]
         name, depth = f".shared-{secrets.token_hex(8)}", 0
         if self.is_first:
-            depth = next(i for i, place in enumerate(places) if place.is_dir())
-            (places[depth] / name).touch()
+            if has_folders:
+                depth = next(i for i, place in enumerate(places) if place.is_dir())
+            (places[depth] / name).write_bytes(b"")
         try:
             name, depth = self.from_first(lambda: (name, depth))
             until = time.monotonic() + _SECONDS_FOR_A_FILE

@@ -5,6 +5,7 @@ import pathlib
 from hybrid import experiment
 from hybrid.experiment import Experiment
 from hybrid.process import cli, distributed
+from hybrid.process.files import as_path
 
 
 def _run(arguments: cli.Arguments) -> None:
@@ -13,7 +14,7 @@ def _run(arguments: cli.Arguments) -> None:
         loaded = experiment.load(page, arguments.overrides)
         from hybrid.training import loop  # late: --help and wrong keys do without Orbax and Grain
 
-        loop.run(loaded, pathlib.Path(workdir))
+        loop.run(loaded, as_path(workdir))
 
 
 COMMAND = cli.Command(
@@ -23,7 +24,7 @@ Trains a model and keeps everything in a workdir; the same command resumes a run
 """,
     flags={
         "config": ("config page, PATH.py or PATH.py:ARG", pathlib.Path),
-        "workdir": ("folder of the run, new or to resume", pathlib.Path),
+        "workdir": ("folder of the run, new or to resume; gs://BUCKET/FOLDER too", cli.AnyPath),
     },
     config_class=Experiment,
     run=_run,

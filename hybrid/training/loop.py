@@ -16,7 +16,7 @@ before anything is written).
 import contextlib
 import functools
 import io
-import pathlib
+import os
 import time
 from typing import Any
 
@@ -31,6 +31,7 @@ from hybrid.evaluation import held_out
 from hybrid.experiment import Experiment
 from hybrid.loading.initial import check_base, fingerprint, read_initial
 from hybrid.process import group, signals
+from hybrid.process.files import as_path
 from hybrid.sharding import num_batch_parts
 from hybrid.training.events import Event, every, run_due
 from hybrid.training.prepare import Prepared, prepare
@@ -40,14 +41,16 @@ from hybrid.training.window_schedule import Stage, stage_at
 from hybrid.workdir import metrics as metrics_lib
 from hybrid.workdir import provenance, tokenizer
 from hybrid.workdir.checkpoint import Checkpoints, checkpoint_steps, restore_state
-from hybrid.workdir.lock import WriterLock
+from hybrid.workdir.lock import Lease, WriterLock, writer_lock
 
 
 class NotFinite(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
-def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None = None) -> None:
+def run(
+    experiment: Experiment, workdir: os.PathLike[str], progress: Progress | None = None
+) -> None:
     """Trains until `training.num_steps`, from the newest checkpoint of `workdir` if it has one.
 
     `progress` writes what happens; by default to standard error.
@@ -58,10 +61,10 @@ def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None
     """
     is_first = group.current().is_first
     progress = progress or Progress(None if is_first else io.StringIO())
-    workdir = pathlib.Path(workdir)
-    locked = WriterLock(workdir) if is_first else contextlib.nullcontext()
+    folder = as_path(workdir)
+    locked = writer_lock(folder) if is_first else contextlib.nullcontext()
     with signals.caught() as interrupts, locked as lock:
-        prepared = prepare(experiment, workdir, progress)
+        prepared = prepare(experiment, folder, progress)
         if prepared is None:
             return
         with (
@@ -71,7 +74,7 @@ def run(experiment: Experiment, workdir: pathlib.Path, progress: Progress | None
             started.train()
 
 
-def _claim(lock: WriterLock | None, prepared: Prepared) -> None:
+def _claim(lock: WriterLock | Lease | None, prepared: Prepared) -> None:
     """Makes this the one writer of the workdir.  Raises: ConfigError where another has been.
 
     lock: None on all processes but the first.
@@ -92,10 +95,11 @@ class Run:
         prepared: Prepared,
         progress: Progress,
         interrupts: signals.Interrupts,
-        lock: WriterLock | None,
+        lock: WriterLock | Lease | None,
     ):
         self.processes = group.current()
         self.prepared, self.progress, self.interrupts = prepared, progress, interrupts
+        self.lock = lock
         self.training, resume = prepared.experiment.training, prepared.resume
         self.num_steps = self.training.num_steps
         self.step = self.saved_step = resume.step if resume else 0
@@ -219,6 +223,8 @@ class Run:
     def sync(self) -> None:
         """Returns when all rows of finished steps are on the disk."""
         self.flush_metrics()
+        if self.lock:
+            self.lock.confirm()
         if self.metrics:
             self.metrics.sync()
 

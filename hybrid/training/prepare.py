@@ -7,7 +7,6 @@ written whole or not at all; `loop.py` writes the rest afterwards.
 
 import dataclasses
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -22,6 +21,8 @@ from hybrid.experiment import Experiment, to_dict
 from hybrid.loading import initial
 from hybrid.origin import TOKENIZER
 from hybrid.process import group
+from hybrid.process.files import as_path
+from hybrid.process.remote import AnyPath, RemotePath
 from hybrid.sharding import make_mesh
 from hybrid.training import step
 from hybrid.training.progress import Progress
@@ -61,7 +62,7 @@ class Prepared:
     """
 
     experiment: Experiment
-    workdir: pathlib.Path
+    workdir: AnyPath
     mesh: Mesh
     stages: tuple[Stage, ...]
     program: step.Program
@@ -73,7 +74,7 @@ class Prepared:
     peak_flops: float | None
 
 
-def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -> Prepared | None:
+def prepare(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Prepared | None:
     """Checks and opens all that a run needs; None if the run in the workdir is finished.
 
     Of several processes, the first one decides on what it finds in the workdir.
@@ -84,6 +85,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     mesh = make_mesh(experiment.mesh)
     experiment.check_mesh(mesh)
     check_writable(workdir)
+    _check_served(experiment, workdir)
     processes.check_shared(workdir)
     training, model = experiment.training, experiment.model
     schedule = stages(model, training)
@@ -148,9 +150,7 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if not name.startswith(own)}
 
 
-def _shared_resume(
-    experiment: Experiment, workdir: pathlib.Path, progress: Progress
-) -> Resume | None:
+def _shared_resume(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Resume | None:
     """`_find_resume` of process 0; the others take all but the rows."""
     processes, found = group.current(), None
     if processes.is_first:
@@ -162,9 +162,7 @@ def _shared_resume(
     return Resume(step, record, [], evaluation_due)
 
 
-def _find_resume(
-    experiment: Experiment, workdir: pathlib.Path, progress: Progress
-) -> Resume | None:
+def _find_resume(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Resume | None:
     step = checkpoint.newest_sound(workdir)
     if step is None:
         _check_nothing_lost(workdir)
@@ -177,12 +175,10 @@ def _find_resume(
     return Resume(step, record, rows, bool(record["evaluation_due"]) and not evaluated)
 
 
-def _with_tokenizer(
-    experiment: Experiment, workdir: pathlib.Path, progress: Progress
-) -> Experiment:
+def _with_tokenizer(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Experiment:
     """With the run's own copy of its tokenizer, where the original is gone."""
     named, own = experiment.data.tokenizer, workdir / TOKENIZER
-    if named == "byte" or pathlib.Path(named).exists() or not own.is_dir():
+    if named == "byte" or as_path(named).exists() or not own.is_dir():
         return experiment
     progress.say(f"data.tokenizer: {named} is gone; the run's own copy is used")
     return dataclasses.replace(
@@ -190,7 +186,7 @@ def _with_tokenizer(
     )
 
 
-def _check_nothing_lost(workdir: pathlib.Path) -> None:
+def _check_nothing_lost(workdir: AnyPath) -> None:
     """Raises: ConfigError for rows that tell of a checkpoint although there is none.
 
     The second checkpoint begins when the first is whole. Fewer rows are those of a run that was
@@ -205,8 +201,20 @@ def _check_nothing_lost(workdir: pathlib.Path) -> None:
         raise ConfigError("--workdir", problem, str(workdir), accepted)
 
 
-def check_writable(workdir: pathlib.Path) -> None:
-    """Raises: ConfigError unless the folder is there or can be made, and can be written to."""
+def _check_served(experiment: Experiment, workdir: AnyPath) -> None:
+    """Raises: ConfigError for what needs a workdir on this machine."""
+    if experiment.training.profile_start and isinstance(workdir, RemotePath):
+        problem, got = "writes files that need a local --workdir", experiment.training.profile_start
+        raise ConfigError("training.profile_start", problem, got, "0 with a workdir in gs://")
+
+
+def check_writable(workdir: AnyPath) -> None:
+    """Raises: ConfigError unless the folder is there or can be made, and can be written to.
+
+    An object store tells that only when something is written: the lease, before all else.
+    """
+    if isinstance(workdir, RemotePath):
+        return
     folder = workdir.absolute()
     while not os.path.exists(folder):
         if folder.is_symlink():

@@ -8,6 +8,9 @@ named by a step is whole. What remains is met here:
     files that cannot be read just now          refused by name; nothing is concluded from them
     checkpoints that are there no longer        `saved_step`, beside them, names the newest
 
+In an object store, where nothing can be renamed, an object that Orbax puts last makes a checkpoint
+whole; it is deleted first.
+
 A checkpoint holds `params`, `opt_state` and `counters` (Orbax arrays: any mesh and device count
 can read them back) and `run`, a JSON record: step, data state, what was due, layer plan. Of a model
 with adapters (`hybrid/model/lora.py`) `params` are the adapters alone.
@@ -19,7 +22,6 @@ import dataclasses
 import json
 import logging
 import os
-import pathlib
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +29,8 @@ from typing import Any
 from hybrid.config import ConfigError
 from hybrid.model import lora
 from hybrid.process import group
-from hybrid.process.files import write_whole
+from hybrid.process.files import as_path, write_whole
+from hybrid.process.remote import AnyPath, RemotePath
 from hybrid.workdir import checksums, layout
 from hybrid.workdir.config import CheckpointConfig
 from hybrid.workdir.metrics import METRICS, read_rows
@@ -37,13 +40,14 @@ FORMAT = 3  # of the record; from 2 on a checkpoint has checksums, from 3 runs (
 _COUNTERS = ("step", "skipped", "bad_in_a_row")
 _DELETING = "deleting-"
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
+_ORBAX_LAST = "commit_success.txt"
 _log = logging.getLogger("hybrid")
 
 
 # --- Finding ---------------------------------------------------------------------------------
 
 
-def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+def checkpoint_steps(workdir: AnyPath) -> list[int]:
     """The steps of all checkpoints with sound metadata, in order.
 
     Raises: ConfigError for a folder that is there and can't be read, here and in all below.
@@ -52,7 +56,7 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     return [step for step in _all_steps(workdir) if not damage(folder / str(step))]
 
 
-def newest_sound(workdir: pathlib.Path) -> int | None:
+def newest_sound(workdir: AnyPath) -> int | None:
     """The newest checkpoint that is as it was saved, None where none was ever saved.
 
     A warning names newer ones that are damaged or gone.
@@ -80,11 +84,11 @@ def newest_sound(workdir: pathlib.Path) -> int | None:
     return None
 
 
-def _all_steps(workdir: pathlib.Path) -> list[int]:
+def _all_steps(workdir: AnyPath) -> list[int]:
     """The steps that `checkpoints` names, whatever they hold, in order."""
     folder = workdir / FOLDER
     try:
-        names = os.listdir(folder)
+        names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         if folder.is_symlink():
             raise _unreadable(
@@ -93,10 +97,16 @@ def _all_steps(workdir: pathlib.Path) -> list[int]:
         return []
     except OSError as error:
         raise _unreadable(folder, error.strerror) from None
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    steps = sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    return [step for step in steps if _is_whole(folder / str(step))]
 
 
-def damage(path: pathlib.Path, *, contents: bool = False) -> str:
+def _is_whole(path: AnyPath) -> bool:
+    """Whether a folder named by a step is all of a checkpoint, damaged since or not."""
+    return not isinstance(path, RemotePath) or (path / _ORBAX_LAST).is_file()
+
+
+def damage(path: AnyPath, *, contents: bool = False) -> str:
     """Why a checkpoint can't be used; empty for a sound one.
 
     contents: whether all files are compared with their checksums, not the metadata alone.
@@ -105,7 +115,7 @@ def damage(path: pathlib.Path, *, contents: bool = False) -> str:
         committed = _read_object(path / "_CHECKPOINT_METADATA")
         record = _read_object(path / "run" / "metadata")
         for item in ("params", "opt_state"):
-            os.stat(path / item / "_METADATA")
+            (path / item / "_METADATA").stat()
         if not committed.get("commit_timestamp_nsecs"):
             return "it was not committed"
         if str(record.get("step")) != path.name:
@@ -113,7 +123,7 @@ def damage(path: pathlib.Path, *, contents: bool = False) -> str:
         if contents and record.get("format", 1) > 1:
             return checksums.difference(path)
     except checksums.ABSENT as error:
-        return f"{pathlib.Path(error.filename).relative_to(path)} is missing"
+        return f"{as_path(error.filename).relative_to(path)} is missing"
     except OSError as error:
         raise _unreadable(path, error.strerror) from None
     except ValueError as error:
@@ -121,7 +131,7 @@ def damage(path: pathlib.Path, *, contents: bool = False) -> str:
     return ""
 
 
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
+def _read_object(path: AnyPath) -> dict[str, Any]:
     """The JSON object in a file.  Raises: OSError; ValueError for anything else."""
     try:
         values = json.loads(path.read_bytes())
@@ -132,12 +142,12 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def _unreadable(path: pathlib.Path, reason: str | None) -> ConfigError:
+def _unreadable(path: AnyPath, reason: str | None) -> ConfigError:
     accepted = "nothing was changed; try again when it can be"
     return ConfigError("--workdir", f"{path.name} can't be read ({reason})", str(path), accepted)
 
 
-def _saved_step(workdir: pathlib.Path) -> int | None:
+def _saved_step(workdir: AnyPath) -> int | None:
     """The newest step that was ever saved whole; None where that isn't known."""
     try:
         return int((workdir / SAVED).read_text())
@@ -147,7 +157,7 @@ def _saved_step(workdir: pathlib.Path) -> int | None:
         raise _unreadable(workdir / SAVED, error.strerror) from None
 
 
-def best_step(workdir: pathlib.Path, available: Sequence[int]) -> int | None:
+def best_step(workdir: AnyPath, available: Sequence[int]) -> int | None:
     """The step of `available` with the lowest eval/loss in metrics.jsonl; None without one.
 
     Only those that were evaluated on the same text and in the same way as the newest compare.
@@ -163,7 +173,7 @@ def best_step(workdir: pathlib.Path, available: Sequence[int]) -> int | None:
     return min(losses, key=lambda step: (losses[step], step)) if losses else None
 
 
-def find_step(workdir: pathlib.Path, which: str = "latest") -> int:
+def find_step(workdir: AnyPath, which: str = "latest") -> int:
     """The step that `latest`, `best` or a number names, as process 0 finds it.
 
     Raises: ConfigError if it isn't there, or is damaged; `latest` takes the newest sound one.
@@ -171,7 +181,7 @@ def find_step(workdir: pathlib.Path, which: str = "latest") -> int:
     return group.current().from_first(lambda: _find_step(workdir, which))
 
 
-def _find_step(workdir: pathlib.Path, which: str) -> int:
+def _find_step(workdir: AnyPath, which: str) -> int:
     if not workdir.is_dir():
         raise ConfigError("--workdir", "no such folder", str(workdir), "the workdir of a run")
     if which == "latest":
@@ -200,14 +210,12 @@ def _find_step(workdir: pathlib.Path, which: str) -> int:
 # --- Reading ---------------------------------------------------------------------------------
 
 
-def read_record(workdir: pathlib.Path, step: int) -> dict[str, Any]:
+def read_record(workdir: AnyPath, step: int) -> dict[str, Any]:
     """The JSON record of a checkpoint."""
     return json.loads((workdir / FOLDER / str(step) / "run" / "metadata").read_text())
 
 
-def restore_params(
-    workdir: pathlib.Path, which: str | int, abstract_params: Any
-) -> tuple[Any, int]:
+def restore_params(workdir: AnyPath, which: str | int, abstract_params: Any) -> tuple[Any, int]:
     """The parameters of a checkpoint, placed as `abstract_params`, and its step.
 
     Args:
@@ -219,7 +227,7 @@ def restore_params(
     return _restore(workdir, step, {"params": abstract_params})["params"], step
 
 
-def restore_state(workdir: pathlib.Path, step: int, abstract_state: Any, base: Any = None) -> Any:
+def restore_state(workdir: AnyPath, step: int, abstract_state: Any, base: Any = None) -> Any:
     """The TrainState of a checkpoint, placed as `abstract_state`.
 
     base: the parameters that adapters belong to; None for a model without adapters.
@@ -240,7 +248,7 @@ def _items(state: Any) -> dict[str, Any]:
     return {"params": params, "opt_state": state.opt_state, "counters": counters}
 
 
-def _restore(workdir: pathlib.Path, step: int, items: dict[str, Any]) -> dict[str, Any]:
+def _restore(workdir: AnyPath, step: int, items: dict[str, Any]) -> dict[str, Any]:
     import orbax.checkpoint as ocp  # here and below: --help is faster without it
 
     record = read_record(workdir, step)
@@ -263,7 +271,7 @@ class Checkpoints:
     What is newer than that was not sound when the run began: it stays, and makes nothing too old.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+    def __init__(self, workdir: AnyPath, config: CheckpointConfig):
         import orbax.checkpoint as ocp
 
         options = ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums)
@@ -271,6 +279,7 @@ class Checkpoints:
         self._args, self._writer = ocp.args, ocp.AsyncCheckpointer(handler, async_options=options)
         self._workdir, self._config = workdir, config
         self._newest: int | None = None  # step that this run has begun to save
+        self._path: AnyPath | None = None  # of that checkpoint
         self._folder = (workdir / FOLDER).resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._is_first = group.current().is_first  # which alone deletes
@@ -280,7 +289,7 @@ class Checkpoints:
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Starts a save; `state`'s buffers may be donated as soon as this returns."""
         self.finish()
-        path = self._folder / str(step)
+        path = self._path = self._folder / str(step)
         if self._is_first:
             remove(path)  # a damaged one
         args = self._args
@@ -308,20 +317,33 @@ class Checkpoints:
         self._writer.close()
 
     def _add_checksums(self) -> None:
-        """Called when all files of the save under way are written, before it gets its name."""
+        """Called when all files of the save under way are written, before it is made whole."""
+        if not self._is_first:
+            return
+        if isinstance(self._path, RemotePath):
+            checksums.write(self._path)
+            return
         for path in self._folder.iterdir():
-            if self._is_first and _ORBAX_TEMPORARY in path.name:
+            if _ORBAX_TEMPORARY in path.name:
                 checksums.write(path)
 
     def _remove_leftovers(self) -> None:
         """Removes what a killed run was writing or deleting; a damaged step stays where it is."""
+        if not self._folder.is_dir():
+            return
+        damaged = str(_saved_step(self._workdir))  # has lost the object that made it whole
         for path in self._folder.iterdir():
-            if path.name.startswith(_DELETING) or _ORBAX_TEMPORARY in path.name:
+            is_leftover = path.name.startswith(_DELETING) or _ORBAX_TEMPORARY in path.name
+            if is_leftover or (path.name != damaged and not _is_whole(path)):
                 remove(path)
 
 
-def remove(path: pathlib.Path) -> None:
-    """Deletes a folder if it exists: renamed first, so that no step is ever there in part."""
+def remove(path: AnyPath) -> None:
+    """Deletes a folder if it exists: no step is ever there in part."""
+    if isinstance(path, RemotePath):
+        (path / _ORBAX_LAST).unlink(missing_ok=True)
+        path.rmtree(missing_ok=True)
+        return
     if not path.exists():
         return
     if not path.name.startswith(_DELETING):

@@ -2,14 +2,18 @@
 
 It is written when all files are, before the checkpoint gets its name, and compared before a
 checkpoint is used: Orbax and its storage notice a missing file, but read flipped bits as weights.
+An object store has a checksum of each object, of another kind, and tells it without a read. A
+checkpoint that was copied from the one to the other is compared by sizes.
 """
 
 import json
 import pathlib
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from hybrid.process.files import write_json
+from hybrid.process.remote import AnyPath, RemotePath
 
 FILE = "checksums.json"
 # Orbax goes on writing this one, until the very moment of the renaming.
@@ -19,36 +23,48 @@ _BLOCK = 1 << 24
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-def write(folder: pathlib.Path) -> None:
+def write(folder: AnyPath) -> None:
     """Writes the checksums of all files in `folder` and below."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = {str(path.relative_to(folder)): _entry(path) for path in paths}
+    if isinstance(folder, RemotePath):
+        entries = folder.digests()
+    else:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        entries = {str(path.relative_to(folder)): _entry(path) for path in paths}
     entries.pop(_LATER, None)
     write_json(folder / FILE, entries)
 
 
-def difference(folder: pathlib.Path) -> str:
+def difference(folder: AnyPath) -> str:
     """What is not as it was written: `params/d/ab12 has other content`; empty for nothing.
 
     Raises: OSError for a file that is there and can't be read.
     """
     try:
         entries = json.loads((folder / FILE).read_bytes())
-        expected = {folder / name: list(entry) for name, entry in entries.items()}
+        expected = {name: (size, checksum) for name, (size, checksum) in entries.items()}
     except ABSENT:
         return f"{FILE} is missing"
     except (ValueError, TypeError, AttributeError):
         return f"{FILE} is broken"
-    for path, entry in expected.items():
-        name = path.relative_to(folder)
+    size_of, checksum_of = _measures(folder)
+    for name, (size, checksum) in expected.items():
+        was_copied = isinstance(checksum, str) != isinstance(folder, RemotePath)
         try:
-            if path.stat().st_size != entry[0]:
-                return f"{name} has {path.stat().st_size} bytes in place of {entry[0]}"
-            if _entry(path) != entry:
+            if size_of(name) != size:
+                return f"{name} has {size_of(name)} bytes in place of {size}"
+            if not was_copied and checksum_of(name) != checksum:
                 return f"{name} has other content"
-        except ABSENT:
+        except (*ABSENT, KeyError):
             return f"{name} is missing"
     return ""
+
+
+def _measures(folder: AnyPath) -> tuple[Callable[[str], int], Callable[[str], Any]]:
+    """Functions that give size and checksum of a file below, by its name."""
+    if isinstance(folder, RemotePath):
+        stored = folder.digests()
+        return lambda name: stored[name][0], lambda name: stored[name][1]
+    return lambda name: (folder / name).stat().st_size, lambda name: _entry(folder / name)[1]
 
 
 def _entry(path: pathlib.Path) -> list[Any]:

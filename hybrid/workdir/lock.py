@@ -15,11 +15,18 @@ import socket
 from typing import Any
 
 from hybrid.config import ConfigError
+from hybrid.process.remote import AnyPath, RemotePath
+from hybrid.workdir.lease import Lease
 
 FILE = ".lock"
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _log = logging.getLogger("hybrid")
+
+
+def writer_lock(folder: AnyPath) -> "WriterLock | Lease":
+    """What makes a process the only writer of a folder, here or in an object store."""
+    return Lease(folder) if isinstance(folder, RemotePath) else WriterLock(folder)
 
 
 class WriterLock:
@@ -58,6 +65,9 @@ class WriterLock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, (json.dumps(holder) + "\n").encode(), 0)
         return held
+
+    def confirm(self) -> None:
+        """Does nothing: what the kernel holds is not lost."""
 
     def _take(self, flags: int) -> None:
         path = self._folder / FILE

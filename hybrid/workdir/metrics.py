@@ -2,18 +2,17 @@
 
 `metrics.jsonl` is the record: one JSON object a line, appended, on disk before the checkpoint of
 the same step is, and cut back to the checkpoint when a run resumes. TensorBoard gets the same
-scalars for looking at.
+scalars for looking at. In an object store "on disk" means put there (`process/remote.py`).
 """
 
 import json
 import math
-import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from hybrid.config import ConfigError
-from hybrid.process.files import write_whole
+from hybrid.process.files import log_of
+from hybrid.process.remote import AnyPath, EventFiles, RemotePath
 
 METRICS = "metrics.jsonl"
 EXTRA_LOSSES = ("z_loss", "load_balance_loss", "router_z_loss")
@@ -27,30 +26,28 @@ Row = dict[str, Any]
 class MetricsFile:
     """The rows of a run, appended one by one."""
 
-    def __init__(self, path: pathlib.Path):
-        self.path = path
+    def __init__(self, path: AnyPath):
+        self.path, self._log = path, log_of(path)
 
     def append(self, rows: Iterable[Row]) -> None:
         """Adds rows in one write; `sync` puts them on the disk."""
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(text)
+        self._log.append(text.encode())
 
     def sync(self) -> None:
         """Returns when all rows so far are on the disk."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            os.fsync(file.fileno())
+        self._log.sync()
 
     def count(self) -> int:
         """How many lines the file holds."""
-        return self.path.read_bytes().count(b"\n") if self.path.exists() else 0
+        return self._log.read().count(b"\n")
 
     def cut(self, rows: Iterable[Row]) -> None:
         """Keeps `rows` alone, by writing a new file in the place of the old one."""
-        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._log.replace("".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def read_rows(path: pathlib.Path, holding: str = "") -> list[Row]:
+def read_rows(path: AnyPath, holding: str = "") -> list[Row]:
     """The rows of a metrics file whose text holds `holding`; none if there is no file.
 
     Broken lines at its end, as a kill or a full disk leaves them, are left out.
@@ -65,7 +62,7 @@ def read_rows(path: pathlib.Path, holding: str = "") -> list[Row]:
     return found
 
 
-def rows_until(path: pathlib.Path, step: int, num_rows: int | None = None) -> list[Row]:
+def rows_until(path: AnyPath, step: int, num_rows: int | None = None) -> list[Row]:
     """The rows that belong to the checkpoint of `step`; what is behind them, broken or not, goes.
 
     Args:
@@ -86,7 +83,7 @@ def rows_until(path: pathlib.Path, step: int, num_rows: int | None = None) -> li
     return [row for row in rows[:end] if row and row["step"] <= step]
 
 
-def _lines(path: pathlib.Path) -> list[bytes]:
+def _lines(path: AnyPath) -> list[bytes]:
     """The whole lines of a file; what follows the last newline is torn."""
     try:
         return path.read_bytes().split(b"\n")[:-1]
@@ -105,7 +102,7 @@ def _row(line: bytes) -> Row | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def _raise_broken(path: pathlib.Path, number: int) -> NoReturn:
+def _raise_broken(path: AnyPath, number: int) -> NoReturn:
     problem = f"line {number} of {path.name} is broken"
     raise ConfigError("--workdir", problem, accepted="the file as it was written")
 
@@ -144,9 +141,11 @@ def number(value: Any) -> float | None:
 class TensorBoard:
     """Event files of the rows' scalars; rows beyond `first_step` of an earlier try are dropped."""
 
-    def __init__(self, folder: pathlib.Path, first_step: int):
-        from tensorboardX import SummaryWriter  # half a second that only writers pay
+    def __init__(self, folder: AnyPath, first_step: int):
+        from tensorboardX import SummaryWriter, record_writer  # half a second that only writers pay
 
+        if isinstance(folder, RemotePath):  # its own writer needs one more client of the store
+            record_writer.register_writer_factory("gs", EventFiles)
         self._writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=10)
 
     def add(self, row: Row) -> None:

@@ -17,6 +17,7 @@ from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
 from hybrid.origin import CONFIG, PROVENANCE, upgraded
 from hybrid.process.files import write_json
+from hybrid.process.remote import AnyPath
 
 # Keys that a resumed run may set anew, since no number of the run depends on them; of
 # training.num_steps, only more.
@@ -42,7 +43,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def describe(
-    workdir: pathlib.Path, identity: Mapping[str, Any], command_line: Sequence[str]
+    workdir: AnyPath, identity: Mapping[str, Any], command_line: Sequence[str]
 ) -> dict[str, Any]:
     """Everything outside the config that decides a run's numbers or tells where they come from.
 
@@ -96,7 +97,7 @@ def _git_commit() -> str | None:
         return None
 
 
-def write(workdir: pathlib.Path, experiment: Experiment, record: dict[str, Any]) -> None:
+def write(workdir: AnyPath, experiment: Experiment, record: dict[str, Any]) -> None:
     """Writes both files; earlier starts of the run stay under `earlier`."""
     last = read_json(workdir / PROVENANCE)
     if last is not None:
@@ -105,7 +106,7 @@ def write(workdir: pathlib.Path, experiment: Experiment, record: dict[str, Any])
     write_json(workdir / CONFIG, experiment_lib.to_dict(experiment))
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any] | None:
+def read_json(path: AnyPath) -> dict[str, Any] | None:
     """The object in a file; None without one.  Raises: ConfigError where it can't be read."""
     try:
         values = json.loads(path.read_bytes())
@@ -120,7 +121,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | None:
     return values
 
 
-def read_config(workdir: pathlib.Path) -> dict[str, Any]:
+def read_config(workdir: AnyPath) -> dict[str, Any]:
     """The resolved config of a run, under the keys of this version.
 
     Raises: ConfigError if the folder is not a workdir.
@@ -133,7 +134,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     return dict(upgraded(values))
 
 
-def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
+def check_resume(workdir: AnyPath, experiment: Experiment) -> list[str]:
     """Warnings about what a resumed run changes.  Raises: ConfigError for what it must not."""
     # A key that is newer than the run had its default there.
     recorded = config_lib.flatten(experiment_lib.defaults().to_dict())
@@ -160,7 +161,7 @@ def check_resume(workdir: pathlib.Path, experiment: Experiment) -> list[str]:
     return warnings
 
 
-def names_the_same(workdir: pathlib.Path, experiment: Experiment) -> bool:
+def names_the_same(workdir: AnyPath, experiment: Experiment) -> bool:
     """Whether text, tokenizer and base are named as the run has them, so that nothing is read."""
     recorded = config_lib.flatten(read_config(workdir))
     current = config_lib.flatten(experiment_lib.to_dict(experiment))
@@ -200,7 +201,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def changed_machine(workdir: pathlib.Path, record: dict[str, Any]) -> list[str]:
+def changed_machine(workdir: AnyPath, record: dict[str, Any]) -> list[str]:
     """A warning if the run resumes on a machine where its bits will differ."""
     last = read_json(workdir / PROVENANCE) or {}
     changes = [
