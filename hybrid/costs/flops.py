@@ -8,8 +8,12 @@ A TPU program writes most products as convolutions, those over heads with the he
 axis, `window={size=32 pad=31_31 rhs_reversal=1}`: of the 63 · 32 pairs there, all but 32 · 32 meet
 padding. Taps on padding, and on the holes of a dilated input, are no work.
 
-Elementwise work counts as nothing, as in `model_costs.py`. Kernels written by hand hide their
-products from the text, so they are refused, not counted as zero: they report their own count.
+    ragged dot   = 2 · (elements of the result) · (contracted elements)
+
+is the TPU compiler's own kernel for `jax.lax.ragged_dot`: each row meets the matrix of its group.
+
+Elementwise work counts as nothing, as in `model_costs.py`. Other kernels hide their products from
+the text, so they are refused, not counted as zero: they report their own count.
 
     flops = count_flops(jax.jit(f).lower(x).compile().as_text())
 """
@@ -102,6 +106,11 @@ def _met(
 
 
 def _custom_call(instruction: Instruction, neighbours: Computation) -> int:
+    if instruction.name.startswith("ragged-dot-metadata"):
+        return 0
+    if instruction.name.startswith("ragged-dot-none"):
+        rows = neighbours[instruction.names[-2]].shape
+        return 2 * math.prod(instruction.shape) * rows[-1]
     target = re.search(r'custom_call_target="([^"]*)"', instruction.text)
     if target and _OPAQUE.search(target.group(1)):
         raise UnknownCost(f"{instruction.name}: kernel {target.group(1)} hides its products")
