@@ -6,7 +6,6 @@ written whole or not at all; `loop.py` writes the rest afterwards.
 """
 
 import dataclasses
-import os
 import pathlib
 import sys
 from typing import Any
@@ -21,7 +20,8 @@ from hybrid.data.tasks import Examples
 from hybrid.experiment import Experiment, to_dict
 from hybrid.loading import initial
 from hybrid.origin import TOKENIZER
-from hybrid.process import group
+from hybrid.process import compiler, group
+from hybrid.process.files import check_writable
 from hybrid.sharding import make_mesh
 from hybrid.training import step
 from hybrid.training.progress import Progress
@@ -83,11 +83,13 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     processes.check_same(_decisive(experiment))
     mesh = make_mesh(experiment.mesh)
     experiment.check_mesh(mesh)
-    check_writable(workdir)
+    check_writable(workdir, "--workdir")
     processes.check_shared(workdir)
     training, model = experiment.training, experiment.model
+    flags = experiment.xla.flags(mesh.devices.flat[0].platform)
+    compiler.check_flags(flags, mesh.local_devices[0])
     schedule = stages(model, training)
-    program = step.build(model, training.step, experiment.optimizer, mesh, experiment.lora)
+    program = step.of_experiment(experiment, mesh)
     resume = _shared_resume(experiment, workdir, progress)
     finished = f"finished: all {training.num_steps} steps are done in {workdir}"
     is_finished = resume and resume.step >= training.num_steps and not resume.evaluation_due
@@ -121,7 +123,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
     if is_finished:
         progress.say(finished)
         return None
-    now = provenance.describe(workdir, identity, sys.argv)
+    now = provenance.describe(workdir, identity, sys.argv, flags)
     for warning in provenance.changed_machine(workdir, now) if resume else ():
         progress.say(f"warning: {warning}")
     devices = list(mesh.devices.flat)
@@ -144,7 +146,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
 def _decisive(experiment: Experiment) -> dict[str, Any]:
     """The keys in which processes must agree: not where a process and its files are."""
     flat = config_lib.flatten(to_dict(experiment))
-    own = ("distributed.", "data.cache_dir", *provenance.COMPARED_BY_CONTENT)
+    own = ("distributed.", "compilation_cache.", "data.cache_dir", *provenance.COMPARED_BY_CONTENT)
     return {name: value for name, value in flat.items() if not name.startswith(own)}
 
 
@@ -203,20 +205,6 @@ def _check_nothing_lost(workdir: pathlib.Path) -> None:
         problem = f"holds rows up to step {rows[-1]['step']} and no checkpoint"
         accepted = f"{checkpoint.FOLDER}/ back in its place, or another --workdir"
         raise ConfigError("--workdir", problem, str(workdir), accepted)
-
-
-def check_writable(workdir: pathlib.Path) -> None:
-    """Raises: ConfigError unless the folder is there or can be made, and can be written to."""
-    folder = workdir.absolute()
-    while not os.path.exists(folder):
-        if folder.is_symlink():
-            problem = f"leads to {os.readlink(folder)}, which isn't there"
-            raise ConfigError("--workdir", problem, str(folder))
-        folder = folder.parent
-    if not folder.is_dir():
-        raise ConfigError("--workdir", "is not a folder", str(folder))
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError("--workdir", "cannot be written to", str(folder))
 
 
 def _check_held_out(documents: pipeline.EvalDocuments | Examples) -> None:
