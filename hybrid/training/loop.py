@@ -33,9 +33,8 @@ from hybrid.loading.initial import check_base, fingerprint, read_initial
 from hybrid.process import compiler, group, signals
 from hybrid.sharding import num_batch_parts
 from hybrid.training.events import Event, every, run_due
-from hybrid.training.prepare import Prepared, prepare
+from hybrid.training.prepare import Prepared, compile_step, prepare
 from hybrid.training.progress import Progress
-from hybrid.training.step import of_experiment
 from hybrid.training.window_schedule import Stage, stage_at
 from hybrid.workdir import metrics as metrics_lib
 from hybrid.workdir import provenance, tokenizer
@@ -169,14 +168,12 @@ class Run:
 
     def _compile(self, stage: Stage) -> None:
         """Compiles the step of a stage; a run of the same shape in this process has it ready."""
-        start, experiment = time.perf_counter(), self.prepared.experiment
+        experiment = self.prepared.experiment
         self.stage = stage
-        with compiler.cache_watched() as cache:
-            self.compiled = of_experiment(experiment, self.prepared.mesh, stage.model).compiled
+        self.compiled = compile_step(experiment, self.prepared.mesh, stage, self.progress.say)
         share = trained_share(stage.model, experiment.lora, experiment.optimizer.freeze)
         step = self.training.step
         self.flops_per_step = training_flops([(0, stage.model)], step, share, num_steps=1)
-        self.progress.say(f"compiling took {time.perf_counter() - start:.1f} s{cache()}")
 
     def place(self, batch: Batch) -> Batch:
         """A host batch (this process's rows) as global arrays, rows over the devices."""

@@ -6,10 +6,14 @@ written whole or not at all; `loop.py` writes the rest afterwards.
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from hybrid import config as config_lib
@@ -25,7 +29,7 @@ from hybrid.process.files import check_writable
 from hybrid.sharding import make_mesh
 from hybrid.training import step
 from hybrid.training.progress import Progress
-from hybrid.training.window_schedule import Stage, stages
+from hybrid.training.window_schedule import Stage, stage_at, stages
 from hybrid.workdir import checkpoint, provenance
 from hybrid.workdir.metrics import METRICS, Row, read_rows, rows_until
 
@@ -106,6 +110,12 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         context_length=experiment.eval.lengths(training.context_length)[0],
     )
     _check_held_out(held_out)
+    # Before text is tokenized, which may take hours, a step that does not compile or fit shows.
+    # Where its tokens are there already, what is wrong with them shows first.
+    stage = stage_at(schedule, resume.step if resume else 0)
+    compile_first = functools.partial(compile_step, experiment, mesh, stage, progress.say)
+    if processes.count > 1:  # compilers of GPUs exchange what they measure: all of them at once
+        compile_first()
     rows = processes.first_on_host(
         lambda: pipeline.open_rows(
             experiment.data,
@@ -113,6 +123,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
             seed=training.seed,
             vocab_size=model.vocab_size,
             progress=progress.tokenizing,
+            before_tokenizing=compile_first,
         )
     )
     identity = dict(held_out.identity)
@@ -141,6 +152,19 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, progress: Progress) -
         provenance=now,
         peak_flops=peak_flops(training.peak_flops, model.dtype, devices),
     )
+
+
+def compile_step(
+    experiment: Experiment, mesh: Mesh, stage: Stage, say: Callable[[str], None]
+) -> jax.stages.Compiled:
+    """The compiled step of a stage; `say` gets a line on what it took, but where it was ready."""
+    program, start = step.of_experiment(experiment, mesh, stage.model), time.perf_counter()
+    if program.is_compiled:
+        return program.compiled
+    with jax.set_mesh(mesh), compiler.cache_watched() as cache:
+        compiled = program.compiled
+    say(f"compiling took {time.perf_counter() - start:.1f} s{cache()}")
+    return compiled
 
 
 def _decisive(experiment: Experiment) -> dict[str, Any]:

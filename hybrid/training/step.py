@@ -72,6 +72,11 @@ class Program:
     batch: Batch
     flags: tuple[str, ...] = ()
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compiled` was asked for."""
+        return "compiled" in vars(self)
+
     @functools.cached_property
     def compiled(self) -> jax.stages.Compiled:
         """The step, compiled when it is first asked for."""

@@ -1,6 +1,8 @@
 """Flags of the compiler are options of a program, refused by key; compiled programs are kept."""
 
 import contextlib
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -102,3 +104,17 @@ def test_a_folder_that_cannot_be_used_is_refused_and_nothing_made(folder, tmp_pa
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def of_page(platform):
+    """The flags that docs/xla_flags.md lists for a platform."""
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "xla_flags.md").read_text()
+    section = page.partition(f"\n## {platform.upper()}\n")[2].partition("\n## ")[0]
+    return tuple(re.findall(r"^\| `(xla_\w+=[^`]*)` \|", section, re.MULTILINE))
+
+
+def test_jaxlib_takes_each_gpu_flag_of_the_page():
+    """They are fields of one message, which jaxlib reads on a CPU too."""
+    flags = of_page("gpu")
+    assert len(flags) > 10
+    compiler.check_flags(XlaConfig(gpu_flags=flags).gpu_flags, jax.devices()[0])

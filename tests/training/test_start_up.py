@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import jax
@@ -100,3 +101,56 @@ def test_flags_reach_the_compiler_of_the_step_and_of_the_scores(trained, monkeyp
     target = of_run(str(folder / "run"), "latest", None, {"xla.cpu_flags": "xla_nonsense=1"})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_nonsense"):
         evaluate_target(target)
+
+
+# --- What comes first --------------------------------------------------------------------------
+
+
+class NotCompiled(Exception):
+    """Stands for what XLA raises where a step does not fit."""
+
+
+@pytest.fixture
+def broken_compiler(monkeypatch):
+    def compiled(program):
+        raise NotCompiled
+
+    monkeypatch.setattr(step.Program, "compiled", property(compiled))
+
+
+def test_a_step_that_does_not_compile_shows_before_text_is_tokenized(tmp_path, broken_compiler):
+    experiment = tiny_run.experiment_of(tmp_path, training__num_steps=1)
+    with pytest.raises(NotCompiled):
+        loop.run(experiment, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.paths", ("{0}/none/*.txt",)),
+        ("data.paths", ("{0}/blank.txt",)),
+        ("data.cache_dir", "{0}/blank.txt"),
+        ("model.vocab_size", 257),
+    ],
+)
+def test_wrong_data_shows_before_a_step_is_compiled(key, value, tmp_path, broken_compiler):
+    (tmp_path / "blank.txt").write_text("")
+    where = lambda text: text.format(tmp_path)  # noqa: E731
+    value = tuple(map(where, value)) if isinstance(value, tuple) else value
+    value = where(value) if isinstance(value, str) else value
+    with pytest.raises(ConfigError, match=f"^{re.escape(key)}: "):
+        loop.run(tiny_run.experiment_of(tmp_path, **{key: value}), tmp_path / "run")
+
+
+def test_a_step_is_compiled_and_told_of_once(trained, tmp_path, capsys):
+    _, experiment = trained
+    data = dataclasses.replace(experiment.data, cache_dir=str(tmp_path / "tokens"))
+    run_anew(dataclasses.replace(experiment, data=data), tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    compiling, tokenizing, described = (
+        [number for number, line in enumerate(lines) if line.startswith(start)]
+        for start in ("compiling took", "tokenizing", "data:")
+    )
+    assert len(compiling) == 1
+    assert compiling < tokenizing[:1] < described
