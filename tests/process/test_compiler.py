@@ -69,6 +69,7 @@ def test_a_program_is_kept_once_for_its_flags_and_read_then(tmp_path):
         assert compile_once(2) == f": read from {folder}"
         assert compile_once(2, (FAST,)) == f": kept in {folder}"
         assert compile_once(3) == f": kept in {folder}"
+    assert len(list((tmp_path / "programs").iterdir())) == 3
 
 
 def test_settings_are_those_of_before_behind_the_with(tmp_path):
