@@ -23,7 +23,7 @@ from hybrid.model.config import LoraConfig, ModelConfig
 from hybrid.model.pattern import plan_layers
 from hybrid.ops.attention import ATTENTION
 from hybrid.pages import load_page
-from hybrid.process.config import DistributedConfig
+from hybrid.process.config import CompilationCacheConfig, DistributedConfig, XlaConfig
 from hybrid.sharding import MeshConfig, num_batch_parts
 from hybrid.training.config import OptimizerConfig, TrainingConfig
 from hybrid.workdir.config import CheckpointConfig
@@ -43,6 +43,8 @@ class Experiment:
     inference: InferenceConfig = section(InferenceConfig)
     lora: LoraConfig = section(LoraConfig)
     distributed: DistributedConfig = section(DistributedConfig)
+    compilation_cache: CompilationCacheConfig = section(CompilationCacheConfig)
+    xla: XlaConfig = section(XlaConfig)
     init_from: str = key(
         "",
         "start from the parameters of this folder: a run's workdir or a Hugging Face folder",

@@ -24,13 +24,14 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from hybrid.config import ConfigError, opened_path
 from hybrid.data.sources import Document, Documents
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.process.files import write_json, write_whole
+from hybrid.process.files import check_writable, write_json, write_whole
 
 FORMAT = 1
 _CHUNK_BYTES = 1 << 20  # of text, between two calls of `progress`
@@ -61,9 +62,11 @@ def token_stream(
     vocab_size: int,
     cache_dir: str = "",
     progress: Progress | None = None,
+    before_tokenizing: Callable[[], Any] = lambda: None,
 ) -> TokenStream:
     """The stream of `documents`, from the cache or tokenized into it.
 
+    `before_tokenizing()` is called where it has to be tokenized.
     `progress(done, total)` is called with bytes of text about every megabyte; whatever it
     raises, and any interrupt, leaves no trace on disk.
     Raises: ConfigError for ids beyond `vocab_size`, text the tokenizer can't read, or a
@@ -78,6 +81,8 @@ def token_stream(
     stream = _load(folder, vocab_size)
     if stream is not None:
         return stream
+    check_writable(root, "data.cache_dir")
+    before_tokenizing()
     pieces = _pieces(documents.by_hash, tokenizer, bos, eos, progress)
     try:
         with _temporary_folder(root) as temporary:

@@ -12,7 +12,8 @@ examples.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -86,9 +87,11 @@ def open_rows(
     vocab_size: int,
     split: str = "train",
     progress: cache.Progress | None = None,
+    before_tokenizing: Callable[[], Any] = lambda: None,
 ) -> Rows:
     """The rows of a split; text is tokenized into the cache where it is not there yet.
 
+    `before_tokenizing()` is called then, when nothing but the text's own content can be wrong.
     `progress(done, total)` is called with bytes of text; an exception from it stops.
     Raises: ConfigError for wrong files (those of the evaluation too), tokenizers and
       vocabularies; nothing was written then.
@@ -110,6 +113,7 @@ def open_rows(
         vocab_size=vocab_size,
         cache_dir=config.cache_dir,
         progress=progress,
+        before_tokenizing=before_tokenizing,
     )
     window_bos = tokenizer.bos_id if bos == "window" else None
     pad_id = _pad_id(tokenizer, vocab_size)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from hybrid.data.batch import Batch
 from hybrid.model.config import ModelConfig
 from hybrid.ops.loss import TokenScores
+from hybrid.process import compiler
 
 
 class Stopped(Exception):
@@ -53,21 +54,35 @@ class BatchScorer:
         self.progress(num_batches, num_batches)
 
 
-def jitted(score: Callable[..., TokenScores], config: ModelConfig, params: Any, with_top: bool):
+def jitted(
+    score: Callable[..., TokenScores],
+    config: ModelConfig,
+    params: Any,
+    with_top: bool,
+    flags: tuple[str, ...] = (),
+) -> Callable[[Batch], TokenScores]:
     """batch -> `score(config, params, batch, with_top)` under jit, on the mesh the batch is on."""
 
     def score_batch(batch: Batch) -> TokenScores:
         sharding = getattr(batch.tokens, "sharding", None)
         mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-        return _compiled(score, config, with_top, mesh)(params, batch)
+        return _compiled(score, config, with_top, mesh, flags)(params, batch)
 
     return score_batch
 
 
 @functools.lru_cache(maxsize=16)
 def _compiled(
-    score: Callable[..., TokenScores], config: ModelConfig, with_top: bool, mesh: Mesh | None
+    score: Callable[..., TokenScores],
+    config: ModelConfig,
+    with_top: bool,
+    mesh: Mesh | None,
+    flags: tuple[str, ...],
 ):
     """Compiled once a shape; the scores are whole on every host."""
     whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    return jax.jit(lambda *inputs: score(config, *inputs, with_top), out_shardings=whole)
+    return jax.jit(
+        lambda *inputs: score(config, *inputs, with_top),
+        out_shardings=whole,
+        compiler_options=compiler.options(flags),
+    )

@@ -34,6 +34,7 @@ def evaluate(
     place: Callable[[Batch], Batch] = jax.device_put,
     batch_multiple: int = 1,
     inference: InferenceConfig | None = None,
+    flags: tuple[str, ...] = (),
     score_fn: Callable[[Any, Batch], TokenScores] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -46,6 +47,7 @@ def evaluate(
       place: puts a Batch of numpy arrays on the devices (rows over data and fsdp on a mesh).
       batch_multiple: what the rows of a batch must be a multiple of.
       inference: how caches are kept, for `eval.mode=cached`; None: the defaults.
+      flags: of the compiler, `NAME=VALUE`.
       score_fn: (params, batch) -> TokenScores; None: `model.score` under jit, `with_top` of a task.
       should_stop: called before each batch; True ends the evaluation without a result.
       progress: called with (batches done, batches in all) of each length.
@@ -54,13 +56,14 @@ def evaluate(
     Raises: ConfigError for a stride or task that doesn't fit, or text without a token to predict.
     """
     is_task = isinstance(held_out, Examples)
+    score: Callable[[Batch], TokenScores]
     if score_fn is not None:
         score = functools.partial(score_fn, params)
     else:
         forward: Callable[..., TokenScores] = model.score
         if eval_config.mode == "cached":
             forward = through_cache(model.score_hidden, inference or InferenceConfig())
-        score = jitted(forward, model_config, params, with_top=is_task)
+        score = jitted(forward, model_config, params, with_top=is_task, flags=flags)
     scorer = BatchScorer(score, place, batch_multiple, should_stop, progress)
     at_length: Callable[..., Result] = recall.evaluate if is_task else perplexity.evaluate
     lengths = eval_config.lengths(context_length)

@@ -26,6 +26,7 @@ from hybrid.loading import initial
 from hybrid.loading.conversion import shapes
 from hybrid.origin import Origin
 from hybrid.pages import load_page
+from hybrid.process import compiler
 from hybrid.sharding import make_mesh, num_batch_parts
 from hybrid.workdir import checkpoint, provenance
 
@@ -71,8 +72,15 @@ def evaluate_target(
 
     `make_progress(name)` makes what is called with (done, total) while tokenizing and evaluating.
     """
+    with compiler.programs_kept(target.experiment.compilation_cache):
+        return _evaluate(target, make_progress)
+
+
+def _evaluate(target: Target, make_progress: Callable[[str], cache.Progress] | None) -> Result:
     config, mesh = target.experiment, make_mesh(target.experiment.mesh)
     config.check_context(mesh)
+    flags = config.xla.flags(mesh.devices.flat[0].platform)
+    compiler.check_flags(flags, mesh.local_devices[0])
     documents = open_text(target, make_progress("tokenizing") if make_progress else None)
     if make_progress:
         kind = "task" if config.data.is_task else "text"
@@ -87,6 +95,7 @@ def evaluate_target(
             place=lambda batch: place_whole(batch, mesh),
             batch_multiple=num_batch_parts(mesh),
             inference=config.inference,
+            flags=flags,
             progress=make_progress("evaluating") if make_progress else lambda done, total: None,
         )
     assert result is not None, "nothing stops it"
@@ -142,11 +151,11 @@ def of_run(workdir: str, which: str, page: str | None, texts: Mapping[str, str])
     if source.run is None:
         problem = "is a Hugging Face folder"
         raise ConfigError("--workdir", problem, workdir, "--pretrained reads it")
-    # The devices are those that are here, however many the run had.
-    values = {**source.run, "mesh": {}}
+    # Devices, flags and caches are those that are here, whatever the run had.
+    values = {**source.run, "mesh": {}, "compilation_cache": {}, "xla": {}}
     if page is not None:
-        of_page = experiment.from_config(load_page(page))
-        values |= {"eval": config_lib.to_dict(of_page.eval)}
+        of_page = config_lib.to_dict(experiment.from_config(load_page(page)))
+        values |= {name: of_page[name] for name in ("eval", "compilation_cache", "xla")}
     overrides = config_lib.parse_overrides(Experiment, texts)
     config = changed(values, overrides)
     step, name = checkpoint.find_step(folder, which), page or str(folder / provenance.CONFIG)

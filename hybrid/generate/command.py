@@ -32,7 +32,8 @@ from hybrid.loading import api
 from hybrid.loading.api import Model
 from hybrid.origin import base_folder
 from hybrid.pretrained import Settings
-from hybrid.process import cli, distributed
+from hybrid.process import cli, compiler, distributed
+from hybrid.process.config import CompilationCacheConfig
 
 TOKENS_A_CALL = 8  # decoded between two writes of text
 # The flag of each key that the Python interface names in its errors.
@@ -68,18 +69,23 @@ class GenerateConfig:
 
     data: TextConfig = section(TextConfig)
     inference: InferenceConfig = section(InferenceConfig)
+    compilation_cache: CompilationCacheConfig = section(CompilationCacheConfig)
 
 
 def _run(arguments: cli.Arguments) -> None:
     distributed.refuse("generate", arguments.overrides)
-    values = arguments.flags
+    parsed = config_lib.parse_overrides(GenerateConfig, arguments.overrides)
+    given = config_lib.build(GenerateConfig, config_lib.updated({}, parsed))
+    with compiler.programs_kept(given.compilation_cache):
+        _generate(arguments.flags, parsed)
+
+
+def _generate(values: Any, parsed: dict[str, Any]) -> None:
     with errors_under("--"):
         sampling = Sampling(values.temperature, values.top_k, values.top_p, values.min_p)
         seed = checked_seeds(values.seed, 1)
         check_limit(values.max_new_tokens, 0)
     prompt, stops = prompt_text(values), stop_texts(values.stop)
-    parsed = config_lib.parse_overrides(GenerateConfig, arguments.overrides)
-    config_lib.build(GenerateConfig, config_lib.updated({}, parsed))  # before anything is read
     model = _model(values)
     of_run = {"inference": (model.origin.run or {}).get("inference", {})}
     settings = config_lib.build(GenerateConfig, config_lib.updated(of_run, parsed))

@@ -43,6 +43,7 @@ Layer = dict[str, jax.Array]  # the tensors of one layer by name
 Note = tuple[str, str, int | None]  # a tensor's name, the rule, the layer
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What became of the tensors: of each layer by itself; None is outside the layers.

@@ -18,7 +18,7 @@ from hybrid import experiment as experiment_lib
 from hybrid import model
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
-from hybrid.loading.conversion import convert
+from hybrid.loading.conversion import Report, convert, shapes
 from hybrid.model import lora
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import param_dtype
@@ -36,9 +36,7 @@ def check_initial(experiment: Experiment) -> None:
         checkpoint.find_step(origin.path)
     old, new = model_of(origin, experiment.model.dtype), experiment.model
     abstract = model.abstract(old)
-    jax.eval_shape(
-        lambda params, key: convert(old, params, new, key)[0], abstract, jax.random.key(0)
-    )
+    jax.eval_shape(functools.partial(_converted, old, new), abstract, jax.random.key(0))
 
 
 def read_initial(
@@ -54,10 +52,22 @@ def read_initial(
     old, new = model_of(origin, experiment.model.dtype), experiment.model
     params = read_params(origin, old, mesh)
     key = jax.random.key(experiment.training.seed)
-    params, report = convert(old, params, new, key)
+    converted: Callable[..., tuple[model.Params, Report]] = functools.partial(_converted, old, new)
+    if shapes(old) != shapes(new):
+        # As one program, which cuts and stacks layers where they end: as operations of their own
+        # all layers would be there at once, beside both models.
+        placed_as = shardings(mesh, model.logical_axes(new), model.abstract(new))
+        converted = jax.jit(converted, out_shardings=(placed_as, None))
+    params, report = converted(params, key)
     for line in report.lines():
         log(f"init_from: {line}")
-    return jax.device_put(params, shardings(mesh, model.logical_axes(new), model.abstract(new)))
+    return params
+
+
+def _converted(
+    old: ModelConfig, new: ModelConfig, params: model.Params, key: jax.Array
+) -> tuple[model.Params, Report]:
+    return convert(old, params, new, key)
 
 
 def model_of(origin: Origin, dtype: str) -> ModelConfig:

@@ -1,8 +1,8 @@
 """Figures of a train step compiled for a TPU topology: by a process of its own, kept by content.
 
 A compilation takes minutes, so its figures are kept in the user's cache folder, under a hash of
-what they depend on: the resolved config, the topology, the versions of the compiler's packages and
-the package's own source.
+what they depend on: the resolved config, the topology, the compiler's flags, the versions of its
+packages and the package's own source.
 
 Read next: `program.py`, what the process does.
 """
@@ -30,6 +30,7 @@ from hybrid.config import ConfigError
 from hybrid.data.cache import cache_root
 from hybrid.experiment import Experiment
 from hybrid.plan.topology import KEY, Topology
+from hybrid.process.compiler import FLAG_VARIABLES
 from hybrid.process.files import write_json
 from hybrid.sharding import MESH_AXES
 
@@ -53,7 +54,8 @@ def figures(
 
     Args:
       progress: called each second while the compiler runs, with the seconds so far.
-    Raises: ConfigError without libtpu, or where mesh, batch, model and topology don't go together.
+    Raises: ConfigError without libtpu, where mesh, batch, model and topology don't go together, and
+      for a flag that libtpu does not take.
     """
     mesh = check_mesh(experiment, topology)
     if importlib.util.find_spec("libtpu") is None:
@@ -63,15 +65,16 @@ def figures(
     request = {"config": config, "topology": topology.name}
     # What the step depends on, `training.` by the section that holds just that.
     read = [config["model"], config["optimizer"], config["lora"], mesh.axis_sizes]
-    read.append(dataclasses.asdict(experiment.training.step))
+    read += [dataclasses.asdict(experiment.training.step), experiment.xla.tpu_flags]
+    read += [os.environ.get(name) for name in FLAG_VARIABLES]
     kept = cache_root() / "programs" / f"{_fingerprint(read, topology)}.json"
     try:
         return json.loads(kept.read_text())
     except (OSError, ValueError):  # none yet, or half a file of a full disk
         pass
     found = _compile(request, progress)
-    if "error" in found:
-        raise ConfigError(KEY, f"libtpu refuses it ({found['error']})", topology.name)
+    if "refused" in found:
+        raise ConfigError(*found["refused"])
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, found)

@@ -17,9 +17,12 @@ import jax
 from jax.experimental import topologies
 
 from hybrid import experiment
+from hybrid.config import ConfigError
 from hybrid.costs import collectives, flops, hlo, memory
 from hybrid.experiment import Experiment
 from hybrid.ops import dispatch
+from hybrid.plan.topology import KEY
+from hybrid.process import compiler
 from hybrid.sharding import make_mesh
 from hybrid.training import step
 
@@ -33,15 +36,18 @@ def measure(loaded: Experiment, devices: list[jax.Device], backend: str) -> dict
     Returns: `bytes_per_device` {arguments, outputs, temporaries, total}, `flops_by_part`,
       `collectives` [operation, part, bytes], `memory_traffic`, `largest_buffers`,
       `lower_seconds`, `compile_seconds`.
+    Raises: ConfigError for a flag that the compiler does not take.
     """
+    compiler.check_flags(loaded.xla.flags(backend), devices[0])
     mesh = make_mesh(loaded.mesh, devices)
-    program = step.build(loaded.model, loaded.training.step, loaded.optimizer, mesh, loaded.lora)
+    program = step.of_experiment(loaded, mesh)
     times = [time.perf_counter()]
     with jax.set_mesh(mesh), dispatch.use_backend(backend):
         lowered = program.step.lower(program.state, program.batch)
         times.append(time.perf_counter())
         with tempfile.TemporaryDirectory() as folder:
-            compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+            options = compiler.options(program.flags) | {"xla_dump_to": folder}
+            compiled = lowered.compile(compiler_options=options)
             temporaries = _temporaries(pathlib.Path(folder))
         times.append(time.perf_counter())
     text, sizes = compiled.as_text(), compiled.memory_analysis()
@@ -88,7 +94,7 @@ def _needed(message: str) -> float | None:
 
 
 def main() -> None:
-    """Reads {config, topology}, writes the figures, or {error} for no such slice, or {needed}."""
+    """Reads {config, topology}, writes the figures, {needed}, or {refused: parts of an error}."""
     request = json.load(sys.stdin)
     name = request["topology"]
     loaded = experiment.from_config(request["config"])
@@ -97,10 +103,13 @@ def main() -> None:
         options = _OPTIONS.get(name.partition(":")[0], {})
         described = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
-        figures = {"error": str(error).splitlines()[0]}
+        problem = f"libtpu refuses it ({str(error).splitlines()[0]})"
+        figures = {"refused": [KEY, problem, name, ""]}
     else:
         try:
             figures = measure(loaded, list(described.devices), "tpu")
+        except ConfigError as error:
+            figures = {"refused": error.args}
         except jax.errors.JaxRuntimeError as error:
             figures = {"needed": _needed(str(error))}
             if figures["needed"] is None:

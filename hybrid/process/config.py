@@ -1,10 +1,12 @@
-"""The `distributed.` section: the processes that train or evaluate together."""
+"""The sections of a process: `distributed.`, `compilation_cache.` and `xla.`."""
 
 import dataclasses
+import re
 
 from hybrid.config import ConfigError, key
 
 AUTO = "auto"
+_FLAG = re.compile(r"xla_\w+=.*", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,3 +46,41 @@ class DistributedConfig:
         if self.num_processes and self.process_id >= self.num_processes:
             problem = f"must be less than distributed.num_processes ({self.num_processes})"
             raise ConfigError("process_id", problem, self.process_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompilationCacheConfig:
+    """Keys under `compilation_cache.`: what compiled programs are kept; no number depends on it."""
+
+    dir: str = key(
+        "",
+        "folder (or gs://...) for compiled programs, which later starts read; whoever can write to "
+        "it can run code here; empty: as jax is set up (JAX_COMPILATION_CACHE_DIR)",
+        path=True,
+    )
+    min_seconds: float = key(1.0, "keep what took so long to compile", at_least=0)
+    min_bytes: int = key(0, "keep what is so large", at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class XlaConfig:
+    """Keys under `xla.`: flags of the compiler, for the train step and the evaluation."""
+
+    tpu_flags: tuple[str, ...] = key((), "NAME=VALUE, on TPUs (docs/xla_flags.md)")
+    gpu_flags: tuple[str, ...] = key((), "the same on GPUs")
+    cpu_flags: tuple[str, ...] = key((), "the same on CPUs")
+
+    def __post_init__(self):
+        for platform in ("tpu", "gpu", "cpu"):
+            flags, name = self.flags(platform), f"{platform}_flags"
+            for flag in flags:
+                if not _FLAG.fullmatch(flag):
+                    raise ConfigError(name, "is no flag", flag, "xla_NAME=VALUE, without dashes")
+            names = [flag.partition("=")[0] for flag in flags]
+            for flag in set(names):
+                if names.count(flag) > 1:
+                    raise ConfigError(name, "holds a flag twice", flag)
+
+    def flags(self, platform: str) -> tuple[str, ...]:
+        """The flags for programs of `platform`, as jax names it; none where it has no key."""
+        return getattr(self, f"{platform}_flags", ())

@@ -112,6 +112,25 @@ def check_free(folder: pathlib.Path, key: str) -> None:
         raise ConfigError(key, "must be new or an empty folder", str(folder))
 
 
+def check_writable(path: AnyPath, key: str) -> None:
+    """Raises: ConfigError under `key` unless the folder is there or can be made, and written to.
+
+    An object store tells that only when something is written.
+    """
+    if isinstance(path, RemotePath):
+        return
+    folder = path.absolute()
+    while not os.path.exists(folder):
+        if folder.is_symlink():
+            problem = f"leads to {os.readlink(folder)}, which isn't there"
+            raise ConfigError(key, problem, str(folder))
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ConfigError(key, "is not a folder", str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(key, "cannot be written to", str(folder))
+
+
 @contextlib.contextmanager
 def whole_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary folder to fill, which becomes `folder` (new or empty) at the end of the `with`.

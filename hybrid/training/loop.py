@@ -30,13 +30,12 @@ from hybrid.data.placement import place_rows, place_whole, process_rows
 from hybrid.evaluation import held_out
 from hybrid.experiment import Experiment
 from hybrid.loading.initial import check_base, fingerprint, read_initial
-from hybrid.process import group, signals
+from hybrid.process import compiler, group, signals
 from hybrid.process.files import as_path
 from hybrid.sharding import num_batch_parts
 from hybrid.training.events import Event, every, run_due
-from hybrid.training.prepare import Prepared, prepare
+from hybrid.training.prepare import Prepared, compile_step, prepare
 from hybrid.training.progress import Progress
-from hybrid.training.step import build
 from hybrid.training.window_schedule import Stage, stage_at
 from hybrid.workdir import metrics as metrics_lib
 from hybrid.workdir import provenance, tokenizer
@@ -63,7 +62,8 @@ def run(
     progress = progress or Progress(None if is_first else io.StringIO())
     folder = as_path(workdir)
     locked = writer_lock(folder) if is_first else contextlib.nullcontext()
-    with signals.caught() as interrupts, locked as lock:
+    kept = compiler.programs_kept(experiment.compilation_cache)
+    with signals.caught() as interrupts, locked as lock, kept:
         prepared = prepare(experiment, folder, progress)
         if prepared is None:
             return
@@ -172,13 +172,12 @@ class Run:
 
     def _compile(self, stage: Stage) -> None:
         """Compiles the step of a stage; a run of the same shape in this process has it ready."""
-        start, experiment, mesh = time.perf_counter(), self.prepared.experiment, self.prepared.mesh
-        step, optimizer, adapters = self.training.step, experiment.optimizer, experiment.lora
+        experiment = self.prepared.experiment
         self.stage = stage
-        self.compiled = build(stage.model, step, optimizer, mesh, adapters).compiled
-        share = trained_share(stage.model, adapters, optimizer.freeze)
+        self.compiled = compile_step(experiment, self.prepared.mesh, stage, self.progress.say)
+        share = trained_share(stage.model, experiment.lora, experiment.optimizer.freeze)
+        step = self.training.step
         self.flops_per_step = training_flops([(0, stage.model)], step, share, num_steps=1)
-        self.progress.say(f"compiling took {time.perf_counter() - start:.1f} s")
 
     def place(self, batch: Batch) -> Batch:
         """A host batch (this process's rows) as global arrays, rows over the devices."""
@@ -257,6 +256,7 @@ class Run:
             place=functools.partial(place_whole, mesh=self.prepared.mesh),
             batch_multiple=num_batch_parts(self.prepared.mesh),
             inference=experiment.inference,
+            flags=self.prepared.program.flags,
             should_stop=self.is_stopped,
         )
         self.evaluation_due = result is None
@@ -309,6 +309,8 @@ class Run:
         say(f"data: {rows.description}; rows {rows.fingerprint}")
         say(f"model: {num_params:,} parameters, layers {letters}")
         say(f"devices: {prepared.mesh.devices.size} × {kind}, {threads} threads")
+        if prepared.program.flags:
+            say(f"XLA flags: {' '.join(prepared.program.flags)}")
 
     def _first_state(self) -> Any:
         """The state that the run begins or goes on with; sets `base`, its base's fingerprint."""

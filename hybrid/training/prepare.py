@@ -6,10 +6,13 @@ written whole or not at all; `loop.py` writes the rest afterwards.
 """
 
 import dataclasses
-import os
+import functools
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from hybrid import config as config_lib
@@ -20,13 +23,13 @@ from hybrid.data.tasks import Examples
 from hybrid.experiment import Experiment, to_dict
 from hybrid.loading import initial
 from hybrid.origin import TOKENIZER
-from hybrid.process import group
-from hybrid.process.files import as_path
+from hybrid.process import compiler, group
+from hybrid.process.files import as_path, check_writable
 from hybrid.process.remote import AnyPath, RemotePath
 from hybrid.sharding import make_mesh
 from hybrid.training import step
 from hybrid.training.progress import Progress
-from hybrid.training.window_schedule import Stage, stages
+from hybrid.training.window_schedule import Stage, stage_at, stages
 from hybrid.workdir import checkpoint, provenance
 from hybrid.workdir.metrics import METRICS, Row, read_rows, rows_until
 
@@ -84,12 +87,14 @@ def prepare(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Pre
     processes.check_same(_decisive(experiment))
     mesh = make_mesh(experiment.mesh)
     experiment.check_mesh(mesh)
-    check_writable(workdir)
+    check_writable(workdir, "--workdir")
     _check_served(experiment, workdir)
     processes.check_shared(workdir)
     training, model = experiment.training, experiment.model
+    flags = experiment.xla.flags(mesh.devices.flat[0].platform)
+    compiler.check_flags(flags, mesh.local_devices[0])
     schedule = stages(model, training)
-    program = step.build(model, training.step, experiment.optimizer, mesh, experiment.lora)
+    program = step.of_experiment(experiment, mesh)
     resume = _shared_resume(experiment, workdir, progress)
     finished = f"finished: all {training.num_steps} steps are done in {workdir}"
     is_finished = resume and resume.step >= training.num_steps and not resume.evaluation_due
@@ -106,6 +111,12 @@ def prepare(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Pre
         context_length=experiment.eval.lengths(training.context_length)[0],
     )
     _check_held_out(held_out)
+    # Before text is tokenized, which may take hours, a step that does not compile or fit shows.
+    # Where its tokens are there already, what is wrong with them shows first.
+    stage = stage_at(schedule, resume.step if resume else 0)
+    compile_first = functools.partial(compile_step, experiment, mesh, stage, progress.say)
+    if processes.count > 1:  # compilers of GPUs exchange what they measure: all of them at once
+        compile_first()
     rows = processes.first_on_host(
         lambda: pipeline.open_rows(
             experiment.data,
@@ -113,6 +124,7 @@ def prepare(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Pre
             seed=training.seed,
             vocab_size=model.vocab_size,
             progress=progress.tokenizing,
+            before_tokenizing=compile_first,
         )
     )
     identity = dict(held_out.identity)
@@ -123,7 +135,7 @@ def prepare(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Pre
     if is_finished:
         progress.say(finished)
         return None
-    now = provenance.describe(workdir, identity, sys.argv)
+    now = provenance.describe(workdir, identity, sys.argv, flags)
     for warning in provenance.changed_machine(workdir, now) if resume else ():
         progress.say(f"warning: {warning}")
     devices = list(mesh.devices.flat)
@@ -143,10 +155,23 @@ def prepare(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Pre
     )
 
 
+def compile_step(
+    experiment: Experiment, mesh: Mesh, stage: Stage, say: Callable[[str], None]
+) -> jax.stages.Compiled:
+    """The compiled step of a stage; `say` gets a line on what it took, but where it was ready."""
+    program, start = step.of_experiment(experiment, mesh, stage.model), time.perf_counter()
+    if program.is_compiled:
+        return program.compiled
+    with jax.set_mesh(mesh), compiler.cache_watched() as cache:
+        compiled = program.compiled
+    say(f"compiling took {time.perf_counter() - start:.1f} s{cache()}")
+    return compiled
+
+
 def _decisive(experiment: Experiment) -> dict[str, Any]:
     """The keys in which processes must agree: not where a process and its files are."""
     flat = config_lib.flatten(to_dict(experiment))
-    own = ("distributed.", "data.cache_dir", *provenance.COMPARED_BY_CONTENT)
+    own = ("distributed.", "compilation_cache.", "data.cache_dir", *provenance.COMPARED_BY_CONTENT)
     return {name: value for name, value in flat.items() if not name.startswith(own)}
 
 
@@ -206,25 +231,6 @@ def _check_served(experiment: Experiment, workdir: AnyPath) -> None:
     if experiment.training.profile_start and isinstance(workdir, RemotePath):
         problem, got = "writes files that need a local --workdir", experiment.training.profile_start
         raise ConfigError("training.profile_start", problem, got, "0 with a workdir in gs://")
-
-
-def check_writable(workdir: AnyPath) -> None:
-    """Raises: ConfigError unless the folder is there or can be made, and can be written to.
-
-    An object store tells that only when something is written: the lease, before all else.
-    """
-    if isinstance(workdir, RemotePath):
-        return
-    folder = workdir.absolute()
-    while not os.path.exists(folder):
-        if folder.is_symlink():
-            problem = f"leads to {os.readlink(folder)}, which isn't there"
-            raise ConfigError("--workdir", problem, str(folder))
-        folder = folder.parent
-    if not folder.is_dir():
-        raise ConfigError("--workdir", "is not a folder", str(folder))
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigError("--workdir", "cannot be written to", str(folder))
 
 
 def _check_held_out(documents: pipeline.EvalDocuments | Examples) -> None:

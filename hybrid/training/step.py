@@ -20,9 +20,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from hybrid import model
 from hybrid.data.batch import Batch
+from hybrid.experiment import Experiment
 from hybrid.model import lora
 from hybrid.model.config import LoraConfig, ModelConfig
 from hybrid.model.trained import abstract_trained, join, split
+from hybrid.process import compiler
 from hybrid.sharding import batch_sharding, placed, replicated, shardings
 from hybrid.training.config import OptimizerConfig, StepConfig
 from hybrid.training.objective import loss_and_gradient, router_metrics
@@ -60,6 +62,7 @@ class Program:
       step: (TrainState, donated; Batch) -> (TrainState, metrics).
       state, batch: what `step` takes, as ShapeDtypeStructs with shardings; enough to compile
         it ahead of time and to restore a checkpoint.
+      flags: of the compiler, `NAME=VALUE`, for `compiled`.
     """
 
     init: jax.stages.Wrapped
@@ -67,14 +70,28 @@ class Program:
     step: jax.stages.Wrapped
     state: TrainState
     batch: Batch
+    flags: tuple[str, ...] = ()
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compiled` was asked for."""
+        return "compiled" in vars(self)
 
     @functools.cached_property
     def compiled(self) -> jax.stages.Compiled:
         """The step, compiled when it is first asked for."""
-        return self.step.lower(self.state, self.batch).compile()
+        lowered = self.step.lower(self.state, self.batch)
+        return lowered.compile(compiler_options=compiler.options(self.flags))
 
 
 NO_ADAPTERS = LoraConfig()
+
+
+def of_experiment(experiment: Experiment, mesh: Mesh, config: ModelConfig | None = None) -> Program:
+    """The program of an experiment; `config` is its model as a stage of training has it."""
+    config, training = config or experiment.model, experiment.training.step
+    flags = experiment.xla.flags(mesh.devices.flat[0].platform)
+    return build(config, training, experiment.optimizer, mesh, experiment.lora, flags)
 
 
 def build(
@@ -83,17 +100,18 @@ def build(
     optimizer: OptimizerConfig,
     mesh: Mesh,
     adapters: LoraConfig = NO_ADAPTERS,
+    flags: tuple[str, ...] = (),
 ) -> Program:
     """The program of a run on `mesh`.  Trace, compile and call it under `jax.set_mesh(mesh)`.
 
     Equal arguments give the same Program, so that many runs in one process compile it once.
     Raises: ConfigError for a `freeze` or adapters that don't fit the model.
     """
-    return _build(config, step_config, optimizer, mesh, adapters)
+    return _build(config, step_config, optimizer, mesh, adapters, flags)
 
 
 @functools.lru_cache(maxsize=8)
-def _build(config, step_config, optimizer, mesh, adapters) -> Program:
+def _build(config, step_config, optimizer, mesh, adapters, flags) -> Program:
     base_axes = model.logical_axes(config)
     logical_axes = lora.add_axes(adapters, base_axes)
     params, mask = abstract_trained(config, adapters, optimizer.freeze)
@@ -122,6 +140,7 @@ def _build(config, step_config, optimizer, mesh, adapters) -> Program:
         step=jax.jit(step, in_shardings=inputs, out_shardings=outputs, donate_argnums=0),
         state=state,
         batch=batch,
+        flags=flags,
     )
 
 

@@ -21,10 +21,13 @@ Read next: `training/loop.py`, for the order in which rows and checkpoints reach
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Sequence
 from typing import Any
+
+import jax
 
 from hybrid.config import ConfigError
 from hybrid.model import lora
@@ -254,7 +257,13 @@ def _restore(workdir: AnyPath, step: int, items: dict[str, Any]) -> dict[str, An
     record = read_record(workdir, step)
     stored = layout.apart(items, record) if layout.is_apart(record) else items
     targets = {name: ocp.args.StandardRestore(tree) for name, tree in stored.items()}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    # How much is on the host on its way to devices, by default 96 GB. A request that is larger
+    # fails: it may be a whole array, where a mesh splits it across the parts in the file, and in
+    # the file numbers may be twice as wide.
+    largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(stored))
+    read = ocp.StandardCheckpointHandler(restore_concurrent_gb=math.ceil(4 * largest / 1e9))
+    handler = ocp.CompositeCheckpointHandler(**dict.fromkeys(items, read))
+    with ocp.Checkpointer(handler) as checkpointer:
         path = (workdir / FOLDER / str(step)).resolve()
         found = dict(checkpointer.restore(path, args=ocp.args.Composite(**targets)).items())
     return layout.together(found, items) if layout.is_apart(record) else found

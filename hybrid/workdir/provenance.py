@@ -16,6 +16,7 @@ from hybrid import experiment as experiment_lib
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
 from hybrid.origin import CONFIG, PROVENANCE, upgraded
+from hybrid.process.compiler import FLAG_VARIABLES
 from hybrid.process.files import write_json
 from hybrid.process.remote import AnyPath
 
@@ -31,23 +32,36 @@ MAY_CHANGE = (
     "checkpoint.",
     "mesh.",
     "distributed.",
+    "compilation_cache.",
     "inference.",
     "model.remat",
     "data.cache_dir",
 )
 # Those too, but sums are formed in another order.
-MAY_CHANGE_BITS = ("training.num_microbatches", "model.unroll", "model.attention")
+MAY_CHANGE_BITS = (
+    "training.num_microbatches",
+    "model.unroll",
+    "model.attention",
+    "xla.tpu_flags",
+    "xla.gpu_flags",
+    "xla.cpu_flags",
+)
 # What these name is compared by its content, wherever it lies.
 COMPARED_BY_CONTENT = ("data.paths", "data.eval_paths", "data.tokenizer", "init_from")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def describe(
-    workdir: AnyPath, identity: Mapping[str, Any], command_line: Sequence[str]
+    workdir: AnyPath,
+    identity: Mapping[str, Any],
+    command_line: Sequence[str],
+    flags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything outside the config that decides a run's numbers or tells where they come from.
 
-    identity: the fingerprints of text and tokenizer.
+    Args:
+      identity: the fingerprints of text and tokenizer.
+      flags: of the compiler, from the config; those of the environment are added.
     """
     devices = jax.devices()
     has_affinity = hasattr(os, "sched_getaffinity")
@@ -63,6 +77,7 @@ def describe(
         "device_count": len(devices),
         "process_count": jax.process_count(),
         "thread_count": num_threads,
+        "xla_flags": {"config": list(flags), **{n: os.environ.get(n) for n in FLAG_VARIABLES}},
         **identity,
         "command_line": list(command_line),
         # From where the config's paths are meant, and what has moved with the workdir.
@@ -142,8 +157,8 @@ def check_resume(workdir: AnyPath, experiment: Experiment) -> list[str]:
     current = config_lib.flatten(experiment_lib.to_dict(experiment))
     warnings = []
     for name in sorted(recorded.keys() | current.keys()):
-        old, new = recorded.get(name), current.get(name)
-        if _plain(old) == _plain(new) or name.startswith(MAY_CHANGE):
+        old, new = _plain(recorded.get(name)), _plain(current.get(name))
+        if old == new or name.startswith(MAY_CHANGE):
             continue
         if name in COMPARED_BY_CONTENT and bool(old) == bool(new):
             continue

@@ -130,7 +130,7 @@ def test_what_a_killed_writer_left_goes_after_a_day(documents, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_refused_by_key(documents, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ConfigError, match=r"data\.cache_dir: can't be written"):
+    with pytest.raises(ConfigError, match=r"data\.cache_dir: is not a folder"):
         stream(documents, tmp_path / "file" / "c")
 
 

@@ -122,6 +122,26 @@ def test_a_compiled_program_is_kept_by_what_it_depends_on(compiler):
     assert kinds[3]["config"]["training"]["context_length"] == 1024
 
 
+def test_flags_of_the_compiler_are_asked_for_and_make_another_program(compiler, monkeypatch):
+    _, requests = compiler
+    flag = "--config.xla.tpu_flags=xla_tpu_rwb_fusion=false"
+    for words in ([], [flag], [flag], ["--config.xla.cpu_flags=xla_cpu_enable_fast_math=true"]):
+        run(PAGE, "--topology=v5e:2x4", *MESH, *words)
+    assert len(requests()) == 2
+    assert json.loads(requests()[1])["config"]["xla"]["tpu_flags"] == ["xla_tpu_rwb_fusion=false"]
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_rwb_fusion=false")
+    run(PAGE, "--topology=v5e:2x4", *MESH)
+    assert len(requests()) == 3
+
+
+def test_a_flag_that_the_compiler_does_not_take_exits_2(compiler):
+    prints, _ = compiler
+    prints({"refused": ["xla.tpu_flags", "is refused by XLA", "xla_x=1", ""]})
+    status, out, err = run(PAGE, "--topology=v5e:2x4", *MESH, "--config.xla.tpu_flags=xla_x=1")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1] == "error: xla.tpu_flags: is refused by XLA, got xla_x=1"
+
+
 def test_what_does_not_fit_is_told_as_such(compiler):
     prints, _ = compiler
     prints({"needed": 20 * 2**30})
@@ -143,7 +163,9 @@ def test_the_table_names_parts_buffers_and_the_limit(compiler):
 
 def test_what_libtpu_refuses_exits_2_and_a_crash_does_not(compiler):
     prints, _ = compiler
-    prints({"error": "v5e:3x3 is not divisible"})
+    prints(
+        {"refused": ["--topology", "libtpu refuses it (v5e:3x3 is not divisible)", "v5e:3x3", ""]}
+    )
     status, _, err = run(
         PAGE, "--topology=v5e:3x3", "--config.mesh.data=9", "--config.training.batch_size=9"
     )

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 
@@ -54,7 +55,8 @@ def report(tmp_path_factory):
             [*command, "--topology=v5e:2x4", *keys],
             env={**os.environ, "XDG_CACHE_HOME": str(folder), "JAX_PLATFORMS": "cpu"},
             cwd=ROOT,
-            stdout=subprocess.PIPE,
+            capture_output=True,
+            text=True,
             check=True,
             timeout=3000,
         )
@@ -134,3 +136,17 @@ def test_the_program_multiplies_what_the_formula_says(small_31b):
 def test_the_roofline_is_possible(small_31b):
     assert 0 < small_31b["roofline"]["mfu"] <= 1
     assert small_31b["roofline"]["tokens_per_second_per_chip"] > 0
+
+
+@pytest.mark.slow
+def test_libtpu_takes_each_flag_of_the_page_and_refuses_another(report):
+    """By `hybrid.plan`, whose process tries them on an empty program before the step."""
+    page = (ROOT / "docs" / "xla_flags.md").read_text()
+    section = page.partition("\n## TPU\n")[2].partition("\n## ")[0]
+    flags = re.findall(r"^\| `(xla_\w+=[^`]*)` \|", section, re.MULTILINE)
+    assert len(flags) > 20
+    wrong = "xla_tpu_no_such_flag=1"
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        report("configs/tiny.py", COMMON | {"xla.tpu_flags": ",".join([*flags, wrong])})
+    assert raised.value.returncode == 2
+    assert f"got {wrong}" in raised.value.stderr

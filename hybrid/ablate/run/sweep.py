@@ -26,10 +26,9 @@ from hybrid.data import pipeline, sources
 from hybrid.data.config import DataConfig
 from hybrid.evaluation.target import Target, check_fixed, check_shapes, evaluate_target
 from hybrid.evaluation.token_records import save_records
-from hybrid.process.files import write_json, write_whole
+from hybrid.process.files import check_writable, write_json, write_whole
 from hybrid.sharding import make_mesh
 from hybrid.training import loop
-from hybrid.training.prepare import check_writable
 from hybrid.workdir import checkpoint, provenance
 from hybrid.workdir.lock import FILE as LOCK
 from hybrid.workdir.lock import WriterLock
@@ -245,7 +244,7 @@ def _check_text(before: Mapping[str, str | None], now: Mapping[str, str | None])
 
 def _check_folder(sweep: Sweep) -> None:
     """Raises: ConfigError unless the folder is new, empty, or this sweep's (seeds may be added)."""
-    check_writable(sweep.folder)
+    check_writable(sweep.folder, "--workdir")
     if not sweep.folder.is_dir() or not {path.name for path in sweep.folder.iterdir()} - {LOCK}:
         return
     held = provenance.read_json(sweep.folder / SWEEP)
