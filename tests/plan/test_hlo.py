@@ -102,6 +102,30 @@ ENTRY %main (p: f32[8,8]) -> f32[8,8] {
         count_flops(text)
 
 
+def test_a_pallas_kernel_says_what_it_costs():
+    text = """HloModule m
+ENTRY %main (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %k = f32[8,8]{1,0} custom-call(%p), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"flops":"4096","transcendentals":"0"}}}
+}
+"""  # noqa: E501
+    assert count_flops(text) == 4096
+
+
+def test_rows_of_a_ragged_dot_meet_one_matrix_each():
+    text = """HloModule m
+ENTRY %main (s: s32[8], x: bf16[64,16], w: bf16[8,16,32]) -> bf16[64,32] {
+  %s = s32[8]{0} parameter(0)
+  %x = bf16[64,16]{1,0} parameter(1)
+  %w = bf16[8,16,32]{2,1,0} parameter(2)
+  %ragged-dot-metadata.2 = (s32[9]{0}, s32[1]{0}) custom-call(%s), custom_call_target="tpu_custom_call"
+  %ends = s32[9]{0} get-tuple-element(%ragged-dot-metadata.2), index=0
+  ROOT %ragged-dot-none.1 = bf16[64,32]{1,0} custom-call(%ends, %x, %w), custom_call_target="tpu_custom_call"
+}
+"""  # noqa: E501
+    assert count_flops(text) == 2 * 64 * 32 * 16
+
+
 # --- Convolutions: pairs of a result and a tap that meet an input ------------------------------
 
 AXIS = st.fixed_dictionaries(
