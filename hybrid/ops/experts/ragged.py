@@ -1,9 +1,9 @@
 """Experts by `jax.lax.ragged_dot` over sorted tokens: one product over groups of unequal sizes.
 
 On a TPU it costs what the chosen experts cost (1.004 times, counted); on a CPU it computes every
-expert for every token, so it refuses there. So does a TPU for the kernels' gradients, whose sums
-over each group's rows no product of XLA's serves: for 128 experts of which 8 a token 16 times the
-work. They are jax's Pallas kernel `tgmm` (megablox, 2211.15841), which visits each row once.
+expert for every token, so it refuses there. So would a TPU for the kernels' gradients: XLA has no
+product that sums over each group's rows, and forms them for all groups, 128 times the work with
+128 experts. They are jax's Pallas kernel `tgmm` (megablox, 2211.15841), which visits each row once.
 """
 
 import jax
