@@ -1,5 +1,6 @@
 """`hybrid.plan --topology` on a real TPU topology: what a device holds, computes and exchanges."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -21,7 +22,7 @@ GIB = 2**30
 # A period of two layers compiles in a third of the time of one of six.
 COMMON = {"model.pattern": "LG", "model.num_layers": "4", "mesh.data": "1", "mesh.fsdp": "8"}
 OVERRIDES = COMMON | {"model.vocab_size": "8192"}
-SMALL_31B = COMMON | {
+NARROW = COMMON | {
     "model.d_model": "256",
     "model.ffn_dim": "512",
     "model.num_heads": "8",
@@ -33,6 +34,20 @@ SMALL_31B = COMMON | {
     "model.window_size": "128",
     "training.context_length": "512",
     "training.batch_size": "8",
+}
+# Of each kind of preset: separate and unified keys and values; per-layer embeddings and keys and
+# values that are reused; experts.
+SMALL = {
+    "31b": NARROW,
+    "e2b": NARROW
+    | {
+        "model.num_layers": "6",
+        "model.num_kv_shared_layers": "2",
+        "model.kv_shared_ffn_dim": "1024",
+        "model.layer_embedding_dim": "64",
+    },
+    "26b_a4b": NARROW
+    | {"model.num_experts": "8", "model.num_active_experts": "2", "model.expert_dim": "128"},
 }
 
 pytestmark = pytest.mark.skipif(
@@ -73,20 +88,20 @@ def reports(report):
 
 
 @pytest.fixture(scope="module")
-def small_31b(report):
-    """Of a narrow model of 31B's kind, remat full."""
-    return report("configs/gemma4.py:31b", SMALL_31B)
+def small(report):
+    """Of a narrow model of a preset's kind, remat full; compiled once."""
+    return functools.cache(lambda preset: report(f"configs/gemma4.py:{preset}", SMALL[preset]))
 
 
-@pytest.fixture(scope="module")
-def params():
-    """Elements of that model's kernels by the part that uses them."""
-    loaded = experiment.load("configs/gemma4.py:31b", SMALL_31B)
-    counted = {"local": 0, "global": 0, "embedding_and_loss": 0}
+def kernels(preset):
+    """Elements of that model's kernels by the part that uses them, and of its embedding."""
+    loaded = experiment.load(f"configs/gemma4.py:{preset}", SMALL[preset])
+    counted = dict.fromkeys(("local", "global", "experts", "embedding_and_loss"), 0)
     plan = model.layer_plan(loaded.model)
     for path, leaf in flat(model.abstract(loaded.model)).items():
         if path[0] == "segments" and path[-1] == "kernel":
-            counted[plan.segments[path[1]].runs[path[2]].spec.kind] += math.prod(leaf.shape)
+            kind = plan.segments[path[1]].runs[path[2]].spec.kind
+            counted["experts" if "experts" in path else kind] += math.prod(leaf.shape)
         elif path[0] == "embedder":
             counted["embedding_and_loss"] += math.prod(leaf.shape)
     return counted
@@ -114,28 +129,30 @@ def test_rematerialisation_shrinks_the_temporaries_of_a_device(reports):
 
 
 @pytest.mark.slow
-def test_layers_exchange_what_their_weights_and_gradients_need(small_31b, params):
+@pytest.mark.parametrize("preset", SMALL)
+def test_layers_exchange_what_their_weights_and_gradients_need(small, preset):
     """Weights in bfloat16 for two or three passes, the gradient in float32: 8 to 10 bytes each."""
-    exchanged = small_31b["collective_bytes_per_device"]
-    for part in ("local", "global"):
-        assert 8 <= exchanged[part] / params[part] < 10.5
-    assert exchanged["embedding_and_loss"] < 16 * params["embedding_and_loss"]
-    assert exchanged["experts"] == 0
+    exchanged, elements = small(preset)["collective_bytes_per_device"], kernels(preset)
+    for part in ("local", "global", "experts"):
+        assert 8 * elements[part] <= exchanged[part] <= 10.6 * elements[part]
+    assert exchanged["embedding_and_loss"] < 16 * elements["embedding_and_loss"]
     assert exchanged["other"] < 0.02 * exchanged["total"]
 
 
 @pytest.mark.slow
-def test_the_program_multiplies_what_the_formula_says(small_31b):
+@pytest.mark.parametrize("preset", SMALL)
+def test_the_program_multiplies_what_the_formula_says(small, preset):
     """Tiles of 512 keys for a window of 128: local scores cost four times the formula's, which is
     most of what a model this narrow computes too much."""
-    assert 1 < small_31b["flops_ratio"] < 1.5
-    assert small_31b["flops_by_part"]["local"] > 0.2 * small_31b["flops_per_device"]
+    assert 1 < small(preset)["flops_ratio"] < 1.5
+    assert small(preset)["flops_by_part"]["local"] > 0.2 * small(preset)["flops_per_device"]
 
 
 @pytest.mark.slow
-def test_the_roofline_is_possible(small_31b):
-    assert 0 < small_31b["roofline"]["mfu"] <= 1
-    assert small_31b["roofline"]["tokens_per_second_per_chip"] > 0
+@pytest.mark.parametrize("preset", SMALL)
+def test_the_roofline_is_possible(small, preset):
+    assert 0 < small(preset)["roofline"]["mfu"] <= 1
+    assert small(preset)["roofline"]["tokens_per_second_per_chip"] > 0
 
 
 @pytest.mark.slow
