@@ -38,7 +38,7 @@ EXPERTS = {"num_layers": 2, "num_experts": 4, "num_active_experts": 2, "expert_d
 TWO = {"num_layers": 2}
 MODELS = {  # name: (config, rank of adapters, documents a row at most, tokens of a row)
     "packed": (DENSE | TWO, 0, 3, 48),
-    "dense": (DENSE, 0, 3, 48),
+    "dense": (DENSE | {"pattern": "LLG", "num_layers": 6, "remat": "full"}, 0, 3, 48),
     "one document": (DENSE | TWO | {"attention_sinks": True}, 0, 1, 48),
     "sharing": (DENSE | SHARING | {"unified_kv": False}, 0, 3, 48),
     "experts": (DENSE | EXPERTS | {"attention_softcap": 2.0, "remat": "full"}, 0, 3, 48),

@@ -1,9 +1,9 @@
 """Memory traffic and the largest buffers of a compiled program.
 
 Traffic is what instructions read and write in the device's main memory, a fusion being one
-instruction: its operands and its result, with two exceptions. Of an operand that a fusion only
-cuts slices from, and of a buffer that it updates in place, the slices count. Buffers in on-chip
-memory (a layout with S(1)) are no traffic.
+instruction: its operands and its result, with two exceptions. Of an operand that a fusion, or one
+inside it, only cuts slices from, and of a buffer that it updates in place, the slices count.
+Buffers in on-chip memory (a layout with S(1)) are no traffic.
 
 The figure is an estimate: what the compiler keeps on the chip between two instructions without
 saying so counts twice.
@@ -40,7 +40,7 @@ def traffic(program: Program) -> int:
         if opcode in _FREE or opcode.endswith("-done"):
             return Counter()
         if opcode == "fusion":
-            return Counter(bytes=_fusion(program.computations[instruction.called()]))
+            return Counter(bytes=_fusion(program.computations[instruction.called()], program))
         operands = instruction.operands(neighbours)
         if opcode == "dynamic-update-slice":
             return Counter(bytes=2 * _main(operands[1]))
@@ -51,33 +51,47 @@ def traffic(program: Program) -> int:
     return hlo.total(program, cost, enters=("call", "async-start"))["bytes"]
 
 
-def _fusion(inner: Computation) -> int:
+def _fusion(inner: Computation, program: Program) -> int:
     """Bytes that a fusion reads and writes, from the instructions inside it."""
+    written = 0
+    for instruction in inner.values():
+        if instruction.is_root:
+            roots = instruction.operands(inner) if instruction.opcode == "tuple" else [instruction]
+            written = sum(_written(root, inner) for root in roots)
+    return written + sum(_reads(inner, program).values())
+
+
+def _reads(inner: Computation, program: Program) -> dict[int, int]:
+    """Bytes that a fusion reads of its operands, by their number."""
     users: dict[str, list[Instruction]] = {}
     for instruction in inner.values():
         for operand in instruction.operands(inner):
             users.setdefault(operand.name, []).append(instruction)
-    moved = 0
-    for instruction in inner.values():
-        used = users.get(instruction.name, [])
-        if instruction.opcode == "parameter":
-            sizes = [_read(instruction, user, inner) for user in used]
-            moved += min(_main(instruction), sum(sizes))
-        elif instruction.is_root:
-            roots = instruction.operands(inner) if instruction.opcode == "tuple" else [instruction]
-            moved += sum(_written(root, inner) for root in roots)
-    return moved
 
+    def read(array: Instruction) -> int:
+        return min(_main(array), sum(of(user, array) for user in users.get(array.name, [])))
 
-def _read(parameter: Instruction, user: Instruction, inner: Computation) -> int:
-    if user.opcode in _SLICES:
-        return _main(user) if parameter.arrays[0].space == 0 else 0
-    if user.opcode == "dynamic-update-slice" and user.names[0] == parameter.name:
-        return 0  # in place
-    return _main(parameter)
+    def of(user: Instruction, array: Instruction) -> int:
+        """Of an array that `user` takes."""
+        if user.opcode == "bitcast":
+            return read(user)
+        if user.opcode in _SLICES:
+            return _main(user)
+        if user.opcode == "dynamic-update-slice" and user.names[0] == array.name:
+            return 0  # in place
+        if user.opcode == "fusion":
+            nested = _reads(program.computations[user.called()], program)
+            taken = [operand.name for operand in user.operands(inner)]
+            return sum(nested[i] for i, name in enumerate(taken) if name == array.name)
+        return _main(array)
+
+    parameters = (each for each in inner.values() if each.opcode == "parameter")
+    return {int(each.text.partition(")")[0]): read(each) for each in parameters}
 
 
 def _written(root: Instruction, inner: Computation) -> int:
+    while root.opcode == "bitcast":
+        (root,) = root.operands(inner)
     if root.opcode == "dynamic-update-slice" and root.arrays[0].space == 0:
         return root.operands(inner)[1].bytes
     return _main(root)

@@ -236,6 +236,31 @@ SLICED = """
 """
 
 
+def test_a_slice_is_seen_through_bitcasts_and_inside_another_fusion():
+    """Here as a product's fusion of one tile, which a whole stack of tiles is handed to."""
+    text = f"""HloModule m
+{SLICED}
+%doubled (p: f32[60,128], q: f32[1,128], i: s32[]) -> f32[60,1,128] {{
+  %p.3 = f32[60,128]{{1,0}} parameter(0)
+  %q.3 = f32[1,128]{{1,0}} parameter(1)
+  %i.3 = s32[] parameter(2)
+  %tile = f32[1,128]{{1,0}} fusion(%p.3, %i.3), kind=kLoop, calls=%cut
+  %more = f32[1,128]{{1,0}} add(%tile, %q.3)
+  %u.3 = f32[60,128]{{1,0}} dynamic-update-slice(%p.3, %more, %i.3)
+  ROOT %out = f32[60,1,128]{{2,1,0}} bitcast(%u.3)
+}}
+
+ENTRY %main (x: f32[60,128], y: f32[1,128], i: s32[]) -> f32[60,1,128] {{
+  %x = f32[60,128]{{1,0}} parameter(0)
+  %y = f32[1,128]{{1,0}} parameter(1)
+  %i.4 = s32[] parameter(2)
+  ROOT %d = f32[60,1,128]{{2,1,0}} fusion(%x, %y, %i.4), kind=kOutput, calls=%doubled
+}}
+"""
+    row, index = 128 * 4, 4
+    assert memory.traffic(hlo.parse(text)) == 3 * row + index  # a tile and y in, the sum out
+
+
 def test_a_slice_of_a_stack_is_what_a_fusion_reads_and_writes():
     text = f"""HloModule m
 {SLICED}
