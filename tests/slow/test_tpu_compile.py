@@ -133,8 +133,12 @@ def test_rematerialisation_shrinks_the_temporaries_of_a_device(reports):
 def test_layers_exchange_what_their_weights_and_gradients_need(small, preset):
     """Weights in bfloat16 for two or three passes, the gradient in float32: 8 to 10 bytes each."""
     exchanged, elements = small(preset)["collective_bytes_per_device"], kernels(preset)
-    for part in ("local", "global", "experts"):
-        assert 8 * elements[part] <= exchanged[part] <= 10.6 * elements[part]
+    groups = [["local"], ["global"]]
+    if elements["experts"]:  # whose gathers the compiler may make under the layer's name
+        groups = [["local", "global", "experts"]]
+    for parts in groups:
+        needed, found = (sum(of[part] for part in parts) for of in (elements, exchanged))
+        assert 8 * needed <= found <= 10.6 * needed
     assert exchanged["embedding_and_loss"] < 16 * elements["embedding_and_loss"]
     assert exchanged["other"] < 0.02 * exchanged["total"]
 
