@@ -46,7 +46,6 @@ CASES = {
     "31b-8K-v5e": Case("31b", V5E, 256, 8192, {"fsdp": 256}),
     "31b-64K": Case("31b", V5P, 8, 65_536, LONG),
     "31b-256K": Case("31b", V5P, 8, 262_144, LONG),
-    "31b-64K-separate": Case("31b", V5P, 8, 65_536, LONG, SEPARATE),
     "31b-256K-separate": Case("31b", V5P, 8, 262_144, LONG, SEPARATE),
     "e2b-128K": Case("e2b", V5E, 16, 131_072, {"fsdp": 16, "context": 16}),
 }
