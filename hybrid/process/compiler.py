@@ -8,7 +8,6 @@ The cache is jax's own. Its settings are the process's, so they are set for the 
 """
 
 import contextlib
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from jax.sharding import SingleDeviceSharding
 
 from hybrid.config import ConfigError
 from hybrid.process.config import CompilationCacheConfig
-from hybrid.process.files import check_writable
+from hybrid.process.files import check_writable, path_of
 
 FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # of the environment, for a whole process
 _DIR = "jax_compilation_cache_dir"
@@ -72,7 +71,7 @@ def programs_kept(config: CompilationCacheConfig) -> Iterator[None]:
     if not config.dir:
         yield
         return
-    _check_usable(config.dir)
+    check_writable(path_of("compilation_cache.dir", config.dir), "compilation_cache.dir")
     settings = {
         _DIR: config.dir,
         "jax_persistent_cache_min_compile_time_secs": config.min_seconds,
@@ -90,19 +89,6 @@ def _set(settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # which keeps the folder that it began with
-
-
-def _check_usable(folder: str) -> None:
-    if "://" not in folder:
-        check_writable(pathlib.Path(folder), "compilation_cache.dir")
-        return
-    from etils import epath  # with which jax reads it
-
-    try:
-        epath.Path(folder).exists()
-    except Exception as error:  # of any of the packages behind it
-        problem = f"can't be reached ({type(error).__name__}: {error})"
-        raise ConfigError("compilation_cache.dir", problem, folder) from None
 
 
 @contextlib.contextmanager

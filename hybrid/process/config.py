@@ -56,7 +56,7 @@ class CompilationCacheConfig:
         "",
         "folder (or gs://...) for compiled programs, which later starts read; whoever can write to "
         "it can run code here; empty: as jax is set up (JAX_COMPILATION_CACHE_DIR)",
-        path=True,
+        path="remote",
     )
     min_seconds: float = key(1.0, "keep what took so long to compile", at_least=0)
     min_bytes: int = key(0, "keep what is so large", at_least=0)

@@ -95,6 +95,18 @@ def test_what_is_small_or_quick_to_compile_is_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_programs_are_kept_in_an_object_store_too(object_store):
+    folder = "gs://bucket/programs"
+    with compiler.programs_kept(CompilationCacheConfig(folder, min_seconds=0)):
+        assert compile_once(3) == f": kept in {folder}"
+        assert compile_once(3) == f": read from {folder}"
+    with (
+        pytest.raises(ConfigError, match=r"^compilation_cache\.dir: there is no bucket"),
+        compiler.programs_kept(CompilationCacheConfig("gs://nowhere/programs")),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("folder", ["{0}/file", "{0}/file/inner", "nowhere://bucket"])
 def test_a_folder_that_cannot_be_used_is_refused_and_nothing_made(folder, tmp_path):
     (tmp_path / "file").touch()
