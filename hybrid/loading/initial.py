@@ -116,18 +116,20 @@ def _read_adapted(origin: Origin, run: Experiment, mesh: Mesh, which: str | int)
     targets = lora.adapters(placed(adapted, shardings(mesh, logical_axes, adapted)))
     adapters, step = checkpoint.restore_params(origin.path, which, targets)
     base = read_initial(run, mesh)
-    check_base(run, checkpoint.read_record(origin.path, step), base)
+    check_base(run, checkpoint.read_record(origin.path, step), base, fingerprint(base))
     return lora.merge(lora.with_adapters(base, adapters))
 
 
-def check_base(experiment: Experiment, record: Mapping[str, Any], base: model.Params) -> None:
+def check_base(
+    experiment: Experiment, record: Mapping[str, Any], base: model.Params, now: str
+) -> None:
     """Raises: ConfigError if the base that adapters were trained on has changed since.
 
     Args:
-      record: of the adapters' checkpoint.  base: what `init_from` holds.
+      record: of the adapters' checkpoint.  base: what `init_from` holds.  now: its fingerprint.
     """
     trained_on = record.get("base")
-    found = fingerprint(layout.apart(base, record) if layout.is_apart(record) else base)
+    found = fingerprint(layout.apart(base, record)) if layout.is_apart(record) else now
     if trained_on != found:
         problem = "is not what the adapters were trained on"
         raise ConfigError(

@@ -333,7 +333,7 @@ class Run:
         if has_adapters:
             self.base = fingerprint(params)
             if resume:
-                check_base(experiment, resume.record, params)
+                check_base(experiment, resume.record, params, self.base)
         return params
 
     def _open_files(self) -> None:
