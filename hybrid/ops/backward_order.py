@@ -17,10 +17,9 @@ from hybrid.axes import Hidden
 def weights_first(weights: Any, x: Hidden) -> tuple[Any, Hidden]:
     """Both as they are; in the backward dx leaves when the gradients of `weights` are there.
 
-    Weights without a gradient (frozen ones) stay without. The compiler can't move a cast of a slice
-    of stacked weights out of a loop over layers, where all of them would stand cast at once.
+    Weights without a gradient (frozen ones) stay without.
     """
-    return jax.lax.optimization_barrier(weights), x
+    return weights, x
 
 
 def _forward(weights, x):
