@@ -14,7 +14,7 @@ is the TPU compiler's own kernel for `jax.lax.ragged_dot`: each row meets the ma
 Pallas kernels say themselves what they cost.
 
 Elementwise work counts as nothing, as in `model_costs.py`. Other kernels hide their products from
-the text, so they are refused, not counted as zero: they report their own count.
+the text, so they are refused, not counted as zero.
 
     flops = count_flops(jax.jit(f).lower(x).compile().as_text())
 """

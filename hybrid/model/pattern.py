@@ -173,12 +173,10 @@ class LayerPlan:
     def locate(self, layer: int) -> Location:
         """The bijection from depth to parameters, used by everything that names layers."""
         for index, segment in enumerate(self.segments):
-            inside = layer - segment.first_layer
-            if 0 <= inside < segment.num_layers:
-                repetition, place = divmod(inside, len(segment.specs))
-                for number, (_, start, length) in enumerate(segment.runs):
-                    if place < start + length:
-                        return Location(index, number, repetition * length + place - start)
+            for run in range(len(segment.runs)):
+                depths = segment.depths(run)
+                if layer in depths:
+                    return Location(index, run, depths.index(layer))
         raise IndexError(f"layer {layer} of {self.num_layers}")
 
 
