@@ -79,6 +79,11 @@ def logical_axes(config: ModelConfig) -> Params:
     return names
 
 
+def apart(config: ModelConfig, params: Params) -> Params:
+    """Parameters, or their shardings, with layers cut out of their stacks (`stack.apart`)."""
+    return params | {"segments": stack.apart(layer_plan(config), config, params["segments"])}
+
+
 def hidden_states(
     config: ModelConfig,
     params: Params,

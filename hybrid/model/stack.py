@@ -96,6 +96,49 @@ def unrolled(plan: LayerPlan, params: dict) -> dict:
     return {layer: cut(layer) for layer in range(plan.num_layers)}
 
 
+def apart(plan: LayerPlan, config: ModelConfig, params: dict) -> dict:
+    """Parameters in which the layers that training runs one by one are trees of their own.
+
+    `apply` takes them as well, [segment][run][layer of the run] with leaves [repetitions, ...].
+
+    Args:
+      params: [segment][run]; leaves may be shardings, which are the same for each layer.
+    """
+
+    def of_run(index, segment, number):
+        run, own = segment.runs[number], params[index][number]
+        if run.length == 1 or _is_scan(config, run.length):
+            return own
+        return _layers_of_run(own, segment.repetitions, run.length)
+
+    return {
+        index: {number: of_run(index, segment, number) for number in range(len(segment.runs))}
+        for index, segment in enumerate(plan.segments)
+    }
+
+
+def _is_scan(config: ModelConfig, length: int, has_states: bool = False) -> bool:
+    """Whether a run is a scan: where that saves memory; training without it would lose time."""
+    return (config.remat != "none" or has_states) and not config.unroll and length > 1
+
+
+def _layers_of_run(params: Any, repetitions: int, length: int) -> dict:
+    leaves, structure = jax.tree.flatten(params)
+    layers = zip(*(_cut(leaf, repetitions, length) for leaf in leaves), strict=True)
+    return {row: jax.tree.unflatten(structure, layer) for row, layer in enumerate(layers)}
+
+
+def _cut(leaf: Any, repetitions: int, length: int) -> list:
+    """[repetitions · length, ...] as `length` leaves [repetitions, ...].
+
+    By a split, whose backward is one concatenation.
+    """
+    if isinstance(leaf, jax.sharding.Sharding):
+        return [leaf] * length
+    tall = leaf.reshape(repetitions, length, *leaf.shape[1:])
+    return [part[:, 0] for part in jax.lax.split(tall, (1,) * length, axis=1)]
+
+
 class StackOutputs(NamedTuple):
     """The stream after all layers; router's sums and states [segment][run], leaves stacked."""
 
@@ -137,9 +180,8 @@ def _run_segment(segment: Segment, config, params, x, inputs, donated, states):
     States ride whole in the carry of scans and every layer writes its tokens into its row of them;
     as inputs and outputs of a scan they would be copied.
     """
-    # A run is a scan of its own where that saves memory; training without it would lose time.
-    saves = config.remat != "none" or any(states.values())
-    scanned = [saves and not config.unroll and run.length > 1 for run in segment.runs]
+    has_states = any(states.values())
+    scanned = [_is_scan(config, run.length, has_states) for run in segment.runs]
 
     def repetition(carry, params):
         x, states, index = carry
@@ -178,16 +220,14 @@ def _run_segment(segment: Segment, config, params, x, inputs, donated, states):
 def _by_repetition(repetitions: int, length: int, params: dict, scanned: bool) -> Any:
     """A run's leaves [layers, ...] as [repetitions, length, ...], or a list of [repetitions, ...].
 
-    Layers of a run that is no scan are parted out here, since a slice inside a scan over the
-    repetitions would be kept for its backward; and by a split, whose backward is one concatenation.
+    Layers of a run that is no scan are cut out here, if they are not `apart` already: a slice
+    inside a scan over the repetitions would be kept for its backward.
     """
-    tall = jax.tree.map(lambda leaf: leaf.reshape(repetitions, length, *leaf.shape[1:]), params)
     if scanned:
-        return tall
-    leaves, structure = jax.tree.flatten(tall)
-    parts = (jax.lax.split(leaf, (1,) * length, axis=1) for leaf in leaves)
-    layers = zip(*parts, strict=True)
-    return [jax.tree.unflatten(structure, [leaf[:, 0] for leaf in layer]) for layer in layers]
+        return jax.tree.map(lambda x: x.reshape(repetitions, length, *x.shape[1:]), params)
+    if 0 not in params:
+        params = _layers_of_run(params, repetitions, length)
+    return list(params.values())
 
 
 def _scan_run(layer: Callable, params: dict, carry: tuple) -> tuple:
