@@ -11,7 +11,16 @@ from typing import Any
 from hybrid import experiment
 from hybrid.config import ConfigError
 from hybrid.experiment import Experiment
-from hybrid.plan import budget, budget_table, compiled, grid, report, search, with_context
+from hybrid.plan import (
+    attention_table,
+    budget,
+    budget_table,
+    compiled,
+    grid,
+    report,
+    search,
+    with_context,
+)
 from hybrid.plan import topology as topologies
 from hybrid.plan.table import render
 from hybrid.process import cli
@@ -25,7 +34,9 @@ def _run(arguments: cli.Arguments) -> None:
     loaded = experiment.load(page, arguments.overrides)
     if flags.topology or flags.search or flags.table:
         loaded = with_context(loaded, flags.context)
-    if flags.search:
+    if flags.attention:
+        _print_attention(loaded, topologies.parse(arguments.require("topology")), flags)
+    elif flags.search:
         _print_search(loaded, topologies.parse(arguments.require("topology")), flags)
     elif flags.table:
         topology = topologies.parse(flags.topology or TABLE_TOPOLOGY)
@@ -50,6 +61,12 @@ def _print_plan(loaded: Experiment, page: str, flags: Any) -> None:
     print(render(result, loaded, page))
     if topology:
         print(f"\n{budget_table.render(result.budget, topology)}")
+
+
+def _print_attention(loaded: Experiment, topology: topologies.Topology, flags: Any) -> None:
+    found = attention_table.rows(loaded, loaded.training.context_length)
+    values = [row.to_dict() for row in found]
+    print(json.dumps(values, indent=2) if flags.json else attention_table.render(found, topology))
 
 
 def _print_search(loaded: Experiment, topology: topologies.Topology, flags: Any) -> None:
@@ -90,6 +107,7 @@ COMMAND = cli.Command(
         "topology": ("compile the train step for TPUs such as v5p:4x4x4, which takes minutes", str),
         "search": ("rank meshes, remat and micro-batches for --topology; compile the best", False),
         "compile": ("how many of the best --search compiles, minutes each", 3),
+        "attention": ("who serves each kind of layer on --topology, and why others refuse", False),
         "table": ("window × ratio × context × mesh: what fits, what it costs, by formula", False),
         "json": ("print the figures as JSON instead of a table", False),
     },

@@ -38,6 +38,14 @@ def test_attention_gives_the_same_values_and_gradients(report, mesh, heads):
     assert tuple(parts) == HEADS[heads][2][MESHES[mesh]["tensor"]]
 
 
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_kernels_of_tpus_give_the_same_values_and_gradients(report, mesh, heads):
+    errors = report["kernels"][mesh][heads]
+    assert set(errors) == {"out", "dq", "dk", "dv", "dsinks"}
+    assert max(errors.values()) < 1e-12
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_rows_of_a_table_and_the_loss_give_the_same_values_and_gradients(report, mesh):
     errors = report["tables"][mesh]
@@ -67,11 +75,13 @@ def test_attention_that_the_compiler_splits_is_left_to_it(report):
 def main():
     import jax
 
+    from hybrid.ops import dispatch
     from hybrid.sharding import MeshConfig, make_mesh
 
     meshes = {name: make_mesh(MeshConfig(**sizes)) for name, sizes in MESHES.items()}
     report = {
         "attention": {},
+        "kernels": {},
         "experts": {},
         "tables": {},
         "shard_maps": _shard_maps(meshes["heads"]),
@@ -86,6 +96,11 @@ def main():
                 heads: (_errors(one[0][heads], _attention(*sizes[:2])), _parts(*sizes[:2]))
                 for heads, sizes in HEADS.items()
             }
+            with dispatch.use_backend("tpu"):
+                report["kernels"][name] = {
+                    heads: _errors(one[0][heads], _attention(*sizes[:2]))
+                    for heads, sizes in HEADS.items()
+                }
             report["experts"][name] = _errors(one[1], _experts())
             report["tables"][name] = _errors(one[2], _tables())
     print(json.dumps(report))

@@ -45,9 +45,10 @@ def report():
     return simulated.report(__file__)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_one_device_in_values_and_gradients(report, case):
-    errors = report["errors"][case]
+def test_equals_one_device_in_values_and_gradients(report, case, backend):
+    errors = report["errors"][backend][case]
     assert {"out", "q", "k", "v"} <= set(errors)
     assert max(errors.values()) < 1e-12
 
@@ -99,7 +100,12 @@ def test_tiles_cover_the_diagonal_and_what_is_below_it(parts, queries, keys):
 
 
 def main():
-    report = {"errors": {name: _errors(*case) for name, case in CASES.items()}, "moved": {}}
+    from hybrid.ops import dispatch
+
+    report = {"errors": {}, "moved": {}}
+    for backend in ("cpu", "tpu"):  # the second for its kernels, interpreted
+        with dispatch.use_backend(backend):
+            report["errors"][backend] = {name: _errors(*case) for name, case in CASES.items()}
     for name in ("local, 512", "local, 2048", "unified, 512", "separate, 512"):
         kind, time = name.split(", ")
         report["moved"][name], flops = _compiled(kind, int(time))

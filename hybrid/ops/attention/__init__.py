@@ -18,7 +18,7 @@ import jax
 
 from hybrid import axes
 from hybrid.axes import Query
-from hybrid.ops.attention import banded, cached, chunked, context, reference
+from hybrid.ops.attention import banded, cached, chunked, context, pallas, reference
 from hybrid.ops.attention.cached import Tile
 from hybrid.ops.attention.request import (
     ROWS,
@@ -42,6 +42,7 @@ __all__ = [
 ATTENTION = Operation(
     "attention",
     (
+        Implementation("pallas", pallas.attend, pallas.check, needs_shard_map=True),
         Implementation("chunked", chunked.attend),
         Implementation("banded", banded.attend, banded.check),
         Implementation("reference", reference.attend),

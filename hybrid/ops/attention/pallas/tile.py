@@ -1,0 +1,159 @@
+"""What the kernels of this folder share: one tile of scores, and how a kernel is called.
+
+Query heads of one KV head are rows: row r of a call is head r mod g of query r // g, so grouped
+heads are queries whose positions repeat, and a tile is a matrix of two axes, keys by rows. Keys are
+the major axis, as in `chunked.py`: peaks, sums, lse and δ are then vectors over the minor axis, and
+no tile of scores is ever transposed.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from hybrid.ops.band import visible
+
+LANES = 128  # of a TPU's registers: what minor axes are whole multiples of
+VMEM_BYTES = 64 * 2**20  # what a kernel may take; the least that generations from v5e on have
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What a call does to its scores, and who sees whom in it.
+
+    Attributes:
+      group: query heads of a KV head.
+      window_size, offset: as of the band.
+    """
+
+    group: int
+    window_size: int | None
+    offset: int
+    scale: float
+    softcap: float | None
+
+    def scores(self, k: jax.Array, q: jax.Array) -> jax.Array:
+        """[keys, rows] of [keys, h] and [rows, h]; (1) of `chunked.py`, unmasked."""
+        s = dot(k, q, (1, 1))
+        s = s if self.scale == 1 else s * self.scale
+        return s if self.softcap is None else self.softcap * jnp.tanh(s / self.softcap)
+
+    def backward(self, s, seen, lse, delta, v, dout):
+        """p and ds of scores s, (5) and (6) of `chunked.py`; seen: a mask, or None for all."""
+        shown = s if seen is None else jnp.where(seen, s, jnp.finfo(s.dtype).min)
+        p = jnp.exp(shown - lse)
+        ds = p * (dot(v, dout, (1, 1)) - delta)
+        if self.softcap is not None:
+            ds = ds * (1 - jnp.square(s / self.softcap))
+        return p, ds if self.scale == 1 else ds * self.scale
+
+    def seen(self, first_query, first_row, rows, first_key, keys, segments=()):
+        """The mask [keys, rows]; row 0 is row `first_row` behind the position `first_query`."""
+        row = first_row + jax.lax.broadcasted_iota(jnp.int32, (1, rows), 1)
+        key = first_key + jax.lax.broadcasted_iota(jnp.int32, (keys, 1), 0)
+        return visible(first_query + over(row, self.group), key, self.window_size, *segments)
+
+
+def over(x: Any, size: int) -> Any:
+    """x // size of integers that are not negative: numpy's, or traced ones.
+
+    jnp's own rounds to minus infinity by way of signs, which ask for a TPU at hand.
+    """
+    return x // size if isinstance(x, np.ndarray) else jax.lax.div(x, jnp.int32(size))
+
+
+def dot(x: jax.Array, y: jax.Array, contracted: tuple[int, int]) -> jax.Array:
+    """The product of two matrices over an axis of each, in at least float32.
+
+    As by `ops/dense.py` on accelerators, the wider one is cast to the other's dtype.
+    """
+    wide = jnp.promote_types(jnp.result_type(x, y), jnp.float32)
+    narrow = min(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
+    x, y = x.astype(narrow), y.astype(narrow)
+    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
+    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=wide)
+
+
+def online(state, s, seen, v):
+    """(2) and (3) of `chunked.py`: (peak, total [1, rows], out [h, rows]) after one more tile."""
+    peak, total, out = state
+    s = s if seen is None else jnp.where(seen, s, jnp.finfo(s.dtype).min)
+    new_peak = jnp.maximum(peak, jnp.max(s, axis=0, keepdims=True))
+    p, shrink = jnp.exp(s - new_peak), jnp.exp(peak - new_peak)
+    total = total * shrink + jnp.sum(p, axis=0, keepdims=True)
+    return new_peak, total, out * shrink + dot(v, p, (0, 0))
+
+
+def finish(state):
+    """(4) of `chunked.py`: out and lse; a row that has seen no key gives zeros."""
+    peak, total, out = state
+    lowest = jnp.finfo(peak.dtype).min
+    unseen = peak == lowest
+    total = jnp.where(unseen, 1, total)
+    return jnp.where(unseen, 0, out / total), jnp.where(unseen, -lowest, peak + jnp.log(total))
+
+
+def start(sinks, rows: int, head_dim: int, dtype):
+    """The state before the first tile; sinks: [1, rows] or None."""
+    peak = jnp.full((1, rows), jnp.finfo(dtype).min, dtype) if sinks is None else sinks
+    total = jnp.full((1, rows), 0 if sinks is None else 1, dtype)
+    return peak, total, jnp.zeros((head_dim, rows), dtype)
+
+
+def column(row: jax.Array) -> jax.Array:
+    """[1, n] as [n, 1]."""
+    return jnp.broadcast_to(row, (8, row.shape[1])).T[:, :1]
+
+
+def call(
+    kernel: Callable[..., None],
+    operands: Sequence[Any],
+    *,
+    grid: tuple[int, ...],
+    in_specs: Sequence[Any],
+    out_specs: Sequence[Any],
+    out_shapes: Sequence[tuple[tuple[int, ...], Any]],
+    scratch: Sequence[tuple[tuple[int, ...], Any]] = (),
+    flops: float,
+) -> Any:
+    """Runs a kernel over `grid`, its last axis in order; on other machines it is interpreted.
+
+    Args:
+      operands, in_specs: None where a call has no such operand.
+      flops: of the products, for whoever counts a program's work.
+    """
+    shapes = [jax.ShapeDtypeStruct(*shape) for shape in out_shapes]
+    given = [(x, spec) for x, spec in zip(operands, in_specs, strict=True) if x is not None]
+    has = [x is not None for x in operands]
+
+    def of_all(*refs):
+        refs = iter(refs)
+        kernel(*[next(refs) if there else None for there in has], *refs)
+
+    size = sum(math.prod(s.shape) * s.dtype.itemsize for s in (*shapes, *(x for x, _ in given)))
+    run = functools.partial(
+        pl.pallas_call,
+        of_all,
+        grid=grid,
+        in_specs=[spec for _, spec in given],
+        out_specs=list(out_specs),
+        out_shape=shapes,
+        scratch_shapes=[pltpu.VMEM(*shape) for shape in scratch],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=[*[pltpu.PARALLEL] * (len(grid) - 1), pltpu.ARBITRARY],
+            vmem_limit_bytes=VMEM_BYTES,
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=int(flops), transcendentals=0, bytes_accessed=int(size)
+        ),
+    )
+    return jax.lax.platform_dependent(
+        *(x for x, _ in given), tpu=run(), default=run(interpret=True)
+    )

@@ -1,0 +1,261 @@
+"""Kernels for windows that fit in fast memory: a block of queries meets all its keys at once.
+
+Queries go in blocks of c; block i needs the keys of its own tokens and of the `halo` before them
+(window_size − 1, in whole blocks), which come as one piece:
+
+    keys of block i      i·c − halo … i·c + c − 1, counted from the token of the first query
+
+So a grid step reads what it needs, once, and no state is carried from step to step. In a block,
+rows go in pieces, and a piece meets just the keys of its own windows: with 64 queries a piece and a
+window of 1024, 1088 keys.
+
+The backward is one walk over the same blocks. Its gradients of keys and values gather in a buffer
+of halo + c tokens, which moves by c from block to block; what leaves it on the left is complete.
+Each score is formed once, five products in all, and nothing is summed outside the kernel.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from hybrid.ops.attention.pallas.tile import (
+    LANES,
+    Scoring,
+    call,
+    column,
+    dot,
+    finish,
+    online,
+    start,
+)
+
+MOST_HALO = 4096  # keys before a block, beyond which `whole.py` is used
+_MOST_ROWS, _MOST_KEYS = 1024, 1152  # of a block and of a tile
+_ALIGNED = 16  # what slices of keys start at: rows of a register, two bfloat16 each
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a call is cut.
+
+    Attributes:
+      reach: keys before its own that a query sees.
+      queries: of a block.  halo: keys before a block's own.  num_blocks: of queries.
+      pieces: parts of a block's rows.
+    """
+
+    scoring: Scoring
+    reach: int
+    queries: int
+    halo: int
+    num_blocks: int
+    pieces: int
+
+    @classmethod
+    def of(cls, scoring: Scoring, query_length: int) -> "Layout":
+        assert scoring.window_size is not None, "whole.py serves calls without a window"
+        window, group = scoring.window_size, scoring.group
+        is_small = min(window, query_length) <= 256 or 2 * LANES * group > _MOST_ROWS
+        queries = LANES if is_small else 2 * LANES
+        # About a sixteenth of the window, so that pieces meet few keys that they don't see.
+        wanted = min(queries, max(16, window // 16))
+        units = queries // LANES * group
+        pieces = max(n for n in range(1, queries // wanted + 1) if units % n == 0)
+        halo = -(-(window - 1) // queries) * queries
+        num_blocks = -(-query_length // queries)
+        return cls(scoring, window - 1, queries, halo, num_blocks, pieces)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block."""
+        return self.queries * self.scoring.group
+
+    @property
+    def key_start(self) -> int:
+        """The first key that is read, as keys are counted; negative ones are padding."""
+        return self.scoring.offset - self.halo
+
+    @property
+    def num_keys(self) -> int:
+        """Keys that are read, padding included."""
+        return self.halo + self.num_blocks * self.queries
+
+    def tiles(self) -> Iterator[tuple[slice, list[slice]]]:
+        """Each piece's rows, and the keys of its tiles, both counted within the block."""
+        rows = self.block_rows // self.pieces
+        for first in range(0, self.block_rows, rows):
+            own = self.halo + first // self.scoring.group
+            lowest = (own - self.reach) // _ALIGNED * _ALIGNED
+            last = self.halo + (first + rows - 1) // self.scoring.group
+            count = -(-(last + 1 - lowest) // _ALIGNED)
+            parts = -(-count * _ALIGNED // _MOST_KEYS)
+            cuts = [lowest + _ALIGNED * (count * i // parts) for i in range(parts + 1)]
+            yield slice(first, first + rows), [slice(*pair) for pair in itertools.pairwise(cuts)]
+
+    def pairs(self) -> int:
+        """Rows and keys that meet in a tile, of one KV head of one row of the batch."""
+        of_block = sum(
+            (rows.stop - rows.start) * (keys.stop - keys.start)
+            for rows, tiles in self.tiles()
+            for keys in tiles
+        )
+        return self.num_blocks * of_block
+
+
+def forward(layout: Layout, q, k, v, segments, sinks):
+    """out [b, k, h, rows] and lse [b, k, 1, rows].
+
+    Args:
+      q: [b, k, rows, h].  k, v: [b, k, layout.num_keys, h].
+      segments: int32 [b, 1, rows] and [b, 1, keys], or (None, None).
+      sinks: [k, 1, rows of a block], or None.
+    """
+    batch, heads, rows, head_dim = q.shape
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+
+    def kernel(q, k, v, q_segments, kv_segments, sinks, out, lse):
+        for rows, tiles in _pieces(layout, pl.program_id(2), q_segments, kv_segments):
+            sink = None if sinks is None else sinks[0, :, rows]
+            state = start(sink, rows.stop - rows.start, head_dim, wide)
+            for keys, seen in tiles:
+                s = layout.scoring.scores(k[0, 0, keys], q[0, 0, rows])
+                state = online(state, s, seen, v[0, 0, keys])
+            o, lse[0, 0, :, rows] = finish(state)
+            out[0, 0, :, rows] = o.astype(out.dtype)
+
+    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim)
+    sink_spec = pl.BlockSpec((1, 1, layout.block_rows), lambda b, k, i: (k, 0, 0))
+    return call(
+        kernel,
+        (q, k, v, *segments, sinks),
+        grid=(batch, heads, layout.num_blocks),
+        in_specs=[of_rows, of_keys, of_keys, *of_segments, sink_spec],
+        out_specs=[of_columns(head_dim), of_columns(1)],
+        out_shapes=[((batch, heads, head_dim, rows), q.dtype), ((batch, heads, 1, rows), wide)],
+        flops=2 * _product_flops(layout, q),
+    )
+
+
+def backward(layout: Layout, q, k, v, segments, dout, lse, delta):
+    """dq [b, k, h, rows], dk and dv [b, k, keys, h].
+
+    Args:
+      q, k, v, segments: as of `forward`.
+      dout: [b, k, rows, h].  lse, delta: [b, k, 1, rows].
+    Returns: dk and dv have `layout.halo` keys more at the end, of no meaning.
+    """
+    batch, heads, rows, head_dim = q.shape
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    queries, halo, scoring = layout.queries, layout.halo, layout.scoring
+    steps = layout.num_blocks + halo // queries
+
+    def kernel(q, k, v, q_segments, kv_segments, dout, lse, delta, dq, dk, dv, *kept):
+        i, (dk_kept, dv_kept) = pl.program_id(2), kept
+
+        @pl.when(i == 0)
+        def _():
+            for gradient in kept:
+                gradient[...] = jnp.zeros(gradient.shape, wide)
+
+        @pl.when(i > 0)
+        def _():
+            for gradient in kept:
+                for at in range(0, halo, queries):
+                    gradient[at : at + queries] = gradient[at + queries : at + 2 * queries]
+                gradient[halo:] = jnp.zeros((queries, head_dim), wide)
+
+        @pl.when(i < layout.num_blocks)
+        def _():
+            for rows, tiles in _pieces(layout, i, q_segments, kv_segments):
+                q_rows, dout_rows = q[0, 0, rows], dout[0, 0, rows]
+                dq_rows = jnp.zeros((head_dim, rows.stop - rows.start), wide)
+                for keys, seen in tiles:
+                    key, row = k[0, 0, keys], (lse[0, 0, :, rows], delta[0, 0, :, rows])
+                    s = scoring.scores(key, q_rows)
+                    p, ds = scoring.backward(s, seen, *row, v[0, 0, keys], dout_rows)
+                    dv_kept[keys] += dot(p, dout_rows, (1, 0))  # (7)
+                    dk_kept[keys] += dot(ds, q_rows, (1, 0))
+                    dq_rows += dot(key, ds, (0, 0))
+                dq[0, 0, :, rows] = dq_rows.astype(dq.dtype)
+
+        dk[0, 0] = dk_kept[:queries].astype(dk.dtype)
+        dv[0, 0] = dv_kept[:queries].astype(dv.dtype)
+
+    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim)
+    leaving = pl.BlockSpec((1, 1, queries, head_dim), lambda b, k, i: (b, k, i, 0))
+    kept = ((halo + queries, head_dim), wide)
+    shape = (batch, heads, steps * queries, head_dim)
+    return call(
+        kernel,
+        (q, k, v, *segments, dout, lse, delta),
+        grid=(batch, heads, steps),
+        in_specs=[of_rows, of_keys, of_keys, *of_segments, of_rows, of_columns(1), of_columns(1)],
+        out_specs=[of_columns(head_dim), leaving, leaving],
+        out_shapes=[((batch, heads, head_dim, rows), q.dtype), (shape, k.dtype), (shape, v.dtype)],
+        scratch=[kept, kept],
+        flops=5 * _product_flops(layout, q),
+    )
+
+
+def _pieces(layout: Layout, block, q_segments, kv_segments):
+    """Each piece's rows and tiles, (keys, mask); keys and rows counted within the block."""
+    first = block * layout.queries + layout.key_start  # as keys are counted
+    of_keys = None if kv_segments is None else column(kv_segments[0])
+    for rows, tiles in layout.tiles():
+        segments = (
+            (lambda keys: ())
+            if of_keys is None
+            else (lambda keys, own=q_segments[0, :, rows]: (own, of_keys[keys]))
+        )
+        count = rows.stop - rows.start
+        yield (
+            rows,
+            [
+                (
+                    keys,
+                    layout.scoring.seen(
+                        first + layout.halo,
+                        rows.start,
+                        count,
+                        first + keys.start,
+                        keys.stop - keys.start,
+                        segments(keys),
+                    ),
+                )
+                for keys in tiles
+            ],
+        )
+
+
+def _specs(layout: Layout, head_dim: int):
+    """Blocks of rows, columns of rows, keys, and the two segments; the last block is repeated."""
+    last, size = layout.num_blocks - 1, layout.block_rows
+    span = layout.halo + layout.queries
+
+    def block(i):
+        return jnp.minimum(i, last)
+
+    def of_columns(height):
+        return pl.BlockSpec((1, 1, height, size), lambda b, k, i: (b, k, 0, block(i)))
+
+    return (
+        pl.BlockSpec((1, 1, size, head_dim), lambda b, k, i: (b, k, block(i), 0)),
+        of_columns,
+        pl.BlockSpec(
+            tuple(map(pl.Element, (1, 1, span, head_dim))),
+            lambda b, k, i: (b, k, block(i) * layout.queries, 0),
+        ),
+        pl.BlockSpec((1, 1, size), lambda b, k, i: (b, 0, block(i))),
+        pl.BlockSpec(
+            tuple(map(pl.Element, (1, 1, span))),
+            lambda b, k, i: (b, 0, block(i) * layout.queries),
+        ),
+    )
+
+
+def _product_flops(layout: Layout, q) -> int:
+    """Of one product over all tiles."""
+    return 2 * q.shape[0] * q.shape[1] * layout.pairs() * q.shape[3]

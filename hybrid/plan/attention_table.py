@@ -1,0 +1,58 @@
+"""Who serves each kind of layer on a chip, and why others refuse: `hybrid.plan --attention`.
+
+The doors' own answers to the requests that a train step would make there; nothing is compiled and
+the chip need not be there.
+"""
+
+import dataclasses
+from typing import Any
+
+from hybrid import model
+from hybrid.experiment import Experiment
+from hybrid.ops import dispatch
+from hybrid.ops.attention import ATTENTION
+from hybrid.plan.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class DoorRow:
+    """One kind of layer.
+
+    Attributes:
+      kind: "local" or "global".
+      request: sizes, dtype and backend.
+      chosen: the implementation that serves.
+      refusals: why each implementation refuses, None where it would serve; preferred ones first.
+    """
+
+    kind: str
+    request: str
+    chosen: str
+    refusals: dict[str, str | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return dataclasses.asdict(self)
+
+
+def rows(experiment: Experiment, context: int) -> list[DoorRow]:
+    """A row for each different request of attention, on rows of `context` tokens."""
+    found: dict[str, DoorRow] = {}
+    name = experiment.model.attention
+    with dispatch.use_backend("tpu"):
+        for spec in model.layer_plan(experiment.model).layers():
+            request = spec.mixer.request(experiment.model, context)
+            if request is not None and str(request) not in found:
+                chosen, refusals = ATTENTION.choose(request, name), ATTENTION.explain(request)
+                found[str(request)] = DoorRow(spec.kind, str(request), chosen.name, refusals)
+    return list(found.values())
+
+
+def render(found: list[DoorRow], topology: Topology) -> str:
+    """The table for people."""
+    lines = [f"attention on {topology.name}, backend tpu"]
+    for row in found:
+        lines += ["", f"{row.request}: {row.chosen}"]
+        for name, refusal in row.refusals.items():
+            lines.append(f"  {name:<12} {'serves' if refusal is None else refusal}")
+    return "\n".join(lines)
