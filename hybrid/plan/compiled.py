@@ -36,8 +36,8 @@ from hybrid.sharding import MESH_AXES
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 _COMMAND = [sys.executable, "-m", "hybrid.plan.program"]
-# libtpu asks no metadata server and jax itself runs on the CPU.
-_ENVIRONMENT = {
+# Of a process that compiles for TPUs: libtpu asks no metadata server and jax itself runs on the CPU.
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -103,7 +103,7 @@ def _compile(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": path},
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
         ) as child:
             try:
                 while child.poll() is None:
