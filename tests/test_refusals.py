@@ -46,6 +46,13 @@ CONFIG_CASES = [
     ("model.dtype", ["model.dtype=float16"]),
     ("model.dtype", ["model.dtype=float64"]),
     ("model.remat", ["model.remat=half"]),
+    ("model.remat_save", ["model.remat=full", "model.remat_save=scores"]),
+    ("model.remat_save", ["model.remat_save=qkv"]),
+    (
+        "model.remat_offload",
+        ["model.remat=full", "model.remat_save=qkv", "model.remat_offload=ffn_in,qkv"],
+    ),
+    ("model.attention", ["model.attention=pallas"]),
     ("model.attention", ["model.attention=flash"]),
     ("model.attention", ["model.attention=banded"]),
     ("model.vocab_size", ["model.vocab_size=200"]),

@@ -164,17 +164,17 @@ def test_a_loop_does_grow_with_depth():
 
 
 @functools.cache
-def kept(remat: str) -> collections.Counter[str]:
+def kept(remat: str, *names: str) -> collections.Counter[str]:
     """Types of what the backward of two unrolled layers keeps, arguments and constants aside."""
-    config = dataclasses.replace(
-        TINY, dtype="float32", pattern="L", last_layer="any", num_layers=2, unroll=True, remat=remat
-    )
+    change = {"pattern": "L", "last_layer": "any", "num_layers": 2, "unroll": True}
+    config = dataclasses.replace(TINY, dtype="float32", remat=remat, remat_save=names, **change)
     params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.abstract(config))
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         print_saved_residuals(functools.partial(loss, config), params, batch())
     lines = text.getvalue().splitlines()
-    return collections.Counter(line.split()[0] for line in lines if " output of " in line)
+    results = (line for line in lines if " output of " in line or " named " in line)
+    return collections.Counter(line.split()[0] for line in results)
 
 
 def test_full_keeps_the_input_of_each_layer_alone():
@@ -193,6 +193,27 @@ def test_dots_keeps_the_results_of_weight_products_besides():
     of_two_layers = collections.Counter({shape: 2 * count for shape, count in products.items()})
     assert kept("dots") - kept("full") == of_two_layers
     assert kept("full") <= kept("dots") < kept("none")
+
+
+def test_names_are_kept_besides():
+    def more(remat, *names):
+        return kept(remat, *names) - kept(remat)
+
+    # Of two layers: queries, keys and values; attention's result and its sums; its one input.
+    assert more("full", "qkv") == {"f32[2,12,2,8]": 2, "f32[2,12,1,8]": 4}
+    assert more("full", "attention_out") == {"f32[2,12,2,8]": 2, "f32[2,12,2]": 2}
+    assert more("full", "ffn_in") == {"f32[2,12,16]": 2}
+    assert more("dots", "attention_out") == more("full", "attention_out")
+    assert not more("dots", "qkv")  # they are products of weights
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("key", ["remat_save", "remat_offload"])
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_names_keep_loss_and_gradients(remat, key):
+    change = PLANS["a scanned segment and a tail forced global"]
+    config = dataclasses.replace(TINY, **change, remat=remat, **{key: ("qkv", "attention_out")})
+    assert_same(scanned(**change), loss_and_gradients(config, random_params(config), batch()))
 
 
 @pytest.mark.usefixtures("x64")

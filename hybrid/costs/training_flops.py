@@ -44,8 +44,9 @@ def step_flops(model: ModelConfig, training: StepConfig, trained_share: float = 
 
     Forward, backward, and once more: the logits (no loss keeps them) and a half of attention's
     products (its backward forms the scores again); under `model.remat` also a forward pass of the
-    layers (full) or of attention alone (dots). A load-balancing loss over several micro-batches
-    costs a forward pass of the layers before all others.
+    layers (full) or of attention alone (dots), less attention where its result is kept. A
+    load-balancing loss over several micro-batches costs a forward pass of the layers before all
+    others.
     """
     context = training.context_length
     specs = layer_plan(model).layers()
@@ -53,6 +54,8 @@ def step_flops(model: ModelConfig, training: StepConfig, trained_share: float = 
     head = head_flops_per_token(model)
     mixing = sum(spec.mixer.flops_per_token(model, context)[1] for spec in specs)
     again = head + mixing / 2 + {"none": 0, "dots": mixing, "full": forward - head}[model.remat]
+    if "attention_out" in (*model.remat_save, *model.remat_offload):
+        again -= mixing
     if training.load_balance_loss and training.num_microbatches > 1:
         again += forward - head
     per_token = (2 + trained_share) * forward + again

@@ -10,9 +10,12 @@ from hybrid.config import ConfigError, OpenSection, key
 
 DTYPES = ("float32", "bfloat16", "float64")
 REMAT = ("none", "dots", "full")
+# What a layer names for the backward: projections, attention's result with its sums, and the
+# normed input of the feed-forward.
+REMAT_NAMES = ("qkv", "attention_out", "ffn_in")
 LAST_LAYER = ("require_global", "force_global", "any")
 # Keys that say how a model runs; its parameters are the same under all of them.
-RUNTIME_KEYS = ("dtype", "remat", "unroll", "attention")
+RUNTIME_KEYS = ("dtype", "remat", "remat_save", "remat_offload", "unroll", "attention")
 # Projections of attention and feed-forward that can have an adapter.
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LAYER_SCALAR = ("none", "fixed", "trained")
@@ -96,6 +99,10 @@ class ModelConfig(OpenSection):
     )
     dtype: str = key("float32", "compute dtype; parameters stay float32 or wider")
     remat: str = key("none", "recompute in the backward, per layer", choices=REMAT)
+    remat_save: tuple[str, ...] = key(
+        (), "kept for the backward all the same: some of " + ", ".join(REMAT_NAMES)
+    )
+    remat_offload: tuple[str, ...] = key((), "the same, kept in the host's memory")
     unroll: bool = key(False, "run layers as a Python loop instead of a scan (same numbers)")
     attention: str = key("auto", "attention implementation: auto or a name, forced for every layer")
 
@@ -114,12 +121,24 @@ class ModelConfig(OpenSection):
             raise ConfigError("window_sizes", problem, self.window_sizes, accepted)
         self._check_kv()
         self._check_experts()
+        self._check_remat()
 
     def _check_heads(self, name: str, kv_heads: int) -> None:
         if kv_heads and self.num_heads % kv_heads:
             problem = f"must divide model.num_heads ({self.num_heads})"
             fits = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
             raise ConfigError(name, problem, kv_heads, f"try one of {', '.join(map(str, fits))}")
+
+    def _check_remat(self) -> None:
+        for name in ("remat_save", "remat_offload"):
+            got = getattr(self, name)
+            if unknown := set(got) - set(REMAT_NAMES):
+                accepted = "some of " + ", ".join(REMAT_NAMES)
+                raise ConfigError(name, "is nothing that a layer names", min(unknown), accepted)
+            if got and self.remat == "none":
+                raise ConfigError(name, "is set although model.remat is none", got)
+        if both := set(self.remat_save) & set(self.remat_offload):
+            raise ConfigError("remat_offload", "is in model.remat_save as well", min(both))
 
     def _check_kv(self) -> None:
         if self.unified_kv and not (self.qk_norm and self.v_norm):

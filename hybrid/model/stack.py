@@ -273,4 +273,18 @@ def _layer(spec: LayerSpec, config: ModelConfig):
 
     if config.remat == "none":
         return run
-    return jax.checkpoint(run, policy=REMAT_POLICIES[config.remat])
+    return jax.checkpoint(run, policy=_policy(config))
+
+
+def _policy(config: ModelConfig) -> Callable:
+    """What the backward may keep: as `remat` says, and what is named."""
+    base = REMAT_POLICIES[config.remat]
+    if not config.remat_save and not config.remat_offload:
+        return base
+    named = jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=list(config.remat_save),
+        names_which_can_be_offloaded=list(config.remat_offload),
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+    return lambda *operation, **params: base(*operation, **params) or named(*operation, **params)

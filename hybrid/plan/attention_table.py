@@ -43,8 +43,10 @@ def rows(experiment: Experiment, context: int) -> list[DoorRow]:
         for spec in model.layer_plan(experiment.model).layers():
             request = spec.mixer.request(experiment.model, context)
             if request is not None and str(request) not in found:
-                chosen, refusals = ATTENTION.choose(request, name), ATTENTION.explain(request)
-                found[str(request)] = DoorRow(spec.kind, str(request), chosen.name, refusals)
+                refusals = ATTENTION.explain(request)
+                first = next(each for each, refusal in refusals.items() if refusal is None)
+                chosen = first if name == "auto" else name
+                found[str(request)] = DoorRow(spec.kind, str(request), chosen, refusals)
     return list(found.values())
 
 

@@ -36,7 +36,7 @@ from hybrid.sharding import MESH_AXES
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 _COMMAND = [sys.executable, "-m", "hybrid.plan.program"]
-# Of a process that compiles for TPUs: libtpu asks no metadata server and jax itself runs on the CPU.
+# Of a process that compiles for TPUs: libtpu asks no metadata server, jax runs on the CPU.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",

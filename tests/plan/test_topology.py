@@ -82,6 +82,25 @@ def test_json_has_what_users_script_against(compiler):
     }
 
 
+def test_doors_to_attention_are_told_for_a_chip_that_is_not_there(compiler):
+    _, requests = compiler
+    status, out, err = run(PAGE, "--topology=v5e:2x4", "--attention", "--json")
+    assert status == 0, err
+    rows = json.loads(out)
+    assert [(row["kind"], row["chosen"]) for row in rows] == [
+        ("local", "pallas"),
+        ("global", "pallas"),
+    ]
+    assert rows[1]["refusals"]["banded"].startswith("needs a window")
+    forced = "--config.model.attention=chunked"
+    _, out, _ = run(PAGE, "--topology=v5e:2x4", "--attention", forced)
+    assert out.count(": chunked") == 2
+    assert not requests()  # nothing is compiled
+    status, _, err = run(PAGE, "--attention")
+    assert status == 2
+    assert "--topology" in err
+
+
 def test_the_function_has_the_budget_beside_the_plan(compiler):
     page = experiment.to_dict(experiment.load("configs/small.py", {"mesh.fsdp": "8"}))
     page["mesh"]["data"] = 1

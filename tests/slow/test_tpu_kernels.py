@@ -47,7 +47,7 @@ def report():
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: " ".join(map(str, call)))
 def test_forward_and_backward_compile_and_hold_nothing_of_the_square(report, call):
-    chip, kind, length = call
+    _, kind, length = call
     head_dim, _ = KINDS[kind]
     queries = length * HEADS * head_dim * 2
     # The largest is an array of queries; scores of one head alone would be length · 2 bytes a row.

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from hybrid import axes
 from hybrid.axes import Hidden, Mask
@@ -105,7 +106,7 @@ class Block(nnx.Module):
         return LayerOutputs(self._scaled(x), kv, router, kept)
 
     def _feed_forward(self, x, counted):
-        dense = self.feed_forward(self.pre_ffn_norm(x))
+        dense = self.feed_forward(checkpoint_name(self.pre_ffn_norm(x), "ffn_in"))
         if not self.config.num_experts:
             return dense, None
         with jax.named_scope("experts"):

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from hybrid import axes
 from hybrid.axes import Hidden
@@ -209,7 +210,7 @@ class Attention(nnx.Module):
           state: with `placement.step`, the layer's tokens so far.
         """
         config, turn = self.config, placement.shared[self.spec.shared_key]
-        q = self.q_proj(x)
+        q = checkpoint_name(self.q_proj(x), "qkv")
         q = rope.apply(self.q_norm(q) if config.qk_norm else q, turn)
         kept, seen = None, donated
         if self.spec.owns_kv:
@@ -266,11 +267,11 @@ class Attention(nnx.Module):
 
     def project_kv(self, x: Hidden, turn: rope.Rotation) -> KV:
         """The keys and values of x [b, t, d], whose positions have the angles `turn`."""
-        raw, norm = self.k_proj(x), {"eps": self.config.norm_eps}
+        raw, norm = checkpoint_name(self.k_proj(x), "qkv"), {"eps": self.config.norm_eps}
         if self.spec.unified_kv:
             scale = self.k_norm.offset + self.k_norm.scale[...]
             return Unified(rms_norm(raw, None, **norm), scale)
         key = self.k_norm(raw) if self.config.qk_norm else raw
-        value = self.v_proj(x)
+        value = checkpoint_name(self.v_proj(x), "qkv")
         value = rms_norm(value, None, **norm) if self.config.v_norm else value
         return Separate(rope.apply(key, turn), value)

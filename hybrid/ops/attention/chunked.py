@@ -42,6 +42,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 from hybrid.axes import Key, Query, Value
 from hybrid.ops import cpu, dispatch
@@ -207,7 +208,7 @@ def _forward(q, k, v, sinks, arrays, structure, scale, softcap, blocks):
     lse = jnp.where(unseen, -lowest, peak + jnp.log(jnp.where(unseen, 1, total)))
     lse = rearrange(lse, "i b k 1 (c g) -> b (i c) (k g)", c=layout.queries)[:, : q.shape[1]]
     out = rearrange(out, "i b k h (c g) -> b (i c) (k g) h", c=layout.queries)[:, : q.shape[1]]
-    out = out.astype(q.dtype)
+    out, lse = (checkpoint_name(each, "attention_out") for each in (out.astype(q.dtype), lse))
     return out, (q, k, v, sinks, arrays, out, lse)
 
 

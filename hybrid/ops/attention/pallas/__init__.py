@@ -14,6 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
 
 from hybrid.axes import Key, Query, Value
 from hybrid.ops.attention.pallas import whole, window
@@ -77,6 +78,7 @@ def _forward(q, k, v, sinks, q_segments, kv_segments, scoring):
     laid = _operands(layout, q, k, v, q_segments, kv_segments)
     out, lse = kernels.forward(layout, *laid, rows)
     out = _queries_first(out, q.shape[1], scoring.group)
+    out, lse = (checkpoint_name(each, "attention_out") for each in (out, lse))
     return out, (q, k, v, sinks, q_segments, kv_segments, out, lse)
 
 
