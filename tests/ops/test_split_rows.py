@@ -37,6 +37,20 @@ CASES = {
         {"time": 1200, "sinks": True, "scale": 0.5},
     ),
 }
+# The same for the kernels of TPUs, whose blocks are 128 tokens and more; interpreted.
+KERNEL_CASES = {
+    "one block a chunk, one document": ({"context": 4, "tensor": 2}, 0, {"time": 1024}),
+    "blocks of both chunks, packed": (
+        {"context": 2, "data": 2, "tensor": 2},
+        3,
+        {"time": 1024, "softcap": 3.0, "sinks": True, "scale": 0.5},
+    ),
+    "a halo before each chunk, packed": (
+        {"context": 2, "data": 2, "tensor": 2},
+        3,
+        {"time": 512, "window_size": 150},
+    ),
+}
 BYTES = 8  # of a float64
 
 
@@ -45,12 +59,15 @@ def report():
     return simulated.report(__file__)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "tpu"])
-@pytest.mark.parametrize("case", CASES)
-def test_equals_one_device_in_values_and_gradients(report, case, backend):
-    errors = report["errors"][backend][case]
+@pytest.mark.parametrize("case", [*CASES, *KERNEL_CASES])
+def test_equals_one_device_in_values_and_gradients(report, case):
+    errors = report["errors"][case]
     assert {"out", "q", "k", "v"} <= set(errors)
     assert max(errors.values()) < 1e-12
+
+
+def test_kernels_serve_chunks_of_whole_blocks(report):
+    assert report["kernels"] == {"blocks": True, "odd chunks": False}
 
 
 def test_a_halo_moves_as_much_in_rows_of_any_length(report):
@@ -101,11 +118,13 @@ def test_tiles_cover_the_diagonal_and_what_is_below_it(parts, queries, keys):
 
 def main():
     from hybrid.ops import dispatch
+    from hybrid.ops.attention.pallas import whole
 
-    report = {"errors": {}, "moved": {}}
-    for backend in ("cpu", "tpu"):  # the second for its kernels, interpreted
-        with dispatch.use_backend(backend):
-            report["errors"][backend] = {name: _errors(*case) for name, case in CASES.items()}
+    report = {"errors": {name: _errors(*case) for name, case in CASES.items()}, "moved": {}}
+    whole._MOST_ROWS = whole._MOST_KEYS = 128
+    with dispatch.use_backend("tpu"):
+        report["errors"] |= {name: _errors(*case) for name, case in KERNEL_CASES.items()}
+        report["kernels"] = {"blocks": _has_kernels(1024), "odd chunks": _has_kernels(1000)}
     for name in ("local, 512", "local, 2048", "unified, 512", "separate, 512"):
         kind, time = name.split(", ")
         report["moved"][name], flops = _compiled(kind, int(time))
@@ -163,6 +182,18 @@ def _errors(sizes, documents, fields):
     with jax.set_mesh(_mesh(sizes)):
         many = run(split)
     return {name: float(np.abs(one[name] - many[name]).max()) for name in one}
+
+
+def _has_kernels(time):
+    """Whether global attention of rows of so many tokens, over two devices, is by kernels."""
+    import jax
+
+    from hybrid.ops.attention import attend_split
+
+    x, rows = jnp.zeros((1, time, 2, 4)), jnp.zeros((1, time), jnp.int32)
+    with jax.set_mesh(_mesh({"context": 2, "data": 4})):
+        call = lambda x: attend_split(x, (x, x), lambda kv, _: kv, rows, None)  # noqa: E731
+        return "pallas_call" in str(jax.make_jaxpr(call)(x))
 
 
 def _compiled(kind, time):

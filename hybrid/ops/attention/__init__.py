@@ -130,7 +130,7 @@ def attend_split(
     band = Band(window_size, segments, segments, positions, positions)
     request = AttentionRequest.of(q, k, band, softcap, sinks)
     if window_size is None:
-        part: dict[str, Any] = {"query_length": length // parts}
+        part: dict[str, Any] = {"query_length": length // parts, "num_parts": parts}
     else:
         chunk, halo = length // (2 * parts), window_size - 1
         part = {"query_length": chunk, "key_length": halo + chunk, "offset": halo}

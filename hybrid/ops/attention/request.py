@@ -34,7 +34,7 @@ class AttentionRequest:
       backend: "cpu", "gpu" or "tpu".
       query_length, key_length: t and s.
       num_heads, num_kv_heads, head_dim: n, k and h.
-      is_regular, offset: as of the band.
+      is_regular, offset, num_parts: as of the band.
     """
 
     backend: str
@@ -47,6 +47,7 @@ class AttentionRequest:
     window_size: int | None = None
     is_regular: bool = True
     offset: int = 0
+    num_parts: int = 1
     has_segments: bool = False
     softcap: float | None = None
     has_sinks: bool = False
@@ -71,6 +72,7 @@ class AttentionRequest:
             window_size=band.window_size,
             is_regular=band.is_regular,
             offset=band.offset,
+            num_parts=band.num_parts,
             has_segments=band.q_segments is not None,
             softcap=softcap,
             has_sinks=sinks is not None,

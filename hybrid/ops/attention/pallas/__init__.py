@@ -18,17 +18,22 @@ from jax.ad_checkpoint import checkpoint_name
 
 from hybrid.axes import Key, Query, Value
 from hybrid.ops.attention.pallas import whole, window
-from hybrid.ops.attention.pallas.tile import Scoring
+from hybrid.ops.attention.pallas.tile import LANES, Scoring
 from hybrid.ops.attention.request import AttentionRequest
 from hybrid.ops.band import Band
 from hybrid.ops.dispatch import Unsupported
 
+Layout = whole.Layout | window.Layout
+
 
 def check(request: AttentionRequest) -> None:
-    """Serves TPUs, where indices say where tokens stand."""
+    """Serves TPUs, where indices say where tokens stand, also those of a row split over devices."""
     if request.backend != "tpu":
         raise Unsupported("its kernels are compiled for TPUs")
-    if not request.is_regular:
+    if request.num_parts > 1:
+        if request.query_length % (2 * LANES):
+            raise Unsupported(f"a device's two chunks must be multiples of {LANES} tokens")
+    elif not request.is_regular:
         raise Unsupported("the band gives explicit positions, blocks need a row's order")
 
 
@@ -48,43 +53,50 @@ def attend(
     if reach is not None and reach >= length + band.offset:
         reach = None
     scoring = Scoring(group, reach, band.offset, scale, softcap)
-    return _attend(q, k, v, sinks, band.q_segments, band.kv_segments, scoring)
+    arrays = sinks, band.q_segments, band.kv_segments, band.part
+    return _attend(q, k, v, *arrays, scoring, band.num_parts)
 
 
 def pairs(scoring: Scoring, query_length: int) -> int:
     """Pairs of a query row and a key that meet in a tile, of one KV head of one row."""
-    return _cut(scoring, query_length)[1].pairs()
+    return _cut(scoring, query_length).pairs()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
-def _attend(q, k, v, sinks, q_segments, kv_segments, scoring):
-    return _forward(q, k, v, sinks, q_segments, kv_segments, scoring)[0]
-
-
-def _cut(scoring: Scoring, query_length: int):
-    """The module that serves a call, and its layout."""
+def _cut(scoring: Scoring, query_length: int, num_parts: int = 1) -> Layout:
+    """How a call is cut."""
     reach = scoring.window_size
+    if num_parts > 1:
+        return whole.SplitLayout.of_part(scoring, num_parts, query_length // 2)
     kernels = whole if reach is None or reach - 1 > window.MOST_HALO else window
-    return kernels, kernels.Layout.of(scoring, query_length)
+    return kernels.Layout.of(scoring, query_length)
 
 
-def _forward(q, k, v, sinks, q_segments, kv_segments, scoring):
-    kernels, layout = _cut(scoring, q.shape[1])
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _attend(q, k, v, sinks, q_segments, kv_segments, part, scoring, num_parts):
+    arrays = sinks, q_segments, kv_segments, part
+    return _forward(q, k, v, *arrays, scoring, num_parts)[0]
+
+
+def _forward(q, k, v, sinks, q_segments, kv_segments, part, scoring, num_parts):
+    layout = _cut(scoring, q.shape[1], num_parts)
     rows = None
     if sinks is not None:
         wide = jnp.promote_types(q.dtype, jnp.float32)
         heads = rearrange(sinks.astype(wide), "(k g) -> k 1 g", g=scoring.group)
         rows = jnp.tile(heads, (1, 1, layout.queries))
     laid = _operands(layout, q, k, v, q_segments, kv_segments)
-    out, lse = kernels.forward(layout, *laid, rows)
+    if isinstance(layout, window.Layout):
+        out, lse = window.forward(layout, *laid, rows)
+    else:
+        out, lse = whole.forward(layout, *laid, rows, _scalar(part))
     out = _queries_first(out, q.shape[1], scoring.group)
     out, lse = (checkpoint_name(each, "attention_out") for each in (out, lse))
-    return out, (q, k, v, sinks, q_segments, kv_segments, out, lse)
+    return out, (q, k, v, sinks, q_segments, kv_segments, part, out, lse)
 
 
-def _backward(scoring, kept, dout):
-    q, k, v, sinks, q_segments, kv_segments, out, lse = kept
-    kernels, layout = _cut(scoring, q.shape[1])
+def _backward(scoring, num_parts, kept, dout):
+    q, k, v, sinks, q_segments, kv_segments, part, out, lse = kept
+    layout = _cut(scoring, q.shape[1], num_parts)
     wide = lse.dtype
     delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1)
     dsinks = None
@@ -94,16 +106,25 @@ def _backward(scoring, kept, dout):
         dsinks = -jnp.sum(share * delta, axis=(0, 1)).astype(sinks.dtype)  # (8)
     laid = _operands(layout, q, k, v, q_segments, kv_segments)
     delta = rearrange(_rows(layout, delta[..., None]), "b k r 1 -> b k 1 r")
-    dq, dk, dv = kernels.backward(layout, *laid, _rows(layout, dout), lse, delta)
+    of_out = _rows(layout, dout), lse, delta
+    if isinstance(layout, window.Layout):
+        dq, dk, dv = window.backward(layout, *laid, *of_out)
+    else:
+        dq, dk, dv = whole.backward(layout, *laid, *of_out, _scalar(part))
     dq = _queries_first(dq, q.shape[1], scoring.group)
     dk, dv = (
         rearrange(_fit(array, -layout.key_start, k.shape[1], 2), "b k s h -> b s k h")
         for array in (dk, dv)
     )
-    return dq, dk, dv, dsinks, None, None
+    return dq, dk, dv, dsinks, None, None, None
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _scalar(part):
+    """The device's number as the kernels take it."""
+    return jnp.reshape(jnp.int32(0) if part is None else part.astype(jnp.int32), 1)
 
 
 def _operands(layout, q, k, v, q_segments, kv_segments):

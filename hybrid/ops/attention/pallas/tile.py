@@ -121,17 +121,19 @@ def call(
     out_specs: Sequence[Any],
     out_shapes: Sequence[tuple[tuple[int, ...], Any]],
     scratch: Sequence[tuple[tuple[int, ...], Any]] = (),
+    scalars: Sequence[jax.Array] = (),
     flops: float,
 ) -> Any:
     """Runs a kernel over `grid`, its last axis in order; on other machines it is interpreted.
 
     Args:
       operands, in_specs: None where a call has no such operand.
+      scalars: int32 [1] each, which index maps take last and the kernel first.
       flops: of the products, for whoever counts a program's work.
     """
     shapes = [jax.ShapeDtypeStruct(*shape) for shape in out_shapes]
     given = [(x, spec) for x, spec in zip(operands, in_specs, strict=True) if x is not None]
-    has = [x is not None for x in operands]
+    has = [True] * len(scalars) + [x is not None for x in operands]
 
     def of_all(*refs):
         refs = iter(refs)
@@ -141,11 +143,14 @@ def call(
     run = functools.partial(
         pl.pallas_call,
         of_all,
-        grid=grid,
-        in_specs=[spec for _, spec in given],
-        out_specs=list(out_specs),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=grid,
+            in_specs=[spec for _, spec in given],
+            out_specs=list(out_specs),
+            scratch_shapes=[pltpu.VMEM(*shape) for shape in scratch],
+        ),
         out_shape=shapes,
-        scratch_shapes=[pltpu.VMEM(*shape) for shape in scratch],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=[*[pltpu.PARALLEL] * (len(grid) - 1), pltpu.ARBITRARY],
             vmem_limit_bytes=VMEM_BYTES,
@@ -155,5 +160,5 @@ def call(
         ),
     )
     return jax.lax.platform_dependent(
-        *(x for x, _ in given), tpu=run(), default=run(interpret=True)
+        *scalars, *(x for x, _ in given), tpu=run(), default=run(interpret=True)
     )

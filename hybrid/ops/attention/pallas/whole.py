@@ -7,6 +7,10 @@ the start have fewer blocks: the steps left over compute nothing and read nothin
 
 The backward is two walks, one along keys for dq and one along queries for dk and dv, each of which
 forms the scores again: no partial sums of the length of a row leave the kernels.
+
+Of a row split over devices (`context.py`), a device has queries of two chunks, and keys stand in
+the stream's order. Blocks of keys are walked in the row's order all the same: `key_block` says
+where each is found (`SplitLayout`), and the device's number is a scalar that index maps read.
 """
 
 import dataclasses
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
+from hybrid.ops.attention import context
 from hybrid.ops.attention.pallas.tile import (
     LANES,
     Scoring,
@@ -68,17 +73,27 @@ class Layout:
         """Keys that are read, padding included."""
         return self.num_key_blocks * self.keys
 
-    def keys_of(self, block, xp=jnp):
+    def first_query(self, block, part, xp=jnp):
+        """The place in the row, as keys are counted, of a block's first query."""
+        del part, xp
+        return block * self.queries + self.scoring.offset
+
+    def key_block(self, block):
+        """Where the row's block of keys is found among the keys."""
+        return block
+
+    def keys_of(self, block, part, xp=jnp):
         """(first, last) block of keys that a block of queries sees; xp: numpy or jax.numpy."""
-        first_query = block * self.queries + self.scoring.offset
+        first_query = self.first_query(block, part, xp)
         last = xp.minimum(over(first_query + self.queries - 1, self.keys), self.num_key_blocks - 1)
         if self.scoring.window_size is None:
             return 0 * last, last
         lowest = xp.maximum(first_query - self.scoring.window_size + 1, 0)
         return over(lowest, self.keys), last
 
-    def queries_of(self, block, xp=jnp):
+    def queries_of(self, block, part, xp=jnp):
         """(first, last) block of queries that sees a block of keys; none where first > last."""
+        del part
         first_key = block * self.keys - self.scoring.offset
         first = over(xp.maximum(first_key, 0), self.queries)
         last = 0 * block + self.num_blocks - 1
@@ -88,9 +103,8 @@ class Layout:
             last = xp.minimum(farthest, last)
         return first, last
 
-    def is_inner(self, block, key_block):
+    def is_inner(self, first_query, first_key):
         """Whether every query of one block is in reach of every key of the other."""
-        first_query, first_key = block * self.queries + self.scoring.offset, key_block * self.keys
         inner = first_key + self.keys - 1 <= first_query
         if self.scoring.window_size is not None:
             inner &= first_query + self.queries - 1 - first_key < self.scoring.window_size
@@ -102,18 +116,70 @@ class Layout:
         return int(steps.sum()) * self.block_rows * self.keys
 
 
+@dataclasses.dataclass(frozen=True)
+class SplitLayout(Layout):
+    """Of a row split over `num_parts` devices; `part` is a device's number.
+
+    Attributes:
+      chunk: tokens; a device has chunks `part` and 2 · num_parts - 1 - part of the row.
+    """
+
+    num_parts: int
+    chunk: int
+
+    @classmethod
+    def of_part(cls, scoring: Scoring, num_parts: int, chunk: int) -> "SplitLayout":
+        """The layout of calls without a window; `chunk` is a multiple of LANES."""
+        wanted = max(LANES, _MOST_ROWS // scoring.group // LANES * LANES)
+        queries, keys = (_divisor(chunk, most) for most in (wanted, _MOST_KEYS))
+        blocks = 2 * chunk // queries, 2 * num_parts * chunk // keys
+        return cls(scoring, queries, keys, *blocks, num_parts, chunk)
+
+    def _starts(self, part):
+        """The places of the device's two chunks."""
+        return part * self.chunk, (2 * self.num_parts - 1 - part) * self.chunk
+
+    def first_query(self, block, part, xp=jnp):
+        """As of any layout."""
+        half, (first, second) = self.num_blocks // 2, self._starts(part)
+        within = block * self.queries
+        return xp.where(block < half, first + within, second - self.chunk + within)
+
+    def key_block(self, block):
+        """As of any layout; a chunk's place is `context.place`."""
+        blocks = self.chunk // self.keys
+        chunk = over(block, blocks)
+        return context.place(chunk, self.num_parts) * blocks + block - chunk * blocks
+
+    def queries_of(self, block, part, xp=jnp):
+        """As of any layout: chunks before the key's see nothing of it, those behind all."""
+        first = 0 * block
+        for chunk_start in self._starts(part):
+            within = over(xp.maximum(block * self.keys - chunk_start, 0), self.queries)
+            first = first + xp.minimum(within, self.num_blocks // 2)
+        return first, 0 * block + self.num_blocks - 1
+
+
+def _divisor(size: int, most: int) -> int:
+    """The largest multiple of LANES up to `most` that divides `size`."""
+    return max(n for n in range(LANES, most + 1, LANES) if size % n == 0)
+
+
 def _steps(reach, num_blocks: int) -> np.ndarray:
-    """How many steps each block takes along `keys_of` or `queries_of`."""
-    first, last = reach(np.arange(num_blocks), np)
+    """How many steps each block takes along `keys_of` or `queries_of`; the first device's if split.
+
+    Its second chunk is the row's last, so no device has a block of more.
+    """
+    first, last = reach(np.arange(num_blocks), 0, np)
     return np.maximum(last - first + 1, 0)
 
 
-def forward(layout: Layout, q, k, v, segments, sinks):
-    """As of `window.py`."""
+def forward(layout: Layout, q, k, v, segments, sinks, part):
+    """As of `window.py`; part: int32 [1], the device's number where a row is split."""
     batch, heads, rows, head_dim = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
-    def kernel(q, k, v, q_segments, kv_segments, sinks, out, lse, *state):
+    def kernel(part, q, k, v, q_segments, kv_segments, sinks, out, lse, *state):
         def begin():
             sink = None if sinks is None else sinks[0]
             fresh = start(sink, layout.block_rows, head_dim, wide)
@@ -130,10 +196,10 @@ def forward(layout: Layout, q, k, v, segments, sinks):
             o, lse[0, 0] = finish([ref[...] for ref in state])
             out[0, 0] = o.astype(out.dtype)
 
-        _walk(layout, layout.keys_of, False, q_segments, kv_segments, begin, tile, end)
+        _walk(layout, part, False, (q_segments, kv_segments), begin, tile, end)
 
-    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim, layout.keys_of, False)
-    sink_spec = pl.BlockSpec((1, 1, layout.block_rows), lambda b, k, i, j: (k, 0, 0))
+    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim, False)
+    sink_spec = pl.BlockSpec((1, 1, layout.block_rows), lambda b, k, *_: (k, 0, 0))
     row = ((1, layout.block_rows), wide)
     return call(
         kernel,
@@ -143,23 +209,24 @@ def forward(layout: Layout, q, k, v, segments, sinks):
         out_specs=[of_columns(head_dim), of_columns(1)],
         out_shapes=[((batch, heads, head_dim, rows), q.dtype), ((batch, heads, 1, rows), wide)],
         scratch=[row, row, ((head_dim, layout.block_rows), wide)],
+        scalars=[part],
         flops=2 * _product_flops(layout, q),
     )
 
 
-def backward(layout: Layout, q, k, v, segments, dout, lse, delta):
-    """As of `window.py`."""
+def backward(layout: Layout, q, k, v, segments, dout, lse, delta, part):
+    """As of `window.py`; part: as of `forward`."""
     operands = q, k, v, *segments, dout, lse, delta
-    return _along_keys(layout, *operands), *_along_queries(layout, *operands)
+    return _along_keys(layout, part, *operands), *_along_queries(layout, part, *operands)
 
 
-def _along_keys(layout: Layout, *operands):
+def _along_keys(layout: Layout, part, *operands):
     """dq."""
     q = operands[0]
     batch, heads, rows, head_dim = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
-    def kernel(q, k, v, q_segments, kv_segments, dout, lse, delta, dq, total):
+    def kernel(part, q, k, v, q_segments, kv_segments, dout, lse, delta, dq, total):
         def begin():
             total[...] = jnp.zeros(total.shape, wide)
 
@@ -172,9 +239,9 @@ def _along_keys(layout: Layout, *operands):
         def end():
             dq[0, 0] = total[...].astype(dq.dtype)
 
-        _walk(layout, layout.keys_of, False, q_segments, kv_segments, begin, tile, end)
+        _walk(layout, part, False, (q_segments, kv_segments), begin, tile, end)
 
-    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim, layout.keys_of, False)
+    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim, False)
     (dq,) = call(
         kernel,
         operands,
@@ -183,18 +250,19 @@ def _along_keys(layout: Layout, *operands):
         out_specs=[of_columns(head_dim)],
         out_shapes=[((batch, heads, head_dim, rows), q.dtype)],
         scratch=[((head_dim, layout.block_rows), wide)],
+        scalars=[part],
         flops=3 * _product_flops(layout, q),
     )
     return dq
 
 
-def _along_queries(layout: Layout, *operands):
+def _along_queries(layout: Layout, part, *operands):
     """dk and dv."""
     q, k, v = operands[:3]
     batch, heads, _, head_dim = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
-    def kernel(q, k, v, q_segments, kv_segments, dout, lse, delta, dk, dv, *totals):
+    def kernel(part, q, k, v, q_segments, kv_segments, dout, lse, delta, dk, dv, *totals):
         dk_total, dv_total = totals
 
         def begin():
@@ -212,9 +280,9 @@ def _along_queries(layout: Layout, *operands):
             dk[0, 0] = dk_total[...].astype(dk.dtype)
             dv[0, 0] = dv_total[...].astype(dv.dtype)
 
-        _walk(layout, layout.queries_of, True, q_segments, kv_segments, begin, tile, end)
+        _walk(layout, part, True, (q_segments, kv_segments), begin, tile, end)
 
-    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim, layout.queries_of, True)
+    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim, True)
     shape, total = (batch, heads, layout.num_keys, head_dim), ((layout.keys, head_dim), wide)
     steps = _most_steps(layout.queries_of, layout.num_key_blocks)
     return call(
@@ -225,6 +293,7 @@ def _along_queries(layout: Layout, *operands):
         out_specs=[of_keys, of_keys],
         out_shapes=[(shape, k.dtype), (shape, v.dtype)],
         scratch=[total, total],
+        scalars=[part],
         flops=4 * _product_flops(layout, q),
     )
 
@@ -238,45 +307,48 @@ def _product_flops(layout: Layout, q) -> int:
     return 2 * q.shape[0] * q.shape[1] * layout.pairs() * q.shape[3]
 
 
-def _walk(layout: Layout, reach, along_queries, q_segments, kv_segments, begin, tile, end):
+def _walk(layout: Layout, part, along_queries: bool, segments, begin, tile, end):
     """One step of the grid: `tile` of a mask, or of None where all is seen."""
     outer, step = pl.program_id(2), pl.program_id(3)
-    first, last = reach(outer)
+    reach = layout.queries_of if along_queries else layout.keys_of
+    first, last = reach(outer, part[0])
     inner = first + step
     block, key_block = (inner, outer) if along_queries else (outer, inner)
+    first_query, first_key = layout.first_query(block, part[0]), key_block * layout.keys
+    q_segments, kv_segments = segments
     pl.when(step == 0)(begin)
-    has_tile = inner <= last
-    masked = has_tile
+    masked = has_tile = inner <= last
     if q_segments is None:
-        is_inner = layout.is_inner(block, key_block)
+        is_inner = layout.is_inner(first_query, first_key)
         pl.when(has_tile & is_inner)(lambda: tile(None))
         masked = has_tile & ~is_inner
 
     @pl.when(masked)
     def _():
-        segments = () if q_segments is None else (q_segments[0], column(kv_segments[0]))
-        first_query = block * layout.queries + layout.scoring.offset
-        places = first_query, 0, layout.block_rows, key_block * layout.keys, layout.keys
-        tile(layout.scoring.seen(*places, segments))
+        ids = () if q_segments is None else (q_segments[0], column(kv_segments[0]))
+        places = first_query, 0, layout.block_rows, first_key, layout.keys
+        tile(layout.scoring.seen(*places, ids))
 
     pl.when(step == pl.num_programs(3) - 1)(end)
 
 
-def _specs(layout: Layout, head_dim: int, reach, along_queries: bool):
+def _specs(layout: Layout, head_dim: int, along_queries: bool):
     """Blocks of rows, columns of rows, keys, and the two segments.
 
     A step without a tile names the block before it, which is not read again.
     """
+    reach = layout.queries_of if along_queries else layout.keys_of
 
-    def at(outer, step):
-        first, last = reach(outer)
+    def at(outer, step, part):
+        first, last = reach(outer, part[0])
         inner = jnp.maximum(jnp.minimum(first + step, last), 0)
-        return (inner, outer) if along_queries else (outer, inner)
+        block, key_block = (inner, outer) if along_queries else (outer, inner)
+        return block, layout.key_block(key_block)
 
     def spec(shape, which, axis):
-        def index(b, k, outer, step):
+        def index(b, k, outer, step, part):
             places = [b, k if len(shape) == 4 else 0, 0, 0][: len(shape)]
-            places[axis] = at(outer, step)[which]
+            places[axis] = at(outer, step, part)[which]
             return tuple(places)
 
         return pl.BlockSpec(shape, index)
