@@ -1,6 +1,6 @@
 """The conformance suite on what is installed: our implementations and public ones.
 
-    python -m benchmarks.conformance            about four minutes; nothing is timed
+    python -m benchmarks.conformance            about six minutes; nothing is timed
 
 Ours are all of the table behind `hybrid.attend`; beside them jax.nn and, where they are installed,
 tokamax and transformers, on a CPU. Each gets an adapter below that hands it the call in its own
