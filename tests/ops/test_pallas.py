@@ -145,9 +145,7 @@ def _without_segments(patch):
 def _without_the_first_tile(patch):
     patch.setattr(window, "_MOST_KEYS", 128)
     right = window.Layout.tiles
-    patch.setattr(
-        window.Layout, "tiles", lambda self: ((rows, keys[1:]) for rows, keys in right(self))
-    )
+    patch.setattr(window.Layout, "tiles", lambda self: right(self)[1:])
 
 
 def _with_masked_scores_as_they_are(patch):
@@ -158,8 +156,8 @@ def _with_masked_scores_as_they_are(patch):
 def _without_a_block_of_queries(patch):
     right = whole.Layout.queries_of
 
-    def wrong(self, block, xp=jnp):
-        first, last = right(self, block, xp)
+    def wrong(self, block, part, xp=jnp):
+        first, last = right(self, block, part, xp)
         return first, xp.minimum(last, self.num_blocks - 2)
 
     patch.setattr(whole.Layout, "queries_of", wrong)

@@ -112,6 +112,17 @@ def column(row: jax.Array) -> jax.Array:
     return jnp.broadcast_to(row, (8, row.shape[1])).T[:, :1]
 
 
+def each_piece(num_rows: int, size: int, piece: Callable[[Any, Any], None]) -> None:
+    """Calls `piece` with (first row, the slice of its rows) of each `size` rows, in a loop."""
+
+    def one(number, carry):
+        first = number * size
+        piece(first, pl.ds(pl.multiple_of(first, LANES), size))
+        return carry
+
+    jax.lax.fori_loop(jnp.int32(0), jnp.int32(num_rows // size), one, 0)
+
+
 def call(
     kernel: Callable[..., None],
     operands: Sequence[Any],

@@ -26,13 +26,15 @@ from hybrid.ops.attention.pallas.tile import (
     call,
     column,
     dot,
+    each_piece,
     finish,
     online,
     over,
     start,
 )
 
-_MOST_ROWS, _MOST_KEYS = 1024, 512  # of a tile
+_MOST_ROWS, _MOST_KEYS = 1024, 512  # of a block
+_PIECE_ROWS = 256  # of a tile, whose keys are a block's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,11 +188,11 @@ def forward(layout: Layout, q, k, v, segments, sinks, part):
             for ref, value in zip(state, fresh, strict=True):
                 ref[...] = value
 
-        def tile(seen):
-            s = layout.scoring.scores(k[0, 0], q[0, 0])
-            new = online([ref[...] for ref in state], s, seen, v[0, 0])
+        def tile(rows, seen):
+            s = layout.scoring.scores(k[0, 0], q[0, 0, rows])
+            new = online([ref[:, rows] for ref in state], s, seen, v[0, 0])
             for ref, value in zip(state, new, strict=True):
-                ref[...] = value
+                ref[:, rows] = value
 
         def end():
             o, lse[0, 0] = finish([ref[...] for ref in state])
@@ -230,11 +232,11 @@ def _along_keys(layout: Layout, part, *operands):
         def begin():
             total[...] = jnp.zeros(total.shape, wide)
 
-        def tile(seen):
-            s = layout.scoring.scores(k[0, 0], q[0, 0])
-            row = lse[0, 0], delta[0, 0]
-            _, ds = layout.scoring.backward(s, seen, *row, v[0, 0], dout[0, 0])
-            total[...] += dot(k[0, 0], ds, (0, 0))  # (7)
+        def tile(rows, seen):
+            s = layout.scoring.scores(k[0, 0], q[0, 0, rows])
+            row = lse[0, 0, :, rows], delta[0, 0, :, rows]
+            _, ds = layout.scoring.backward(s, seen, *row, v[0, 0], dout[0, 0, rows])
+            total[:, rows] += dot(k[0, 0], ds, (0, 0))  # (7)
 
         def end():
             dq[0, 0] = total[...].astype(dq.dtype)
@@ -269,12 +271,13 @@ def _along_queries(layout: Layout, part, *operands):
             for total in totals:
                 total[...] = jnp.zeros(total.shape, wide)
 
-        def tile(seen):
-            s = layout.scoring.scores(k[0, 0], q[0, 0])
-            row = lse[0, 0], delta[0, 0]
-            p, ds = layout.scoring.backward(s, seen, *row, v[0, 0], dout[0, 0])
-            dv_total[...] += dot(p, dout[0, 0], (1, 0))  # (7)
-            dk_total[...] += dot(ds, q[0, 0], (1, 0))
+        def tile(rows, seen):
+            q_rows, dout_rows = q[0, 0, rows], dout[0, 0, rows]
+            s = layout.scoring.scores(k[0, 0], q_rows)
+            row = lse[0, 0, :, rows], delta[0, 0, :, rows]
+            p, ds = layout.scoring.backward(s, seen, *row, v[0, 0], dout_rows)
+            dv_total[...] += dot(p, dout_rows, (1, 0))  # (7)
+            dk_total[...] += dot(ds, q_rows, (1, 0))
 
         def end():
             dk[0, 0] = dk_total[...].astype(dk.dtype)
@@ -308,7 +311,7 @@ def _product_flops(layout: Layout, q) -> int:
 
 
 def _walk(layout: Layout, part, along_queries: bool, segments, begin, tile, end):
-    """One step of the grid: `tile` of a mask, or of None where all is seen."""
+    """One step of the grid: `tile` of rows and a mask, or None where all is seen."""
     outer, step = pl.program_id(2), pl.program_id(3)
     reach = layout.queries_of if along_queries else layout.keys_of
     first, last = reach(outer, part[0])
@@ -316,18 +319,27 @@ def _walk(layout: Layout, part, along_queries: bool, segments, begin, tile, end)
     block, key_block = (inner, outer) if along_queries else (outer, inner)
     first_query, first_key = layout.first_query(block, part[0]), key_block * layout.keys
     q_segments, kv_segments = segments
+    size = _divisor(layout.block_rows, _PIECE_ROWS)
+
+    def over_rows(mask):
+        each_piece(layout.block_rows, size, lambda first, rows: tile(rows, mask(first, rows)))
+
     pl.when(step == 0)(begin)
     masked = has_tile = inner <= last
     if q_segments is None:
         is_inner = layout.is_inner(first_query, first_key)
-        pl.when(has_tile & is_inner)(lambda: tile(None))
+        pl.when(has_tile & is_inner)(lambda: over_rows(lambda *_: None))
         masked = has_tile & ~is_inner
 
     @pl.when(masked)
     def _():
-        ids = () if q_segments is None else (q_segments[0], column(kv_segments[0]))
-        places = first_query, 0, layout.block_rows, first_key, layout.keys
-        tile(layout.scoring.seen(*places, ids))
+        of_keys = None if kv_segments is None else column(kv_segments[0])
+
+        def mask(first_row, rows):
+            ids = () if of_keys is None else (q_segments[0, :, rows], of_keys)
+            return layout.scoring.seen(first_query, first_row, size, first_key, layout.keys, ids)
+
+        over_rows(mask)
 
     pl.when(step == pl.num_programs(3) - 1)(end)
 

@@ -15,8 +15,8 @@ Each score is formed once, five products in all, and nothing is summed outside t
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -27,13 +27,16 @@ from hybrid.ops.attention.pallas.tile import (
     call,
     column,
     dot,
+    each_piece,
     finish,
     online,
+    over,
     start,
 )
 
 MOST_HALO = 4096  # keys before a block, beyond which `whole.py` is used
-_MOST_ROWS, _MOST_KEYS = 1024, 1152  # of a block and of a tile
+_MOST_ROWS = 1024  # of a block
+_PIECE_ROWS, _MOST_KEYS = 256, 1152  # of a tile: the compiler unrolls it, and takes time for that
 _ALIGNED = 16  # what slices of keys start at: rows of a register, two bfloat16 each
 
 
@@ -44,7 +47,7 @@ class Layout:
     Attributes:
       reach: keys before its own that a query sees.
       queries: of a block.  halo: keys before a block's own.  num_blocks: of queries.
-      pieces: parts of a block's rows.
+      rows: of a piece of a block.  span: keys that a piece meets.
     """
 
     scoring: Scoring
@@ -52,7 +55,8 @@ class Layout:
     queries: int
     halo: int
     num_blocks: int
-    pieces: int
+    rows: int
+    span: int
 
     @classmethod
     def of(cls, scoring: Scoring, query_length: int) -> "Layout":
@@ -60,13 +64,26 @@ class Layout:
         window, group = scoring.window_size, scoring.group
         is_small = min(window, query_length) <= 256 or 2 * LANES * group > _MOST_ROWS
         queries = LANES if is_small else 2 * LANES
-        # About a sixteenth of the window, so that pieces meet few keys that they don't see.
-        wanted = min(queries, max(16, window // 16))
-        units = queries // LANES * group
-        pieces = max(n for n in range(1, queries // wanted + 1) if units % n == 0)
         halo = -(-(window - 1) // queries) * queries
         num_blocks = -(-query_length // queries)
-        return cls(scoring, window - 1, queries, halo, num_blocks, pieces)
+        # About a sixteenth of the window, so that pieces meet few keys that they don't see.
+        most = max(LANES, min(_PIECE_ROWS, group * max(16, window // 16)))
+        rows = max(n for n in range(LANES, most + 1, LANES) if queries * group % n == 0)
+        layout = cls(scoring, window - 1, queries, halo, num_blocks, rows, 0)
+        return dataclasses.replace(layout, span=max(map(layout._own_span, range(layout.pieces))))
+
+    def _own_span(self, piece: int) -> int:
+        first, last = (at // self.scoring.group for at in self._ends(piece))
+        lowest = (first - self.reach) // _ALIGNED * _ALIGNED
+        return -(-(last + 1 - lowest) // _ALIGNED) * _ALIGNED
+
+    def _ends(self, piece: int) -> tuple[int, int]:
+        return piece * self.rows, (piece + 1) * self.rows - 1
+
+    @property
+    def pieces(self) -> int:
+        """Of a block."""
+        return self.block_rows // self.rows
 
     @property
     def block_rows(self) -> int:
@@ -83,26 +100,22 @@ class Layout:
         """Keys that are read, padding included."""
         return self.halo + self.num_blocks * self.queries
 
-    def tiles(self) -> Iterator[tuple[slice, list[slice]]]:
-        """Each piece's rows, and the keys of its tiles, both counted within the block."""
-        rows = self.block_rows // self.pieces
-        for first in range(0, self.block_rows, rows):
-            own = self.halo + first // self.scoring.group
-            lowest = (own - self.reach) // _ALIGNED * _ALIGNED
-            last = self.halo + (first + rows - 1) // self.scoring.group
-            count = -(-(last + 1 - lowest) // _ALIGNED)
-            parts = -(-count * _ALIGNED // _MOST_KEYS)
-            cuts = [lowest + _ALIGNED * (count * i // parts) for i in range(parts + 1)]
-            yield slice(first, first + rows), [slice(*pair) for pair in itertools.pairwise(cuts)]
+    def lowest(self, first_row):
+        """The first key that the piece from `first_row` on meets, counted within the block."""
+        own = self.halo + over(first_row, self.scoring.group)
+        aligned = over(own - self.reach, _ALIGNED) * _ALIGNED
+        return jnp.minimum(aligned, self.halo + self.queries - self.span)
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """(first key, number of keys) of a piece's tiles, from its lowest key on."""
+        units = self.span // _ALIGNED
+        parts = -(-self.span // _MOST_KEYS)
+        cuts = [_ALIGNED * (units * i // parts) for i in range(parts + 1)]
+        return [(first, last - first) for first, last in itertools.pairwise(cuts)]
 
     def pairs(self) -> int:
         """Rows and keys that meet in a tile, of one KV head of one row of the batch."""
-        of_block = sum(
-            (rows.stop - rows.start) * (keys.stop - keys.start)
-            for rows, tiles in self.tiles()
-            for keys in tiles
-        )
-        return self.num_blocks * of_block
+        return self.num_blocks * self.block_rows * self.span
 
 
 def forward(layout: Layout, q, k, v, segments, sinks):
@@ -116,15 +129,17 @@ def forward(layout: Layout, q, k, v, segments, sinks):
     batch, heads, rows, head_dim = q.shape
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
-    def kernel(q, k, v, q_segments, kv_segments, sinks, out, lse):
-        for rows, tiles in _pieces(layout, pl.program_id(2), q_segments, kv_segments):
+    def kernel(q, k, v, q_segments, kv_segments, sinks, out, lse, kv_column):
+        def piece(rows, tiles):
             sink = None if sinks is None else sinks[0, :, rows]
-            state = start(sink, rows.stop - rows.start, head_dim, wide)
+            state = start(sink, layout.rows, head_dim, wide)
             for keys, seen in tiles:
                 s = layout.scoring.scores(k[0, 0, keys], q[0, 0, rows])
-                state = online(state, s, seen, v[0, 0, keys])
+                state = online(state, s, seen(), v[0, 0, keys])
             o, lse[0, 0, :, rows] = finish(state)
             out[0, 0, :, rows] = o.astype(out.dtype)
+
+        _over_pieces(layout, pl.program_id(2), q_segments, kv_segments, kv_column, piece)
 
     of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim)
     sink_spec = pl.BlockSpec((1, 1, layout.block_rows), lambda b, k, i: (k, 0, 0))
@@ -135,6 +150,7 @@ def forward(layout: Layout, q, k, v, segments, sinks):
         in_specs=[of_rows, of_keys, of_keys, *of_segments, sink_spec],
         out_specs=[of_columns(head_dim), of_columns(1)],
         out_shapes=[((batch, heads, head_dim, rows), q.dtype), ((batch, heads, 1, rows), wide)],
+        scratch=[_column_shape(layout)],
         flops=2 * _product_flops(layout, q),
     )
 
@@ -152,8 +168,9 @@ def backward(layout: Layout, q, k, v, segments, dout, lse, delta):
     queries, halo, scoring = layout.queries, layout.halo, layout.scoring
     steps = layout.num_blocks + halo // queries
 
-    def kernel(q, k, v, q_segments, kv_segments, dout, lse, delta, dq, dk, dv, *kept):
-        i, (dk_kept, dv_kept) = pl.program_id(2), kept
+    def kernel(q, k, v, q_segments, kv_segments, dout, lse, delta, dq, dk, dv, *scratch):
+        i, (dk_kept, dv_kept, kv_column) = pl.program_id(2), scratch
+        kept = dk_kept, dv_kept
 
         @pl.when(i == 0)
         def _():
@@ -167,19 +184,21 @@ def backward(layout: Layout, q, k, v, segments, dout, lse, delta):
                     gradient[at : at + queries] = gradient[at + queries : at + 2 * queries]
                 gradient[halo:] = jnp.zeros((queries, head_dim), wide)
 
+        def piece(rows, tiles):
+            q_rows, dout_rows = q[0, 0, rows], dout[0, 0, rows]
+            dq_rows = jnp.zeros((head_dim, layout.rows), wide)
+            for keys, seen in tiles:
+                key, row = k[0, 0, keys], (lse[0, 0, :, rows], delta[0, 0, :, rows])
+                s = scoring.scores(key, q_rows)
+                p, ds = scoring.backward(s, seen(), *row, v[0, 0, keys], dout_rows)
+                dv_kept[keys] += dot(p, dout_rows, (1, 0))  # (7)
+                dk_kept[keys] += dot(ds, q_rows, (1, 0))
+                dq_rows += dot(key, ds, (0, 0))
+            dq[0, 0, :, rows] = dq_rows.astype(dq.dtype)
+
         @pl.when(i < layout.num_blocks)
         def _():
-            for rows, tiles in _pieces(layout, i, q_segments, kv_segments):
-                q_rows, dout_rows = q[0, 0, rows], dout[0, 0, rows]
-                dq_rows = jnp.zeros((head_dim, rows.stop - rows.start), wide)
-                for keys, seen in tiles:
-                    key, row = k[0, 0, keys], (lse[0, 0, :, rows], delta[0, 0, :, rows])
-                    s = scoring.scores(key, q_rows)
-                    p, ds = scoring.backward(s, seen, *row, v[0, 0, keys], dout_rows)
-                    dv_kept[keys] += dot(p, dout_rows, (1, 0))  # (7)
-                    dk_kept[keys] += dot(ds, q_rows, (1, 0))
-                    dq_rows += dot(key, ds, (0, 0))
-                dq[0, 0, :, rows] = dq_rows.astype(dq.dtype)
+            _over_pieces(layout, i, q_segments, kv_segments, kv_column, piece)
 
         dk[0, 0] = dk_kept[:queries].astype(dk.dtype)
         dv[0, 0] = dv_kept[:queries].astype(dv.dtype)
@@ -195,39 +214,39 @@ def backward(layout: Layout, q, k, v, segments, dout, lse, delta):
         in_specs=[of_rows, of_keys, of_keys, *of_segments, of_rows, of_columns(1), of_columns(1)],
         out_specs=[of_columns(head_dim), leaving, leaving],
         out_shapes=[((batch, heads, head_dim, rows), q.dtype), (shape, k.dtype), (shape, v.dtype)],
-        scratch=[kept, kept],
+        scratch=[kept, kept, _column_shape(layout)],
         flops=5 * _product_flops(layout, q),
     )
 
 
-def _pieces(layout: Layout, block, q_segments, kv_segments):
-    """Each piece's rows and tiles, (keys, mask); keys and rows counted within the block."""
+def _over_pieces(layout: Layout, block, q_segments, kv_segments, kv_column, piece):
+    """Calls `piece` with the rows and the tiles, (keys, mask), of each piece of a block.
+
+    kv_column: memory for the segments of keys, as a column.
+    """
     first = block * layout.queries + layout.key_start  # as keys are counted
-    of_keys = None if kv_segments is None else column(kv_segments[0])
-    for rows, tiles in layout.tiles():
-        segments = (
-            (lambda keys: ())
-            if of_keys is None
-            else (lambda keys, own=q_segments[0, :, rows]: (own, of_keys[keys]))
-        )
-        count = rows.stop - rows.start
-        yield (
-            rows,
-            [
-                (
-                    keys,
-                    layout.scoring.seen(
-                        first + layout.halo,
-                        rows.start,
-                        count,
-                        first + keys.start,
-                        keys.stop - keys.start,
-                        segments(keys),
-                    ),
-                )
-                for keys in tiles
-            ],
-        )
+    if kv_segments is not None:
+        kv_column[...] = column(kv_segments[0])
+
+    def one(first_row, rows):
+        lowest = layout.lowest(first_row)
+
+        def mask(keys, at, size):
+            ids = () if kv_segments is None else (q_segments[0, :, rows], kv_column[keys])
+            places = first + layout.halo, first_row, layout.rows, first + lowest + at, size
+            return layout.scoring.seen(*places, ids)
+
+        tiles = []
+        for at, size in layout.tiles():
+            keys = pl.ds(pl.multiple_of(lowest + at, _ALIGNED), size)
+            tiles.append((keys, functools.partial(mask, keys, at, size)))
+        piece(rows, tiles)
+
+    each_piece(layout.block_rows, layout.rows, one)
+
+
+def _column_shape(layout: Layout):
+    return (layout.halo + layout.queries, 1), jnp.int32
 
 
 def _specs(layout: Layout, head_dim: int):
