@@ -37,10 +37,15 @@ class Case(NamedTuple):
 
 LONG = {"fsdp": 8, "context": 8}
 SEPARATE = {"model.unified_kv": "false"}
+CHUNKED = {"model.attention": "chunked"}  # the XLA loop in place of the TPU kernels
 CASES = {
     **{
         f"{preset}-8K": Case(preset, V5P, 64, 8192, {"fsdp": 64})
         for preset in ("e2b", "e4b", "12b", "26b_a4b", "31b")
+    },
+    **{
+        f"{preset}-8K-chunked": Case(preset, V5P, 64, 8192, {"fsdp": 64}, CHUNKED)
+        for preset in ("e2b", "31b")
     },
     "31b-64K": Case("31b", V5P, 8, 65_536, LONG),
     "31b-256K": Case("31b", V5P, 8, 262_144, LONG),

@@ -12,8 +12,8 @@ from cases import Case
 
 from hybrid.model.mixers.attention import mean_visible_keys
 from hybrid.ops import dispatch
-from hybrid.ops.attention import ATTENTION, attend, pallas
-from hybrid.ops.attention.pallas import whole, window
+from hybrid.ops.attention import ATTENTION, attend
+from hybrid.ops.attention.pallas import differentiable, whole, window
 from hybrid.ops.attention.pallas.tile import Scoring
 from hybrid.ops.band import Band
 
@@ -94,7 +94,7 @@ def test_tiles_hold_few_pairs_that_the_band_hides(window_size, group):
     length = 131_072
     scoring = Scoring(group, window_size, 0, 1.0, None)
     seen = length * group * mean_visible_keys(window_size, length)
-    over = pallas.pairs(scoring, length) / seen
+    over = differentiable.pairs(scoring, length) / seen
     # One query head a KV head: a piece of 128 rows is 128 queries.
     most = {512: 1.13, 1024: 1.1, 8192: 1.13, None: 1.01}[window_size]
     most += 0.13 * (group == 1 and window_size in (512, 1024))

@@ -18,8 +18,9 @@ import jax
 
 from hybrid import axes
 from hybrid.axes import Query
-from hybrid.ops.attention import banded, cached, chunked, context, pallas, reference
+from hybrid.ops.attention import banded, cached, chunked, context, reference
 from hybrid.ops.attention.cached import Tile
+from hybrid.ops.attention.pallas import door as pallas
 from hybrid.ops.attention.request import (
     ROWS,
     AttentionRequest,

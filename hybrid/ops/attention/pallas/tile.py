@@ -18,9 +18,9 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from hybrid.ops.attention.pallas import LANES
 from hybrid.ops.band import visible
 
-LANES = 128  # of a TPU's registers: what minor axes are whole multiples of
 VMEM_BYTES = 64 * 2**20  # what a kernel may take; the least that generations from v5e on have
 
 

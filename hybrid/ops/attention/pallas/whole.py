@@ -20,8 +20,8 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from hybrid.ops.attention import context
+from hybrid.ops.attention.pallas import LANES
 from hybrid.ops.attention.pallas.tile import (
-    LANES,
     Scoring,
     call,
     column,

@@ -21,8 +21,8 @@ import itertools
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from hybrid.ops.attention.pallas import LANES
 from hybrid.ops.attention.pallas.tile import (
-    LANES,
     Scoring,
     call,
     column,

@@ -1,0 +1,148 @@
+"""A call of attention by kernels and its gradient: which walk serves it, and the arrays it takes.
+
+The equations are those of `chunked.py`, numbered there.
+
+Read next: `tile.py`, `window.py`, `whole.py`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.ad_checkpoint import checkpoint_name
+
+from hybrid.axes import Key, Query, Value
+from hybrid.ops.attention.pallas import whole, window
+from hybrid.ops.attention.pallas.tile import Scoring
+from hybrid.ops.band import Band
+
+Layout = whole.Layout | window.Layout
+
+
+def attend(
+    q: Query,
+    k: Key,
+    v: Value,
+    band: Band,
+    *,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    sinks: jax.Array | None = None,
+) -> Query:
+    """Attention by kernels; arguments and result as `hybrid.ops.attention.attend`."""
+    group, length = q.shape[2] // k.shape[2], q.shape[1]
+    reach = band.window_size
+    if reach is not None and reach >= length + band.offset:
+        reach = None
+    scoring = Scoring(group, reach, band.offset, scale, softcap)
+    arrays = sinks, band.q_segments, band.kv_segments, band.part
+    return _attend(q, k, v, *arrays, scoring, band.num_parts)
+
+
+def pairs(scoring: Scoring, query_length: int) -> int:
+    """Pairs of a query row and a key that meet in a tile, of one KV head of one row."""
+    return _cut(scoring, query_length).pairs()
+
+
+def _cut(scoring: Scoring, query_length: int, num_parts: int = 1) -> Layout:
+    """How a call is cut."""
+    reach = scoring.window_size
+    if num_parts > 1:
+        return whole.SplitLayout.of_part(scoring, num_parts, query_length // 2)
+    kernels = whole if reach is None or reach - 1 > window.MOST_HALO else window
+    return kernels.Layout.of(scoring, query_length)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _attend(q, k, v, sinks, q_segments, kv_segments, part, scoring, num_parts):
+    arrays = sinks, q_segments, kv_segments, part
+    return _forward(q, k, v, *arrays, scoring, num_parts)[0]
+
+
+def _forward(q, k, v, sinks, q_segments, kv_segments, part, scoring, num_parts):
+    layout = _cut(scoring, q.shape[1], num_parts)
+    rows = None
+    if sinks is not None:
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        heads = rearrange(sinks.astype(wide), "(k g) -> k 1 g", g=scoring.group)
+        rows = jnp.tile(heads, (1, 1, layout.queries))
+    laid = _operands(layout, q, k, v, q_segments, kv_segments)
+    if isinstance(layout, window.Layout):
+        out, lse = window.forward(layout, *laid, rows)
+    else:
+        out, lse = whole.forward(layout, *laid, rows, _scalar(part))
+    out = _queries_first(out, q.shape[1], scoring.group)
+    out, lse = (checkpoint_name(each, "attention_out") for each in (out, lse))
+    return out, (q, k, v, sinks, q_segments, kv_segments, part, out, lse)
+
+
+def _backward(scoring, num_parts, kept, dout):
+    q, k, v, sinks, q_segments, kv_segments, part, out, lse = kept
+    layout = _cut(scoring, q.shape[1], num_parts)
+    wide = lse.dtype
+    delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1)
+    dsinks = None
+    if sinks is not None:
+        seen = rearrange(lse, "b k 1 (t g) -> b t (k g)", g=scoring.group)[:, : q.shape[1]]
+        share = jnp.exp(sinks.astype(wide)[None, None] - seen)
+        dsinks = -jnp.sum(share * delta, axis=(0, 1)).astype(sinks.dtype)  # (8)
+    laid = _operands(layout, q, k, v, q_segments, kv_segments)
+    delta = rearrange(_rows(layout, delta[..., None]), "b k r 1 -> b k 1 r")
+    of_out = _rows(layout, dout), lse, delta
+    if isinstance(layout, window.Layout):
+        dq, dk, dv = window.backward(layout, *laid, *of_out)
+    else:
+        dq, dk, dv = whole.backward(layout, *laid, *of_out, _scalar(part))
+    dq = _queries_first(dq, q.shape[1], scoring.group)
+    dk, dv = (
+        rearrange(_fit(array, -layout.key_start, k.shape[1], 2), "b k s h -> b s k h")
+        for array in (dk, dv)
+    )
+    return dq, dk, dv, dsinks, None, None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _scalar(part):
+    """The device's number as the kernels take it."""
+    return jnp.reshape(jnp.int32(0) if part is None else part.astype(jnp.int32), 1)
+
+
+def _operands(layout, q, k, v, q_segments, kv_segments):
+    """q, k, v and segments as the kernels take them."""
+
+    def keys(array):
+        return _fit(rearrange(array, "b s k h -> b k s h"), layout.key_start, layout.num_keys, 2)
+
+    segments = None, None
+    if q_segments is not None:
+        repeated = jnp.repeat(q_segments, layout.scoring.group, axis=1)
+        rows = layout.num_blocks * layout.block_rows
+        segments = (
+            _fit(repeated, 0, rows, 1)[:, None],
+            _fit(kv_segments, layout.key_start, layout.num_keys, 1)[:, None],
+        )
+    return _rows(layout, q), keys(k), keys(v), segments
+
+
+def _rows(layout, array):
+    """[b, t, n, h] as [b, k, rows, h]."""
+    array = _fit(array, 0, layout.num_blocks * layout.queries, 1)
+    return rearrange(array, "b t (k g) h -> b k (t g) h", g=layout.scoring.group)
+
+
+def _queries_first(array, length, group):
+    """[b, k, h, rows] as [b, t, n, h]."""
+    return rearrange(array, "b k h (t g) -> b t (k g) h", g=group)[:, :length]
+
+
+def _fit(array, start, size, axis):
+    """`size` entries of an axis from `start` on, zeros where there are none."""
+    length, left = array.shape[axis], min(size, max(0, -start))
+    first = min(max(0, start), length)
+    last = max(first, min(start + size, length))
+    pads = [(0, 0)] * array.ndim
+    pads[axis] = (left, size - left - (last - first))
+    return jnp.pad(jax.lax.slice_in_dim(array, first, last, axis=axis), pads)
