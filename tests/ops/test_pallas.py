@@ -41,9 +41,9 @@ LONG = (
 
 
 @pytest.mark.parametrize("case", LONG, ids=lambda case: case.name)
-@pytest.mark.parametrize("most_halo", [window.MOST_HALO, 0])
-def test_long_rows_equal_the_oracle_by_either_walk(case, most_halo, monkeypatch, x64):
-    monkeypatch.setattr(window, "MOST_HALO", most_halo)
+@pytest.mark.parametrize("most_bytes", [window.MOST_BYTES, 0])
+def test_long_rows_equal_the_oracle_by_either_walk(case, most_bytes, monkeypatch, x64):
+    monkeypatch.setattr(window, "MOST_BYTES", most_bytes)
     monkeypatch.setattr(whole, "_MOST_ROWS", 256)
     monkeypatch.setattr(whole, "_MOST_KEYS", 256)
     got, wanted = (fresh(case, name, jnp.float64) for name in ("pallas", "reference"))
@@ -94,7 +94,8 @@ def test_tiles_hold_few_pairs_that_the_band_hides(window_size, group):
     length = 131_072
     scoring = Scoring(group, window_size, 0, 1.0, None)
     seen = length * group * mean_visible_keys(window_size, length)
-    over = differentiable.pairs(scoring, length) / seen
+    q = jax.ShapeDtypeStruct((1, length, group, 256), jnp.bfloat16)
+    over = differentiable.layout_of(scoring, q).pairs() / seen
     # One query head a KV head: a piece of 128 rows is 128 queries.
     most = {512: 1.13, 1024: 1.1, 8192: 1.13, None: 1.01}[window_size]
     most += 0.13 * (group == 1 and window_size in (512, 1024))

@@ -40,18 +40,13 @@ def attend(
     return _attend(q, k, v, *arrays, scoring, band.num_parts)
 
 
-def pairs(scoring: Scoring, query_length: int) -> int:
-    """Pairs of a query row and a key that meet in a tile, of one KV head of one row."""
-    return _cut(scoring, query_length).pairs()
-
-
-def _cut(scoring: Scoring, query_length: int, num_parts: int = 1) -> Layout:
-    """How a call is cut."""
+def layout_of(scoring: Scoring, q: jax.Array | jax.ShapeDtypeStruct, num_parts: int = 1) -> Layout:
+    """How a call with queries q [b, t, n, h] is cut, and so which file's kernels serve it."""
     reach = scoring.window_size
     if num_parts > 1:
-        return whole.SplitLayout.of_part(scoring, num_parts, query_length // 2)
-    kernels = whole if reach is None or reach - 1 > window.MOST_HALO else window
-    return kernels.Layout.of(scoring, query_length)
+        return whole.SplitLayout.of_part(scoring, num_parts, q.shape[1] // 2)
+    fits = reach is not None and reach * q.shape[3] * q.dtype.itemsize <= window.MOST_BYTES
+    return (window if fits else whole).Layout.of(scoring, q.shape[1])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
@@ -61,7 +56,7 @@ def _attend(q, k, v, sinks, q_segments, kv_segments, part, scoring, num_parts):
 
 
 def _forward(q, k, v, sinks, q_segments, kv_segments, part, scoring, num_parts):
-    layout = _cut(scoring, q.shape[1], num_parts)
+    layout = layout_of(scoring, q, num_parts)
     rows = None
     if sinks is not None:
         wide = jnp.promote_types(q.dtype, jnp.float32)
@@ -79,7 +74,7 @@ def _forward(q, k, v, sinks, q_segments, kv_segments, part, scoring, num_parts):
 
 def _backward(scoring, num_parts, kept, dout):
     q, k, v, sinks, q_segments, kv_segments, part, out, lse = kept
-    layout = _cut(scoring, q.shape[1], num_parts)
+    layout = layout_of(scoring, q, num_parts)
     wide = lse.dtype
     delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1)
     dsinks = None

@@ -34,7 +34,7 @@ from hybrid.ops.attention.pallas.tile import (
     start,
 )
 
-MOST_HALO = 4096  # keys before a block, beyond which `whole.py` is used
+MOST_BYTES = 2 * 2**20  # of a window's keys, beyond which `whole.py` is used
 _MOST_ROWS = 1024  # of a block
 _PIECE_ROWS, _MOST_KEYS = 256, 1152  # of a tile: the compiler unrolls it, and takes time for that
 _ALIGNED = 16  # what slices of keys start at: rows of a register, two bfloat16 each
