@@ -15,6 +15,7 @@ from jax.ad_checkpoint import print_saved_residuals
 from hybrid import model
 from hybrid.data.batch import Batch
 from hybrid.model.config import ModelConfig
+from hybrid.ops import dispatch
 
 TINY = ModelConfig(
     pattern="LG",
@@ -205,6 +206,20 @@ def test_names_are_kept_besides():
     assert more("full", "ffn_in") == {"f32[2,12,16]": 2}
     assert more("dots", "attention_out") == more("full", "attention_out")
     assert not more("dots", "qkv")  # they are products of weights
+
+
+def test_what_is_kept_of_attention_saves_its_forward_kernel():
+    def kernels(**change):
+        config = dataclasses.replace(TINY, dtype="float32", pattern="L", last_layer="any", **change)
+        config = dataclasses.replace(config, num_layers=1)
+        with dispatch.use_backend("tpu"):
+            gradient = jax.make_jaxpr(jax.grad(functools.partial(loss, config)))
+            text = str(gradient(model.abstract(config), batch()))
+        return text.count("pallas_call[") // 2  # one for TPUs, one that is interpreted
+
+    assert kernels(remat="none") == 2
+    assert kernels(remat="full") == 3
+    assert kernels(remat="full", remat_save=("attention_out",)) == 2
 
 
 @pytest.mark.usefixtures("x64")
