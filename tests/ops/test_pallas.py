@@ -132,15 +132,17 @@ def _seen(change):
     right = Scoring.seen
 
     def wrong(self, *places):
-        *places, segments = places if len(places) == 6 else (*places, ())
-        return right(change(self), *places, segments)
+        changed = change(self)
+        # A mask has as many rows as a piece, whatever the group is said to be.
+        queries = places[1] * self.group // changed.group
+        return right(changed, places[0], queries, *places[2:])
 
     return lambda patch: patch.setattr(Scoring, "seen", wrong)
 
 
 def _without_segments(patch):
     right = Scoring.seen
-    patch.setattr(Scoring, "seen", lambda self, *places: right(self, *places[:5]))
+    patch.setattr(Scoring, "seen", lambda self, *places: right(self, *places[:4]))
 
 
 def _without_the_first_tile(patch):

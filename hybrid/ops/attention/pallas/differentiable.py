@@ -9,7 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, repeat
 from jax.ad_checkpoint import checkpoint_name
 
 from hybrid.axes import Key, Query, Value
@@ -57,17 +57,16 @@ def _attend(q, k, v, sinks, q_segments, kv_segments, part, scoring, num_parts):
 
 def _forward(q, k, v, sinks, q_segments, kv_segments, part, scoring, num_parts):
     layout = layout_of(scoring, q, num_parts)
-    rows = None
+    of_piece = None
     if sinks is not None:
         wide = jnp.promote_types(q.dtype, jnp.float32)
-        heads = rearrange(sinks.astype(wide), "(k g) -> k 1 g", g=scoring.group)
-        rows = jnp.tile(heads, (1, 1, layout.queries))
+        of_piece = repeat(sinks.astype(wide), "(k g) -> k 1 (g c)", g=scoring.group, c=layout.piece)
     laid = _operands(layout, q, k, v, q_segments, kv_segments)
     if isinstance(layout, window.Layout):
-        out, lse = window.forward(layout, *laid, rows)
+        out, lse = window.forward(layout, *laid, of_piece)
     else:
-        out, lse = whole.forward(layout, *laid, rows, _scalar(part))
-    out = _queries_first(out, q.shape[1], scoring.group)
+        out, lse = whole.forward(layout, *laid, of_piece, _scalar(part))
+    out = _heads_last(out, q.shape[1])
     out, lse = (checkpoint_name(each, "attention_out") for each in (out, lse))
     return out, (q, k, v, sinks, q_segments, kv_segments, part, out, lse)
 
@@ -79,21 +78,19 @@ def _backward(scoring, num_parts, kept, dout):
     delta = jnp.sum(dout.astype(wide) * out.astype(wide), axis=-1)
     dsinks = None
     if sinks is not None:
-        seen = rearrange(lse, "b k 1 (t g) -> b t (k g)", g=scoring.group)[:, : q.shape[1]]
+        sizes = {"g": scoring.group, "c": layout.piece}
+        seen = rearrange(lse, "b k 1 (i g c) -> b (i c) (k g)", **sizes)[:, : q.shape[1]]
         share = jnp.exp(sinks.astype(wide)[None, None] - seen)
         dsinks = -jnp.sum(share * delta, axis=(0, 1)).astype(sinks.dtype)  # (8)
     laid = _operands(layout, q, k, v, q_segments, kv_segments)
-    delta = rearrange(_rows(layout, delta[..., None]), "b k r 1 -> b k 1 r")
-    of_out = _rows(layout, dout), lse, delta
+    of_out = _heads_first(layout, dout), lse, _in_pieces(layout, delta)
     if isinstance(layout, window.Layout):
         dq, dk, dv = window.backward(layout, *laid, *of_out)
     else:
         dq, dk, dv = whole.backward(layout, *laid, *of_out, _scalar(part))
-    dq = _queries_first(dq, q.shape[1], scoring.group)
-    dk, dv = (
-        rearrange(_fit(array, -layout.key_start, k.shape[1], 2), "b k s h -> b s k h")
-        for array in (dk, dv)
-    )
+    dk, dv = (_fit(array, -layout.key_start, k.shape[1], 2) for array in (dk, dv))
+    dq = _heads_last(dq, q.shape[1])
+    dk, dv = (_heads_last(array, k.shape[1]) for array in (dk, dv))
     return dq, dk, dv, dsinks, None, None, None
 
 
@@ -113,24 +110,28 @@ def _operands(layout, q, k, v, q_segments, kv_segments):
 
     segments = None, None
     if q_segments is not None:
-        repeated = jnp.repeat(q_segments, layout.scoring.group, axis=1)
-        rows = layout.num_blocks * layout.block_rows
-        segments = (
-            _fit(repeated, 0, rows, 1)[:, None],
-            _fit(kv_segments, layout.key_start, layout.num_keys, 1)[:, None],
-        )
-    return _rows(layout, q), keys(k), keys(v), segments
+        of_rows = _in_pieces(layout, repeat(q_segments, "b t -> b t g", g=layout.scoring.group))
+        of_keys = _fit(kv_segments, layout.key_start, layout.num_keys, 1)[:, None]
+        segments = of_rows[:, 0], of_keys
+    return _heads_first(layout, q), keys(k), keys(v), segments
 
 
-def _rows(layout, array):
-    """[b, t, n, h] as [b, k, rows, h]."""
+def _heads_first(layout, array):
+    """[b, t, n, h] as [b, n, whole blocks of t, h]."""
+    array = rearrange(array, "b t n h -> b n t h")
+    return _fit(array, 0, layout.num_blocks * layout.queries, 2)
+
+
+def _heads_last(array, length):
+    """[b, n, t or more, h] as [b, t, n, h]."""
+    return rearrange(array[:, :, :length], "b n t h -> b t n h")
+
+
+def _in_pieces(layout, array):
+    """[b, t, n] as [b, k, 1, rows], in the order of the kernels' pieces."""
     array = _fit(array, 0, layout.num_blocks * layout.queries, 1)
-    return rearrange(array, "b t (k g) h -> b k (t g) h", g=layout.scoring.group)
-
-
-def _queries_first(array, length, group):
-    """[b, k, h, rows] as [b, t, n, h]."""
-    return rearrange(array, "b k h (t g) -> b t (k g) h", g=group)[:, :length]
+    sizes = {"g": layout.scoring.group, "c": layout.piece}
+    return rearrange(array, "b (i c) (k g) -> b k 1 (i g c)", **sizes)
 
 
 def _fit(array, start, size, axis):

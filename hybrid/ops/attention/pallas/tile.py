@@ -1,16 +1,17 @@
 """What the kernels of this folder share: one tile of scores, and how a kernel is called.
 
-Query heads of one KV head are rows: row r of a call is head r mod g of query r // g, so grouped
-heads are queries whose positions repeat, and a tile is a matrix of two axes, keys by rows. Keys are
-the major axis, as in `chunked.py`: peaks, sums, lse and δ are then vectors over the minor axis, and
-no tile of scores is ever transposed.
+A piece is c queries of the g heads of one KV head, [g, c, h], whose rows are taken as one axis: row
+r is head r // c of query r mod c. So a tile of scores is a matrix, keys by rows, and a key is read
+once for its group. Keys are the major axis, as in `chunked.py`: peaks, sums, lse and δ are then
+vectors over the minor axis, and no tile of scores is ever transposed. lse and δ are kept in the
+order of pieces.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from hybrid.ops.attention.pallas import LANES
 from hybrid.ops.band import visible
 
+PIECE_ROWS = 256  # at most: the compiler unrolls a tile, and takes time for that
 VMEM_BYTES = 64 * 2**20  # what a kernel may take; the least that generations from v5e on have
 
 
@@ -54,11 +56,19 @@ class Scoring:
             ds = ds * (1 - jnp.square(s / self.softcap))
         return p, ds if self.scale == 1 else ds * self.scale
 
-    def seen(self, first_query, first_row, rows, first_key, keys, segments=()):
-        """The mask [keys, rows]; row 0 is row `first_row` behind the position `first_query`."""
-        row = first_row + jax.lax.broadcasted_iota(jnp.int32, (1, rows), 1)
+    def seen(self, first_query, queries: int, first_key, keys: int, segments=()):
+        """The mask [keys, rows] of a piece of `queries` against `keys`, from places in the row."""
+        row = jax.lax.broadcasted_iota(jnp.int32, (1, self.group * queries), 1)
         key = first_key + jax.lax.broadcasted_iota(jnp.int32, (keys, 1), 0)
-        return visible(first_query + over(row, self.group), key, self.window_size, *segments)
+        query = first_query + jax.lax.rem(row, jnp.int32(queries))
+        return visible(query, key, self.window_size, *segments)
+
+    def piece(self, block_queries: int, most_queries: int) -> int:
+        """Queries of a piece: a part of a block whose rows fill registers."""
+        sizes = [n for n in (16, 32, 64, LANES) if n * self.group % LANES == 0]
+        assert block_queries % LANES == 0, "blocks hold whole pieces of any size"
+        fitting = [n for n in sizes if n <= most_queries and n * self.group <= PIECE_ROWS]
+        return max(fitting) if fitting else min(sizes)
 
 
 def over(x: Any, size: int) -> Any:
@@ -112,15 +122,34 @@ def column(row: jax.Array) -> jax.Array:
     return jnp.broadcast_to(row, (8, row.shape[1])).T[:, :1]
 
 
-def each_piece(num_rows: int, size: int, piece: Callable[[Any, Any], None]) -> None:
-    """Calls `piece` with (first row, the slice of its rows) of each `size` rows, in a loop."""
+class Piece(NamedTuple):
+    """A piece's place in its block: its first query, and slices of queries and of rows."""
+
+    first: Any
+    queries: Any
+    rows: Any
+
+    def read(self, block) -> jax.Array:
+        """Its rows [g · c, h] of a block [1, g, queries, h]."""
+        array = block[0, :, self.queries]
+        return array.reshape(-1, array.shape[-1])
+
+    def write(self, block, columns: jax.Array) -> None:
+        """Puts [h, g · c] into a block [1, g, queries, h]."""
+        shape = block.shape[1], -1, block.shape[3]
+        block[0, :, self.queries] = columns.T.reshape(shape).astype(block.dtype)
+
+
+def each_piece(block_queries: int, queries: int, group: int, do: Callable[[Piece], None]) -> None:
+    """Calls `do` with each piece of `queries` of a block, in a loop."""
 
     def one(number, carry):
-        first = number * size
-        piece(first, pl.ds(pl.multiple_of(first, LANES), size))
+        first, rows = number * queries, group * queries
+        first_row = pl.multiple_of(number * rows, LANES)
+        do(Piece(first, pl.ds(pl.multiple_of(first, queries), queries), pl.ds(first_row, rows)))
         return carry
 
-    jax.lax.fori_loop(jnp.int32(0), jnp.int32(num_rows // size), one, 0)
+    jax.lax.fori_loop(jnp.int32(0), jnp.int32(block_queries // queries), one, 0)
 
 
 def call(

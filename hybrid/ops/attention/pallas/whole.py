@@ -14,6 +14,7 @@ where each is found (`SplitLayout`), and the device's number is a scalar that in
 """
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,6 @@ from hybrid.ops.attention.pallas.tile import (
 )
 
 _MOST_ROWS, _MOST_KEYS = 1024, 512  # of a block
-_PIECE_ROWS = 256  # of a tile, whose keys are a block's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Layout:
         num_blocks = -(-query_length // queries)
         num_key_blocks = -(-(query_length + scoring.offset) // keys)
         return cls(scoring, queries, keys, num_blocks, num_key_blocks)
+
+    @property
+    def piece(self) -> int:
+        """Queries of a piece of a block; a tile is a piece against a block of keys."""
+        return self.scoring.piece(self.queries, self.queries)
 
     @property
     def block_rows(self) -> int:
@@ -178,38 +183,39 @@ def _steps(reach, num_blocks: int) -> np.ndarray:
 
 def forward(layout: Layout, q, k, v, segments, sinks, part):
     """As of `window.py`; part: int32 [1], the device's number where a row is split."""
-    batch, heads, rows, head_dim = q.shape
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    batch, heads, head_dim = k.shape[0], k.shape[1], k.shape[3]
+    wide, rows = jnp.promote_types(q.dtype, jnp.float32), layout.num_blocks * layout.block_rows
+    piece_rows = layout.scoring.group * layout.piece
 
     def kernel(part, q, k, v, q_segments, kv_segments, sinks, out, lse, *state):
-        def begin():
+        def begin(piece):
             sink = None if sinks is None else sinks[0]
-            fresh = start(sink, layout.block_rows, head_dim, wide)
-            for ref, value in zip(state, fresh, strict=True):
-                ref[...] = value
+            put(piece, start(sink, piece_rows, head_dim, wide))
 
-        def tile(rows, seen):
-            s = layout.scoring.scores(k[0, 0], q[0, 0, rows])
-            new = online([ref[:, rows] for ref in state], s, seen, v[0, 0])
-            for ref, value in zip(state, new, strict=True):
-                ref[:, rows] = value
+        def tile(piece, seen):
+            s = layout.scoring.scores(k[0, 0], piece.read(q))
+            put(piece, online([ref[:, piece.rows] for ref in state], s, seen, v[0, 0]))
 
-        def end():
-            o, lse[0, 0] = finish([ref[...] for ref in state])
-            out[0, 0] = o.astype(out.dtype)
+        def put(piece, values):
+            for ref, value in zip(state, values, strict=True):
+                ref[:, piece.rows] = value
+
+        def end(piece):
+            o, lse[0, 0, :, piece.rows] = finish([ref[:, piece.rows] for ref in state])
+            piece.write(out, o)
 
         _walk(layout, part, False, (q_segments, kv_segments), begin, tile, end)
 
-    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim, False)
-    sink_spec = pl.BlockSpec((1, 1, layout.block_rows), lambda b, k, *_: (k, 0, 0))
+    of_rows, of_lse, of_keys, *of_segments = _specs(layout, head_dim, False)
+    sink_spec = pl.BlockSpec((1, 1, piece_rows), lambda b, k, *_: (k, 0, 0))
     row = ((1, layout.block_rows), wide)
     return call(
         kernel,
         (q, k, v, *segments, sinks),
         grid=(batch, heads, layout.num_blocks, _most_steps(layout.keys_of, layout.num_blocks)),
         in_specs=[of_rows, of_keys, of_keys, *of_segments, sink_spec],
-        out_specs=[of_columns(head_dim), of_columns(1)],
-        out_shapes=[((batch, heads, head_dim, rows), q.dtype), ((batch, heads, 1, rows), wide)],
+        out_specs=[of_rows, of_lse],
+        out_shapes=[(q.shape, q.dtype), ((batch, heads, 1, rows), wide)],
         scratch=[row, row, ((head_dim, layout.block_rows), wide)],
         scalars=[part],
         flops=2 * _product_flops(layout, q),
@@ -224,33 +230,33 @@ def backward(layout: Layout, q, k, v, segments, dout, lse, delta, part):
 
 def _along_keys(layout: Layout, part, *operands):
     """dq."""
-    q = operands[0]
-    batch, heads, rows, head_dim = q.shape
+    q, k = operands[:2]
+    batch, heads, head_dim = k.shape[0], k.shape[1], k.shape[3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
     def kernel(part, q, k, v, q_segments, kv_segments, dout, lse, delta, dq, total):
-        def begin():
-            total[...] = jnp.zeros(total.shape, wide)
+        def begin(piece):
+            total[:, piece.rows] = jnp.zeros((head_dim, piece.rows.size), wide)
 
-        def tile(rows, seen):
-            s = layout.scoring.scores(k[0, 0], q[0, 0, rows])
-            row = lse[0, 0, :, rows], delta[0, 0, :, rows]
-            _, ds = layout.scoring.backward(s, seen, *row, v[0, 0], dout[0, 0, rows])
-            total[:, rows] += dot(k[0, 0], ds, (0, 0))  # (7)
+        def tile(piece, seen):
+            s = layout.scoring.scores(k[0, 0], piece.read(q))
+            row = lse[0, 0, :, piece.rows], delta[0, 0, :, piece.rows]
+            _, ds = layout.scoring.backward(s, seen, *row, v[0, 0], piece.read(dout))
+            total[:, piece.rows] += dot(k[0, 0], ds, (0, 0))  # (7)
 
-        def end():
-            dq[0, 0] = total[...].astype(dq.dtype)
+        def end(piece):
+            piece.write(dq, total[:, piece.rows])
 
         _walk(layout, part, False, (q_segments, kv_segments), begin, tile, end)
 
-    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim, False)
+    of_rows, of_lse, of_keys, *of_segments = _specs(layout, head_dim, False)
     (dq,) = call(
         kernel,
         operands,
         grid=(batch, heads, layout.num_blocks, _most_steps(layout.keys_of, layout.num_blocks)),
-        in_specs=[of_rows, of_keys, of_keys, *of_segments, of_rows, of_columns(1), of_columns(1)],
-        out_specs=[of_columns(head_dim)],
-        out_shapes=[((batch, heads, head_dim, rows), q.dtype)],
+        in_specs=[of_rows, of_keys, of_keys, *of_segments, of_rows, of_lse, of_lse],
+        out_specs=[of_rows],
+        out_shapes=[(q.shape, q.dtype)],
         scratch=[((head_dim, layout.block_rows), wide)],
         scalars=[part],
         flops=3 * _product_flops(layout, q),
@@ -261,38 +267,40 @@ def _along_keys(layout: Layout, part, *operands):
 def _along_queries(layout: Layout, part, *operands):
     """dk and dv."""
     q, k, v = operands[:3]
-    batch, heads, _, head_dim = q.shape
+    batch, heads, head_dim = k.shape[0], k.shape[1], k.shape[3]
     wide = jnp.promote_types(q.dtype, jnp.float32)
 
     def kernel(part, q, k, v, q_segments, kv_segments, dout, lse, delta, dk, dv, *totals):
         dk_total, dv_total = totals
 
-        def begin():
+        @pl.when(pl.program_id(3) == 0)
+        def _():
             for total in totals:
                 total[...] = jnp.zeros(total.shape, wide)
 
-        def tile(rows, seen):
-            q_rows, dout_rows = q[0, 0, rows], dout[0, 0, rows]
+        def tile(piece, seen):
+            q_rows, dout_rows = piece.read(q), piece.read(dout)
             s = layout.scoring.scores(k[0, 0], q_rows)
-            row = lse[0, 0, :, rows], delta[0, 0, :, rows]
+            row = lse[0, 0, :, piece.rows], delta[0, 0, :, piece.rows]
             p, ds = layout.scoring.backward(s, seen, *row, v[0, 0], dout_rows)
             dv_total[...] += dot(p, dout_rows, (1, 0))  # (7)
             dk_total[...] += dot(ds, q_rows, (1, 0))
 
-        def end():
+        _walk(layout, part, True, (q_segments, kv_segments), None, tile, None)
+
+        @pl.when(pl.program_id(3) == pl.num_programs(3) - 1)
+        def _():
             dk[0, 0] = dk_total[...].astype(dk.dtype)
             dv[0, 0] = dv_total[...].astype(dv.dtype)
 
-        _walk(layout, part, True, (q_segments, kv_segments), begin, tile, end)
-
-    of_rows, of_columns, of_keys, *of_segments = _specs(layout, head_dim, True)
+    of_rows, of_lse, of_keys, *of_segments = _specs(layout, head_dim, True)
     shape, total = (batch, heads, layout.num_keys, head_dim), ((layout.keys, head_dim), wide)
     steps = _most_steps(layout.queries_of, layout.num_key_blocks)
     return call(
         kernel,
         operands,
         grid=(batch, heads, layout.num_key_blocks, steps),
-        in_specs=[of_rows, of_keys, of_keys, *of_segments, of_rows, of_columns(1), of_columns(1)],
+        in_specs=[of_rows, of_keys, of_keys, *of_segments, of_rows, of_lse, of_lse],
         out_specs=[of_keys, of_keys],
         out_shapes=[(shape, k.dtype), (shape, v.dtype)],
         scratch=[total, total],
@@ -307,11 +315,15 @@ def _most_steps(reach, num_blocks: int) -> int:
 
 def _product_flops(layout: Layout, q) -> int:
     """Of one product over all tiles."""
-    return 2 * q.shape[0] * q.shape[1] * layout.pairs() * q.shape[3]
+    heads = q.shape[1] // layout.scoring.group
+    return 2 * q.shape[0] * heads * layout.pairs() * q.shape[3]
 
 
 def _walk(layout: Layout, part, along_queries: bool, segments, begin, tile, end):
-    """One step of the grid: `tile` of rows and a mask, or None where all is seen."""
+    """One step of the grid: `tile` of each piece and its mask, None where all is seen.
+
+    begin, end: what a piece's first and last step does besides; None: nothing.
+    """
     outer, step = pl.program_id(2), pl.program_id(3)
     reach = layout.queries_of if along_queries else layout.keys_of
     first, last = reach(outer, part[0])
@@ -319,33 +331,32 @@ def _walk(layout: Layout, part, along_queries: bool, segments, begin, tile, end)
     block, key_block = (inner, outer) if along_queries else (outer, inner)
     first_query, first_key = layout.first_query(block, part[0]), key_block * layout.keys
     q_segments, kv_segments = segments
-    size = _divisor(layout.block_rows, _PIECE_ROWS)
-
-    def over_rows(mask):
-        each_piece(layout.block_rows, size, lambda first, rows: tile(rows, mask(first, rows)))
-
-    pl.when(step == 0)(begin)
+    each = functools.partial(each_piece, layout.queries, layout.piece, layout.scoring.group)
+    if begin is not None:
+        pl.when(step == 0)(lambda: each(begin))
     masked = has_tile = inner <= last
     if q_segments is None:
         is_inner = layout.is_inner(first_query, first_key)
-        pl.when(has_tile & is_inner)(lambda: over_rows(lambda *_: None))
+        pl.when(has_tile & is_inner)(lambda: each(lambda piece: tile(piece, None)))
         masked = has_tile & ~is_inner
 
     @pl.when(masked)
     def _():
         of_keys = None if kv_segments is None else column(kv_segments[0])
 
-        def mask(first_row, rows):
-            ids = () if of_keys is None else (q_segments[0, :, rows], of_keys)
-            return layout.scoring.seen(first_query, first_row, size, first_key, layout.keys, ids)
+        def one(piece):
+            ids = () if of_keys is None else (q_segments[0, :, piece.rows], of_keys)
+            places = first_query + piece.first, layout.piece, first_key, layout.keys
+            tile(piece, layout.scoring.seen(*places, ids))
 
-        over_rows(mask)
+        each(one)
 
-    pl.when(step == pl.num_programs(3) - 1)(end)
+    if end is not None:
+        pl.when(step == pl.num_programs(3) - 1)(lambda: each(end))
 
 
 def _specs(layout: Layout, head_dim: int, along_queries: bool):
-    """Blocks of rows, columns of rows, keys, and the two segments.
+    """Blocks of queries, lse, keys, and the two segments.
 
     A step without a tile names the block before it, which is not read again.
     """
@@ -367,8 +378,8 @@ def _specs(layout: Layout, head_dim: int, along_queries: bool):
 
     rows, keys = layout.block_rows, layout.keys
     return (
-        spec((1, 1, rows, head_dim), 0, 2),
-        lambda height: spec((1, 1, height, rows), 0, 3),
+        spec((1, layout.scoring.group, layout.queries, head_dim), 0, 2),
+        spec((1, 1, 1, rows), 0, 3),
         spec((1, 1, keys, head_dim), 1, 2),
         spec((1, 1, rows), 0, 2),
         spec((1, 1, keys), 1, 2),
