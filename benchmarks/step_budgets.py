@@ -38,19 +38,23 @@ class Case(NamedTuple):
 LONG = {"fsdp": 8, "context": 8}
 SEPARATE = {"model.unified_kv": "false"}
 CHUNKED = {"model.attention": "chunked"}  # the XLA loop in place of the TPU kernels
-CASES = {
+AUTO = {
     **{
         f"{preset}-8K": Case(preset, V5P, 64, 8192, {"fsdp": 64})
         for preset in ("e2b", "e4b", "12b", "26b_a4b", "31b")
-    },
-    **{
-        f"{preset}-8K-chunked": Case(preset, V5P, 64, 8192, {"fsdp": 64}, CHUNKED)
-        for preset in ("e2b", "31b")
     },
     "31b-64K": Case("31b", V5P, 8, 65_536, LONG),
     "31b-256K": Case("31b", V5P, 8, 262_144, LONG),
     "31b-256K-separate": Case("31b", V5P, 8, 262_144, LONG, SEPARATE),
     "e2b-128K": Case("e2b", V5E, 16, 131_072, {"fsdp": 16, "context": 16}),
+}
+CASES = {
+    name: case
+    for auto, each in AUTO.items()
+    for name, case in (
+        (auto, each),
+        (f"{auto}-chunked", each._replace(keys=each.keys | CHUNKED)),
+    )
 }
 
 
