@@ -89,7 +89,7 @@ def _backward(scoring, num_parts, kept, dout):
     else:
         dq, dk, dv = whole.backward(layout, *laid, *of_out, _scalar(part))
     dk, dv = (_fit(array, -layout.key_start, k.shape[1], 2) for array in (dk, dv))
-    dq = _heads_last(dq, q.shape[1])
+    dq = _heads_last(dq.astype(q.dtype), q.shape[1])
     dk, dv = (_heads_last(array, k.shape[1]) for array in (dk, dv))
     return dq, dk, dv, dsinks, None, None, None
 

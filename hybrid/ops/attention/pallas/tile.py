@@ -160,14 +160,17 @@ def call(
     in_specs: Sequence[Any],
     out_specs: Sequence[Any],
     out_shapes: Sequence[tuple[tuple[int, ...], Any]],
-    scratch: Sequence[tuple[tuple[int, ...], Any]] = (),
+    scratch: Sequence[Any] = (),
     scalars: Sequence[jax.Array] = (),
+    num_in_order: int = 1,
     flops: float,
 ) -> Any:
-    """Runs a kernel over `grid`, its last axis in order; on other machines it is interpreted.
+    """Runs a kernel over `grid`; on other machines than TPUs it is interpreted.
 
     Args:
       operands, in_specs: None where a call has no such operand.
+      scratch: (shape, dtype) of arrays in fast memory, or other kinds of scratch.
+      num_in_order: the last axes of the grid that go in order.
       scalars: int32 [1] each, which index maps take last and the kernel first.
       flops: of the products, for whoever counts a program's work.
     """
@@ -188,11 +191,14 @@ def call(
             grid=grid,
             in_specs=[spec for _, spec in given],
             out_specs=list(out_specs),
-            scratch_shapes=[pltpu.VMEM(*shape) for shape in scratch],
+            scratch_shapes=[pltpu.VMEM(*s) if isinstance(s, tuple) else s for s in scratch],
         ),
         out_shape=shapes,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=[*[pltpu.PARALLEL] * (len(grid) - 1), pltpu.ARBITRARY],
+            dimension_semantics=[
+                *[pltpu.PARALLEL] * (len(grid) - num_in_order),
+                *[pltpu.ARBITRARY] * num_in_order,
+            ],
             vmem_limit_bytes=VMEM_BYTES,
         ),
         cost_estimate=pl.CostEstimate(

@@ -5,8 +5,9 @@ first that a window reaches to the one that holds the last query's own token. Wh
 arithmetic in the block's number, so there is no table of blocks to make, move or read. Rows near
 the start have fewer blocks: the steps left over compute nothing and read nothing.
 
-The backward is two walks, one along keys for dq and one along queries for dk and dv, each of which
-forms the scores again: no partial sums of the length of a row leave the kernels.
+The backward walks blocks of queries behind each block of keys, and forms each score once. dk and dv
+gather in fast memory; of dq, which all blocks of keys add to, a block comes from main memory and
+goes back while its neighbours are computed (`_Sums`), so there are no partial sums to add up later.
 
 Of a row split over devices (`context.py`), a device has queries of two chunks, and keys stand in
 the stream's order. Blocks of keys are walked in the row's order all the same: `key_block` says
@@ -16,9 +17,11 @@ where each is found (`SplitLayout`), and the device's number is a scalar that in
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from hybrid.ops.attention import context
 from hybrid.ops.attention.pallas import LANES
@@ -223,72 +226,40 @@ def forward(layout: Layout, q, k, v, segments, sinks, part):
 
 
 def backward(layout: Layout, q, k, v, segments, dout, lse, delta, part):
-    """As of `window.py`; part: as of `forward`."""
-    operands = q, k, v, *segments, dout, lse, delta
-    return _along_keys(layout, part, *operands), *_along_queries(layout, part, *operands)
-
-
-def _along_keys(layout: Layout, part, *operands):
-    """dq."""
-    q, k = operands[:2]
+    """As of `window.py`, dq in at least float32; part: as of `forward`."""
     batch, heads, head_dim = k.shape[0], k.shape[1], k.shape[3]
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    wide, group = jnp.promote_types(q.dtype, jnp.float32), layout.scoring.group
 
-    def kernel(part, q, k, v, q_segments, kv_segments, dout, lse, delta, dq, total):
-        def begin(piece):
-            total[:, piece.rows] = jnp.zeros((head_dim, piece.rows.size), wide)
+    def kernel(part, q, k, v, q_segments, kv_segments, dout, lse, delta, dq, dk, dv, *scratch):
+        dk_total, dv_total, *for_sums = scratch
+        row, kv_head, key_block, step = (pl.program_id(axis) for axis in range(4))
+        first, last = layout.queries_of(key_block, part[0])
+        sums = _Sums(
+            *(dq, row, kv_head, *for_sums),
+            group=group,
+            queries=layout.queries,
+            is_new=lambda block: layout.keys_of(block, part[0])[0] == key_block,
+        )
 
-        def tile(piece, seen):
-            s = layout.scoring.scores(k[0, 0], piece.read(q))
-            row = lse[0, 0, :, piece.rows], delta[0, 0, :, piece.rows]
-            _, ds = layout.scoring.backward(s, seen, *row, v[0, 0], piece.read(dout))
-            total[:, piece.rows] += dot(k[0, 0], ds, (0, 0))  # (7)
-
-        def end(piece):
-            piece.write(dq, total[:, piece.rows])
-
-        _walk(layout, part, False, (q_segments, kv_segments), begin, tile, end)
-
-    of_rows, of_lse, of_keys, *of_segments = _specs(layout, head_dim, False)
-    (dq,) = call(
-        kernel,
-        operands,
-        grid=(batch, heads, layout.num_blocks, _most_steps(layout.keys_of, layout.num_blocks)),
-        in_specs=[of_rows, of_keys, of_keys, *of_segments, of_rows, of_lse, of_lse],
-        out_specs=[of_rows],
-        out_shapes=[(q.shape, q.dtype)],
-        scratch=[((head_dim, layout.block_rows), wide)],
-        scalars=[part],
-        flops=3 * _product_flops(layout, q),
-    )
-    return dq
-
-
-def _along_queries(layout: Layout, part, *operands):
-    """dk and dv."""
-    q, k, v = operands[:3]
-    batch, heads, head_dim = k.shape[0], k.shape[1], k.shape[3]
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-
-    def kernel(part, q, k, v, q_segments, kv_segments, dout, lse, delta, dk, dv, *totals):
-        dk_total, dv_total = totals
-
-        @pl.when(pl.program_id(3) == 0)
+        @pl.when(step == 0)
         def _():
-            for total in totals:
+            for total in (dk_total, dv_total):
                 total[...] = jnp.zeros(total.shape, wide)
 
         def tile(piece, seen):
             q_rows, dout_rows = piece.read(q), piece.read(dout)
             s = layout.scoring.scores(k[0, 0], q_rows)
-            row = lse[0, 0, :, piece.rows], delta[0, 0, :, piece.rows]
-            p, ds = layout.scoring.backward(s, seen, *row, v[0, 0], dout_rows)
+            of_rows = lse[0, 0, :, piece.rows], delta[0, 0, :, piece.rows]
+            p, ds = layout.scoring.backward(s, seen, *of_rows, v[0, 0], dout_rows)
             dv_total[...] += dot(p, dout_rows, (1, 0))  # (7)
             dk_total[...] += dot(ds, q_rows, (1, 0))
+            sums.add(step, piece, dot(k[0, 0], ds, (0, 0)))
 
+        sums.before(step, first, last)
         _walk(layout, part, True, (q_segments, kv_segments), None, tile, None)
+        sums.after(step, first, last)
 
-        @pl.when(pl.program_id(3) == pl.num_programs(3) - 1)
+        @pl.when(step == pl.num_programs(3) - 1)
         def _():
             dk[0, 0] = dk_total[...].astype(dk.dtype)
             dv[0, 0] = dv_total[...].astype(dv.dtype)
@@ -298,15 +269,84 @@ def _along_queries(layout: Layout, part, *operands):
     steps = _most_steps(layout.queries_of, layout.num_key_blocks)
     return call(
         kernel,
-        operands,
+        (q, k, v, *segments, dout, lse, delta),
         grid=(batch, heads, layout.num_key_blocks, steps),
         in_specs=[of_rows, of_keys, of_keys, *of_segments, of_rows, of_lse, of_lse],
-        out_specs=[of_keys, of_keys],
-        out_shapes=[(shape, k.dtype), (shape, v.dtype)],
-        scratch=[total, total],
+        out_specs=[pl.BlockSpec(memory_space=pl.ANY), of_keys, of_keys],
+        out_shapes=[(q.shape, wide), (shape, k.dtype), (shape, v.dtype)],
+        scratch=[
+            total,
+            total,
+            ((2, group, layout.queries, head_dim), wide),
+            pltpu.SemaphoreType.DMA((2, 2)),
+        ],
         scalars=[part],
-        flops=4 * _product_flops(layout, q),
+        num_in_order=2,
+        flops=5 * _product_flops(layout, q),
     )
+
+
+class _Sums:
+    """dq in main memory, to which each block of keys adds: a block of queries comes and goes again.
+
+    The next block is read and the last one written while a step computes, by two buffers in turn;
+    before another block of keys begins all is written. A block's first visit reads nothing.
+    """
+
+    def __init__(self, total, row, kv_head, buffers, semaphores, *, group, queries, is_new):
+        self.total, self.buffers, self.semaphores = total, buffers, semaphores
+        self.heads, self.row = pl.ds(kv_head * group, group), row
+        self.queries, self.is_new = queries, is_new
+
+    def before(self, step, first, last):
+        """Has the block of this step in its buffer, and the next one on its way."""
+        block, slot = first + step, jax.lax.rem(step, jnp.int32(2))
+        pl.when((step == 0) & (block <= last))(lambda: self._fetch(block, slot))
+
+        @pl.when(block < last)
+        def _():
+            pl.when(step > 0)(lambda: self._write(block - 1, 1 - slot).wait())
+            self._fetch(block + 1, 1 - slot)
+
+        @pl.when((block <= last) & self.is_new(block))
+        def _():
+            self.buffers[slot] = jnp.zeros(self.buffers.shape[1:], self.buffers.dtype)
+
+        pl.when((block <= last) & ~self.is_new(block))(lambda: self._read(block, slot).wait())
+
+    def add(self, step, piece, columns):
+        """Adds [h, rows] of a piece."""
+        at = jax.lax.rem(step, jnp.int32(2)), slice(None), piece.queries
+        self.buffers[at] += columns.T.reshape(self.buffers.shape[1], -1, columns.shape[0])
+
+    def after(self, step, first, last):
+        """Sends the block of this step back."""
+        block, slot = first + step, jax.lax.rem(step, jnp.int32(2))
+
+        @pl.when(block <= last)
+        def _():
+            self._write(block, slot).start()
+
+        @pl.when(block == last)
+        def _():
+            pl.when(step > 0)(lambda: self._write(block - 1, 1 - slot).wait())
+            self._write(block, slot).wait()
+
+    def _fetch(self, block, slot):
+        pl.when(~self.is_new(block))(lambda: self._read(block, slot).start())
+
+    def _read(self, block, slot):
+        return pltpu.make_async_copy(
+            self._place(block), self.buffers.at[slot], self.semaphores.at[0, slot]
+        )
+
+    def _write(self, block, slot):
+        return pltpu.make_async_copy(
+            self.buffers.at[slot], self._place(block), self.semaphores.at[1, slot]
+        )
+
+    def _place(self, block):
+        return self.total.at[self.row, self.heads, pl.ds(block * self.queries, self.queries)]
 
 
 def _most_steps(reach, num_blocks: int) -> int:
