@@ -7,7 +7,7 @@ the start have fewer blocks: the steps left over compute nothing and read nothin
 
 The backward walks blocks of queries behind each block of keys, and forms each score once. dk and dv
 gather in fast memory; of dq, which all blocks of keys add to, a block comes from main memory and
-goes back while its neighbours are computed (`_Sums`), so there are no partial sums to add up later.
+goes back while its neighbours are computed (`sums.py`), so there are no partial sums to add up later.
 
 Of a row split over devices (`context.py`), a device has queries of two chunks, and keys stand in
 the stream's order. Blocks of keys are walked in the row's order all the same: `key_block` says
@@ -17,7 +17,6 @@ where each is found (`SplitLayout`), and the device's number is a scalar that in
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
@@ -25,6 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from hybrid.ops.attention import context
 from hybrid.ops.attention.pallas import LANES
+from hybrid.ops.attention.pallas.sums import Sums
 from hybrid.ops.attention.pallas.tile import (
     Scoring,
     call,
@@ -234,7 +234,7 @@ def backward(layout: Layout, q, k, v, segments, dout, lse, delta, part):
         dk_total, dv_total, *for_sums = scratch
         row, kv_head, key_block, step = (pl.program_id(axis) for axis in range(4))
         first, last = layout.queries_of(key_block, part[0])
-        sums = _Sums(
+        sums = Sums(
             *(dq, row, kv_head, *for_sums),
             group=group,
             queries=layout.queries,
@@ -284,69 +284,6 @@ def backward(layout: Layout, q, k, v, segments, dout, lse, delta, part):
         num_in_order=2,
         flops=5 * _product_flops(layout, q),
     )
-
-
-class _Sums:
-    """dq in main memory, to which each block of keys adds: a block of queries comes and goes again.
-
-    The next block is read and the last one written while a step computes, by two buffers in turn;
-    before another block of keys begins all is written. A block's first visit reads nothing.
-    """
-
-    def __init__(self, total, row, kv_head, buffers, semaphores, *, group, queries, is_new):
-        self.total, self.buffers, self.semaphores = total, buffers, semaphores
-        self.heads, self.row = pl.ds(kv_head * group, group), row
-        self.queries, self.is_new = queries, is_new
-
-    def before(self, step, first, last):
-        """Has the block of this step in its buffer, and the next one on its way."""
-        block, slot = first + step, jax.lax.rem(step, jnp.int32(2))
-        pl.when((step == 0) & (block <= last))(lambda: self._fetch(block, slot))
-
-        @pl.when(block < last)
-        def _():
-            pl.when(step > 0)(lambda: self._write(block - 1, 1 - slot).wait())
-            self._fetch(block + 1, 1 - slot)
-
-        @pl.when((block <= last) & self.is_new(block))
-        def _():
-            self.buffers[slot] = jnp.zeros(self.buffers.shape[1:], self.buffers.dtype)
-
-        pl.when((block <= last) & ~self.is_new(block))(lambda: self._read(block, slot).wait())
-
-    def add(self, step, piece, columns):
-        """Adds [h, rows] of a piece."""
-        at = jax.lax.rem(step, jnp.int32(2)), slice(None), piece.queries
-        self.buffers[at] += columns.T.reshape(self.buffers.shape[1], -1, columns.shape[0])
-
-    def after(self, step, first, last):
-        """Sends the block of this step back."""
-        block, slot = first + step, jax.lax.rem(step, jnp.int32(2))
-
-        @pl.when(block <= last)
-        def _():
-            self._write(block, slot).start()
-
-        @pl.when(block == last)
-        def _():
-            pl.when(step > 0)(lambda: self._write(block - 1, 1 - slot).wait())
-            self._write(block, slot).wait()
-
-    def _fetch(self, block, slot):
-        pl.when(~self.is_new(block))(lambda: self._read(block, slot).start())
-
-    def _read(self, block, slot):
-        return pltpu.make_async_copy(
-            self._place(block), self.buffers.at[slot], self.semaphores.at[0, slot]
-        )
-
-    def _write(self, block, slot):
-        return pltpu.make_async_copy(
-            self.buffers.at[slot], self._place(block), self.semaphores.at[1, slot]
-        )
-
-    def _place(self, block):
-        return self.total.at[self.row, self.heads, pl.ds(block * self.queries, self.queries)]
 
 
 def _most_steps(reach, num_blocks: int) -> int:
