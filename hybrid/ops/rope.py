@@ -38,6 +38,25 @@ def num_rotated_pairs(head_dim: int, fraction: float) -> int:
     return int(fraction * head_dim // 2)
 
 
+def is_turned(head_dim: int, pairs: int) -> np.ndarray:
+    """bool [h]: the dimensions that turn."""
+    return np.arange(head_dim) % (head_dim // 2) < pairs
+
+
+def turned_part(x: jax.Array, pairs: int) -> jax.Array:
+    """The dimensions of x's last axis that turn: first halves of the pairs, then second halves."""
+    half = x.shape[-1] // 2
+    return jnp.concatenate([x[..., :pairs], x[..., half : half + pairs]], axis=-1)
+
+
+def frequencies(
+    head_dim: int, theta: float, fraction: float = 1.0, factor: float = 1.0
+) -> np.ndarray:
+    """f_i of the pairs that turn, in float64; arguments as of `rotation`."""
+    pairs = np.arange(num_rotated_pairs(head_dim, fraction))
+    return theta ** (-2.0 * pairs / head_dim) / factor
+
+
 def rotation(
     positions: Positions,
     head_dim: int,
@@ -57,10 +76,8 @@ def rotation(
       factor: divides all frequencies (linear scaling).
       dtype: at least float32: bfloat16 rounds position 257 to 256.
     """
-    pairs = np.arange(num_rotated_pairs(head_dim, fraction))
-    frequencies = theta ** (-2.0 * pairs / head_dim) / factor
-    per_pair = jnp.asarray(frequencies, dtype)[None, None, None, :]
-    angles = positions.astype(dtype)[:, :, None, None] * per_pair
+    per_pair = jnp.asarray(frequencies(head_dim, theta, fraction, factor), dtype)
+    angles = positions.astype(dtype)[:, :, None, None] * per_pair[None, None, None]
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 

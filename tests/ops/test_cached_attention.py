@@ -11,8 +11,9 @@ from inference.small_models import config_of, params_of
 
 from hybrid import model
 from hybrid.inference.session import Session
+from hybrid.ops import rope
 from hybrid.ops.attention import attend_cached, cached, reference
-from hybrid.ops.attention.cached import Stored, Tile
+from hybrid.ops.attention.slots import Slots, Stored
 from hybrid.ops.band import Band
 
 CASES = (
@@ -42,9 +43,9 @@ def inputs(case: Case, seed: int = 0):
 
 
 def whole(k, v):
-    """Stored tensors [b, k, s, h] as `read` gives their tiles."""
-    keys, values = (Stored(array.swapaxes(1, 2)) for array in (k, v))
-    return lambda start, size: Tile([keys.tile(start, size)], values.tile(start, size))
+    """Keys and values [b, s, k, h] as a stack of one layer."""
+    keys, values = (Stored(array.swapaxes(1, 2)[None]) for array in (k, v))
+    return Slots(values, keys=keys)
 
 
 def oracle(case, q, k, v, sinks, q_positions, kv_positions):
@@ -63,7 +64,7 @@ def options(case, sinks):
 def test_every_tile_size_equals_the_oracle(case, tile_size):
     q, k, v, sinks = inputs(case)
     places = slots_of(case)
-    out = cached.attend([q], whole(k, v), *places, tile_size=tile_size, **options(case, sinks))
+    out = cached.attend(q, whole(k, v), *places, tile_size=tile_size, **options(case, sinks))
     np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
 
 
@@ -73,10 +74,10 @@ def test_the_door_gives_what_its_implementation_gives(case):
     q, k, v, sinks = inputs(case)
     places = slots_of(case)
     for name in ("auto", "tiled"):
-        out = attend_cached([q], whole(k, v), *places, implementation=name, **options(case, sinks))
+        out = attend_cached(q, whole(k, v), *places, implementation=name, **options(case, sinks))
         np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
     with pytest.raises(ValueError, match="cached attention: no implementation 'paged'"):
-        attend_cached([q], whole(k, v), *places, implementation="paged")
+        attend_cached(q, whole(k, v), *places, implementation="paged")
 
 
 @pytest.mark.usefixtures("x64")
@@ -92,11 +93,11 @@ def test_slots_that_are_not_in_use_are_not_read(tile_size):
     last_tile = SLOTS if tile_size in (None, SLOTS) else -(-20 // tile_size) * tile_size
     k = k.at[:, last_tile:].set(jnp.nan)
     out = cached.attend(
-        [q],
+        q,
         whole(k, v),
         q_positions,
         kv_positions,
-        in_use=jnp.int32(20),
+        in_use=jnp.array([20, 15]),
         tile_size=tile_size,
         **options(case, sinks),
     )
@@ -104,18 +105,21 @@ def test_slots_that_are_not_in_use_are_not_read(tile_size):
 
 
 @pytest.mark.usefixtures("x64")
-def test_scores_are_the_sum_of_parts():
+@pytest.mark.parametrize("tile_size", [None, 16])
+def test_scores_of_unified_slots_are_sums_of_parts(tile_size):
     case = CASES[2]
     q, k, v, sinks = inputs(case)
     places = slots_of(case)
-    parts = [Stored(k.swapaxes(1, 2)[..., :3]), Stored(k.swapaxes(1, 2)[..., 3:])]
-    values = Stored(v.swapaxes(1, 2))
-
-    def read(start, size):
-        return Tile([part.tile(start, size) for part in parts], values.tile(start, size))
-
-    out = cached.attend([q[..., :3], q[..., 3:]], read, *places, **options(case, sinks))
-    np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
+    frequencies = rope.frequencies(8, 100.0, 0.5)
+    turn = rope.rotation(jnp.arange(SLOTS)[None], 8, theta=100.0, fraction=0.5, dtype=jnp.float64)
+    k_scale = 1 + k[0, 0, 0]
+    k = rope.apply(v * k_scale[None, None, None], turn)
+    values, part = Stored(v.swapaxes(1, 2)[None]), rope.turned_part(k, len(frequencies))
+    stored = Slots(values, rotated=Stored(part.swapaxes(1, 2)[None]), k_scale=k_scale)
+    made = Slots(values, k_scale=k_scale, turn=turn, frequencies=jnp.asarray(frequencies))
+    for slots in (stored, made):
+        out = cached.attend(q, slots, *places, tile_size=tile_size, **options(case, sinks))
+        np.testing.assert_allclose(out, oracle(case, q, k, v, sinks, *places), atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -125,11 +129,14 @@ def test_scales_multiply_what_is_stored(tile_size):
     q, k, v, sinks = inputs(case)
     places = slots_of(case)
     rng = np.random.default_rng(1)
-    scale_k, scale_v = (rng.uniform(0.5, 2, (2, 2, SLOTS)) for _ in range(2))
-    keys, values = Stored(k.swapaxes(1, 2), scale_k), Stored(v.swapaxes(1, 2), scale_v)
+    scale_k, scale_v = (jnp.asarray(rng.uniform(0.5, 2, (2, 2, SLOTS))) for _ in range(2))
+    keys, values = (
+        Stored(array.swapaxes(1, 2)[None], scales[None])
+        for array, scales in ((k, scale_k), (v, scale_v))
+    )
     out = cached.attend(
-        [q],
-        lambda start, size: Tile([keys.tile(start, size)], values.tile(start, size)),
+        q,
+        Slots(values, keys=keys),
         *places,
         tile_size=tile_size,
         **options(case, sinks),
@@ -144,7 +151,7 @@ def test_a_query_that_sees_nothing_gives_zeros(tile_size):
     case = CASES[2]
     q, k, v = (array.astype(jnp.float32) for array in inputs(case)[:3])
     nowhere = jnp.full((2, SLOTS), -1)
-    out = cached.attend([q], whole(k, v), jnp.zeros((2, 9), int), nowhere, tile_size=tile_size)
+    out = cached.attend(q, whole(k, v), jnp.zeros((2, 9), int), nowhere, tile_size=tile_size)
     assert not np.any(out)
 
 
@@ -157,7 +164,7 @@ def test_float32_sums_stay_float32_past_32k_slots_of_bfloat16():
     )
     places = jnp.full((1, 1), slots), jnp.arange(slots)[None]
     for tile_size in (None, 512):
-        out = cached.attend([q], whole(k, v), *places, tile_size=tile_size)
+        out = cached.attend(q, whole(k, v), *places, tile_size=tile_size)
         np.testing.assert_allclose(out.astype(np.float32), 1, atol=1e-3)
 
 

@@ -246,10 +246,9 @@ class Attention(nnx.Module):
         )
 
     def _attend_to_cache(self, q, view, placement: Placement):
-        pairs = self.spec.num_rotated_pairs
         return attend_cached(
-            view.queries(q, pairs),
-            functools.partial(view.read, pairs),
+            q,
+            view.slots,
             placement.positions,
             view.positions,
             in_use=view.in_use,

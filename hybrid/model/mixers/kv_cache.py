@@ -10,13 +10,9 @@ A query at `length` needs positions from length − w + 1 on, and the ring holds
 written − R on: any rewind by up to `slack` tokens leaves all that is needed.
 
 Forms. Separate keys and values are kept as they are attended to. Of unified ones (`kv.py`) the
-value alone is enough, since k = rope(v · k_scale). With u the dimensions that p-RoPE turns,
-
-    q·k = (q · k_scale)·v over the other dimensions  +  q_u·rope(v_u · k_scale_u)
-
-so the first term needs no key at all, and of the second either v_u is turned on reading ("value")
-or the turned part is kept besides ("value_and_rotated": 62.5 % instead of 50 % of the bytes of
-keys and values at Gemma's quarter).
+value alone is enough ("value"), since k = rope(v · k_scale), or the part of the key that p-RoPE
+turns is kept besides ("value_and_rotated": 62.5 % instead of 50 % of the bytes of keys and values
+at Gemma's quarter). `hybrid/ops/attention/slots.py` says how scores are made of either.
 
 int8 keeps a vector of a head and token as steps of 1/127 of its largest element. The step is
 rounded to bfloat16 before it divides, so its rounding adds no error of its own.
@@ -27,13 +23,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hybrid.axes import Positions
 from hybrid.model.mixers.kv import KV, Rope, Unified
 from hybrid.model.mixers.protocol import CacheFormat, CacheStep, LayerState, MixerSpec
-from hybrid.ops import cpu, rope
-from hybrid.ops.attention.cached import Stored, Tile
+from hybrid.ops import rope
+from hybrid.ops.attention.slots import Slots, Stored
+from hybrid.ops.attention.writing import write
 from hybrid.ops.rope import Rotation
 
 SCALE_DTYPE = jnp.bfloat16
@@ -139,57 +135,14 @@ class View(NamedTuple):
     """Keys and values as a layer attends to them: the cache, or what it held and the new tokens.
 
     Attributes:
-      kept: stacked arrays [repetitions, b, k, s, width], and
-      row: the layer's among them. Tiles are cut out of all: a whole row would be copied first.
+      slots: what is stored.
       positions: int32 [b, s], -1 where a slot is empty.
-      in_use: slots from here on are empty; None: all may be in use.
-      k_scale: [h], of unified keys and values.
-      turn: angles of the slots' positions, [1, s, 1, pairs], where keys are made on reading.
+      in_use: int32 [b], slots of a row from here on are empty; None: all may be in use.
     """
 
-    kept: Kept
-    row: jax.Array | int
+    slots: Slots
     positions: jax.Array
     in_use: Any
-    k_scale: Any
-    turn: Any
-
-    @property
-    def is_unified(self) -> bool:
-        """Whether keys are made from values."""
-        return "k" not in self.kept
-
-    def queries(self, q: jax.Array, pairs: int) -> list[jax.Array]:
-        """q [b, t, n, h] in the parts that go with the parts of keys; `pairs` of it are turned."""
-        if not self.is_unified:
-            return [q]
-        turned = _turned(q.shape[-1], pairs)
-        plain = q * jnp.where(turned, 0, self.k_scale.astype(q.dtype))[None, None, None]
-        parts = [] if turned.all() else [plain]
-        return parts + ([_rotated_part(q, pairs)] if pairs else [])
-
-    def read(self, pairs: int, start, size: int) -> Tile:
-        """`size` slots from `start` on; the first pairs of keys are turned."""
-        kept = jax.tree.map(lambda array: _tile(array, self.row, start, size), self.kept)
-        if not self.is_unified:
-            return Tile([kept["k"]], kept["v"])
-        value = kept["v"]
-        keys = [] if _turned(value.values.shape[-1], pairs).all() else [value]
-        if "rotated" in kept:
-            keys.append(kept["rotated"])
-        elif pairs:
-            keys.append(self._rotated(value, start, size, pairs))
-        return Tile(keys, value)
-
-    def _rotated(self, value: Stored, start, size: int, pairs: int) -> Stored:
-        """The turned part of the keys of a tile of values."""
-        turn = jax.tree.map(
-            lambda angle: jax.lax.dynamic_slice_in_dim(angle, start, size, axis=1).swapaxes(1, 2),
-            self.turn,
-        )
-        scale = _rotated_part(self.k_scale, pairs).astype(turn.cos.dtype)[None, None, None]
-        part = _rotated_part(value.values, pairs).astype(turn.cos.dtype) * scale
-        return Stored(rope.apply(part, turn), value.scales)
 
 
 def extend(
@@ -210,8 +163,12 @@ def extend(
     if not is_ring or length <= form.slack + 1:
         positions = _positions(spec, form, highest, after)
         angles = None if is_ring else step.slots.get(spec.shared_key)
-        in_use = None if is_ring else jnp.max(after)
-        return View(kept, state.row, positions, in_use, k_scale, angles), kept
+        slots = Slots(kept["v"], state.row, kept.get("k"), kept.get("rotated"), k_scale)
+        if angles is not None:
+            frequencies = rope.frequencies(spec.head_dim, **dataclasses.asdict(spec.rope))
+            per_pair = jnp.asarray(frequencies, angles.cos.dtype)
+            slots = slots._replace(turn=angles, frequencies=per_pair)
+        return View(slots, positions, None if is_ring else after), kept
     old = _positions(spec, form, step.written, step.length)
     index = jnp.arange(length, dtype=jnp.int32)[None, :]
     fresh = jnp.where(index < step.num_new[:, None], step.length[:, None] + index, -1)
@@ -221,7 +178,8 @@ def extend(
         return jnp.concatenate([ring, chunk], axis=2)[None]
 
     both = jax.tree.map(behind, state.arrays, new)
-    return View(both, 0, jnp.concatenate([old, fresh], axis=1), None, k_scale, None), kept
+    slots = Slots(both["v"], 0, both.get("k"), both.get("rotated"), k_scale)
+    return View(slots, jnp.concatenate([old, fresh], axis=1), None), kept
 
 
 def _stored(kv: KV, turn: Rotation, step: CacheStep) -> Kept:
@@ -232,7 +190,7 @@ def _stored(kv: KV, turn: Rotation, step: CacheStep) -> Kept:
         pairs = turn.cos.shape[-1]
         tensors = {"v": value}
         if step.form.unified == "value_and_rotated" and pairs:
-            tensors["rotated"] = _rotated_part(key, pairs)
+            tensors["rotated"] = rope.turned_part(key, pairs)
     return {name: _quantised(x.swapaxes(1, 2), step.form.dtype) for name, x in tensors.items()}
 
 
@@ -253,14 +211,7 @@ def _write(spec: KVSpec, state: LayerState, new: Kept, step: CacheStep, after) -
     positions = step.length[:, None] + index
     is_kept = (index < step.num_new[:, None]) & (positions >= after[:, None] - slots)
     at = jnp.where(is_kept, positions % slots if spec.window_size else positions, slots)
-    rows = jnp.arange(len(at))[:, None]
-    at, new = cpu.written_twice(at, new, slots)
-
-    def write(stacked, chunk):
-        # Indices around the head axis put the indexed axes first: [b, t, k, ...].
-        return stacked.at[state.row, rows, :, at].set(chunk.swapaxes(1, 2), mode="drop")
-
-    return jax.tree.map(write, state.arrays, new)
+    return write(state.arrays, state.row, new, at, slots)
 
 
 def _positions(spec: KVSpec, form: CacheFormat, written, length) -> jax.Array:
@@ -272,21 +223,3 @@ def _positions(spec: KVSpec, form: CacheFormat, written, length) -> jax.Array:
     newest = written[:, None] - 1
     held = newest - (newest - slot) % slots
     return jnp.where((held >= 0) & (held < length[:, None]), held, -1)
-
-
-def _tile(stacked: jax.Array, row, start, size: int) -> jax.Array:
-    """[b, k, size, ...] of one layer."""
-    starts = [jnp.asarray(at, jnp.int32) for at in (row, 0, 0, start, *[0] * (stacked.ndim - 4))]
-    sizes = (1, *stacked.shape[1:3], size, *stacked.shape[4:])
-    return jax.lax.dynamic_slice(stacked, starts, sizes)[0]
-
-
-def _turned(head_dim: int, pairs: int):
-    """bool [h]: the dimensions that rotate."""
-    return np.arange(head_dim) % (head_dim // 2) < pairs
-
-
-def _rotated_part(x: jax.Array, pairs: int) -> jax.Array:
-    """The rotating dimensions of x's last axis: first halves of the pairs, then second halves."""
-    half = x.shape[-1] // 2
-    return jnp.concatenate([x[..., :pairs], x[..., half : half + pairs]], axis=-1)

@@ -1,25 +1,25 @@
 """The doors to attention: to a row of tokens and to a cache; each with reasons for every refusal.
 
 `attend` takes queries, keys, values and a `Band`, `attend_split` what a row split over devices
-keeps of them, `attend_cached` a function that reads a cache.
+keeps of them, `attend_cached` the `Slots` of a cache.
 Implementations are tried in the order of the tables below (`hybrid/ops/dispatch.py` says how), and
 no part of a band is ever dropped.
 
 Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`,
-`context.py`, `cached.py`.
+`context.py`, `slots.py`, `cached.py`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from hybrid import axes
 from hybrid.axes import Query
 from hybrid.ops.attention import banded, cached, chunked, context, reference
-from hybrid.ops.attention.cached import Tile
 from hybrid.ops.attention.pallas import door as pallas
 from hybrid.ops.attention.request import (
     ROWS,
@@ -27,8 +27,10 @@ from hybrid.ops.attention.request import (
     CachedAttentionRequest,
     head_names,
 )
+from hybrid.ops.attention.slots import Slots, Stored
 from hybrid.ops.band import Band
 from hybrid.ops.dispatch import Implementation, Operation, per_device
+from hybrid.ops.rope import Rotation
 
 __all__ = [
     "ATTENTION",
@@ -49,7 +51,13 @@ ATTENTION = Operation(
         Implementation("reference", reference.attend),
     ),
 )
-CACHED_ATTENTION = Operation("cached attention", (Implementation("tiled", cached.attend),))
+CACHED_ATTENTION = Operation(
+    "cached attention",
+    (
+        Implementation("fused", pallas.attend_cached, pallas.check_few, needs_shard_map=True),
+        Implementation("tiled", cached.attend),
+    ),
+)
 
 
 def attend(
@@ -155,12 +163,12 @@ def attend_split(
 
 
 def attend_cached(
-    queries: Sequence[jax.Array],
-    read: Callable[[jax.Array | int, int], Tile],
+    q: Query,
+    slots: Slots,
     q_positions: jax.Array,
     kv_positions: jax.Array,
     *,
-    in_use: jax.Array | int | None = None,
+    in_use: jax.Array | None = None,
     window_size: int | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
@@ -170,27 +178,59 @@ def attend_cached(
     """Softmax attention of new queries over the slots of a cache; it has no gradient.
 
     Args:
-      queries: parts of the queries, each [b, t, n, h_i]; scores are the sum of their products.
-      read: (first slot, number of slots) -> their keys' parts [b, k, s, h_i] and values.
+      q: [b, t, n, h].
+      slots: what is stored, s slots of k heads a row.
       q_positions: int32 [b, t].  kv_positions: int32 [b, s], -1 for an empty slot.
-      in_use: slots from here on are empty; None: all may be in use.
+      in_use: int32 [b], slots of a row from here on are empty; None: all may be in use.
       window_size, scale, softcap, sinks: as of `attend`.
       implementation: "auto" or a name of `CACHED_ATTENTION.names`.
-    Returns: [b, t, n, h] in the queries' dtype; a query that sees no slot gives zeros.
+    Returns: [b, t, n, h] in q's dtype; a query that sees no slot gives zeros.
     Raises: Unsupported where the named implementation refuses.
     """
-    values, num_slots = jax.eval_shape(lambda: read(0, 1)).values.values, kv_positions.shape[1]
-    request = CachedAttentionRequest.of(queries[0], values, num_slots, window_size)
-    return CACHED_ATTENTION.choose(request, implementation).function(
-        queries,
-        read,
-        q_positions,
-        kv_positions,
-        in_use=in_use,
-        window_size=window_size,
-        scale=scale,
-        softcap=softcap,
-        sinks=sinks,
+    values = slots.values.values
+    request = CachedAttentionRequest.of(q, values, window_size)
+    chosen = CACHED_ATTENTION.choose(request, implementation)
+
+    def call(q, slots, q_positions, kv_positions, in_use, sinks):
+        options = {"window_size": window_size, "scale": scale, "softcap": softcap}
+        rows = q_positions, kv_positions
+        return chosen.function(q, slots, *rows, in_use=in_use, sinks=sinks, **options)
+
+    operands = (q, slots, q_positions, kv_positions, in_use, sinks)
+    if not chosen.needs_shard_map:
+        return call(*operands)
+    heads, kv_heads = head_names(values.shape[2])
+    operands = (q, slots._replace(row=jnp.asarray(slots.row, jnp.int32)), *operands[2:])
+    names = (
+        (*ROWS, heads, axes.HEAD_DIM),
+        _slot_names(slots, kv_heads),
+        ROWS,
+        ROWS,
+        None if in_use is None else (axes.BATCH,),
+        None if sinks is None else (heads,),
+    )
+    return per_device(call, operands, names)
+
+
+def _slot_names(slots: Slots, kv_heads: str | None) -> Slots:
+    """Logical names of the axes of all that slots consist of."""
+
+    def stored(tensor):
+        rows = (axes.LAYERS, axes.BATCH, kv_heads, None)
+        scales = None if tensor.scales is None else rows
+        return Stored((*rows, axes.HEAD_DIM), scales)
+
+    def whole(array):
+        return (None,) * array.ndim
+
+    return Slots(
+        values=stored(slots.values),
+        row=(),
+        keys=slots.keys and stored(slots.keys),
+        rotated=slots.rotated and stored(slots.rotated),
+        k_scale=None if slots.k_scale is None else whole(slots.k_scale),
+        turn=slots.turn and Rotation(*map(whole, slots.turn)),
+        frequencies=None if slots.frequencies is None else whole(slots.frequencies),
     )
 
 

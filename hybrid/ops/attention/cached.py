@@ -1,9 +1,9 @@
 """Attention of a few new queries to a cache, whose keys come tile by tile and in parts.
 
-A cache need not hold keys: where one vector serves as value and (scaled, rotated) key, the score
-is a sum of products of parts of the query with what is stored, so no whole key is ever built:
+Where one vector serves as value and (scaled, rotated) key, the score is a sum of products of parts
+of the query with what is stored (`slots.py`), so no whole key is ever built:
 
-    (1)  s  = Σ_i q_i·k_iᵀ · scale_of_slot        k_i: what `read` gives of a tile of slots
+    (1)  s  = Σ_i q_i·k_iᵀ · scale_of_slot        k_i: parts of a tile of slots
     (2)  m' = max(m, max_keys s)                   p = exp(s − m')
     (3)  l  = l·exp(m − m') + Σ_keys p             o = o·exp(m − m') + (p · scale_of_slot)·v
 
@@ -18,14 +18,12 @@ The stored side stands left in (1) and right in (3): of all forms the fastest on
 (16 384 slots of 128, 4 queries: 0.11 ms each; the query left 0.16; the value left 1.0).
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
 from hybrid.axes import Query
+from hybrid.ops.attention.slots import Slots, Stored
 from hybrid.ops.band import visible
 from hybrid.ops.dense import dot
 
@@ -34,36 +32,13 @@ FEW_ROWS = 64  # up to which the stored side of a product stands left
 MOST_SCORES = 1 << 20  # of a row that are held at once, where a tile is larger than TILE
 
 
-class Stored(NamedTuple):
-    """A tensor of a cache, or a tile of one.
-
-    Attributes:
-      values: [b, k, s, h].
-      scales: [b, k, s], what `values` are to be multiplied with; None: 1.
-    """
-
-    values: jax.Array
-    scales: jax.Array | None = None
-
-    def tile(self, start, size: int) -> "Stored":
-        """`size` slots from `start` on."""
-        return jax.tree.map(lambda array: _cut(array, start, size, 2), self)
-
-
-class Tile(NamedTuple):
-    """Some slots of a cache: parts of keys to go with the parts of queries, and values."""
-
-    keys: Sequence[Stored]
-    values: Stored
-
-
 def attend(
-    queries: Sequence[jax.Array],
-    read: Callable[[jax.Array | int, int], Tile],
+    q: Query,
+    slots: Slots,
     q_positions: jax.Array,
     kv_positions: jax.Array,
     *,
-    in_use: jax.Array | int | None = None,
+    in_use: jax.Array | None = None,
     window_size: int | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
@@ -75,11 +50,12 @@ def attend(
     Args:
       tile_size: slots at a time; None: as many as MOST_SCORES and TILE say.
     """
-    (batch, length, num_heads, _), num_slots = queries[0].shape, kv_positions.shape[1]
-    first = jax.eval_shape(lambda: read(0, 1)).values.values.shape
-    num_kv_heads, width = first[1], first[3]
-    wide = jnp.promote_types(queries[0].dtype, jnp.float32)
-    rows = [rearrange(q, "b t (k g) h -> b k (t g) h", k=num_kv_heads) for q in queries]
+    (batch, length, num_heads, _), num_slots = q.shape, slots.num_slots
+    num_kv_heads, width = slots.values.values.shape[2], slots.values.values.shape[4]
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    rows = [
+        rearrange(part, "b t (k g) h -> b k (t g) h", k=num_kv_heads) for part in slots.queries(q)
+    ]
     group = num_heads // num_kv_heads
     lowest = jnp.finfo(wide).min
     if tile_size is None:
@@ -89,13 +65,13 @@ def attend(
     def mask(start, first_new):
         """bool [b, 1, rows, slots] of the tile at `start`; slots before `first_new` came before."""
         kv = _cut(kv_positions, start, tile_size, 1)[:, None, None, :]
-        q = jnp.repeat(q_positions, group, axis=1)[:, None, :, None]
+        rows = jnp.repeat(q_positions, group, axis=1)[:, None, :, None]
         is_new = (start + jnp.arange(tile_size) >= first_new)[None, None, None, :]
-        return visible(q, kv, window_size) & is_new
+        return visible(rows, kv, window_size) & is_new
 
     def step(state, start, first_new):
         peak, total, out = state
-        tile = read(start, tile_size)
+        tile = slots.read(start, tile_size)
         parts = zip(rows, tile.keys, strict=True)
         s = sum(_scores(q, k) for q, k in parts)  # (1)
         s = s if scale == 1 else s * scale
@@ -118,7 +94,7 @@ def attend(
         state = step(state, 0, 0)
     else:
         # The last tile ends with the cache, so it may begin among slots that came before.
-        last, used = num_slots - tile_size, num_slots if in_use is None else in_use
+        last, used = num_slots - tile_size, num_slots if in_use is None else jnp.max(in_use)
         state = jax.lax.fori_loop(
             0,
             (used + tile_size - 1) // tile_size,
@@ -127,7 +103,7 @@ def attend(
         )
     _, total, out = state
     out = out / jnp.where(total == 0, 1, total)
-    return rearrange(out, "b k (t g) h -> b t (k g) h", t=length).astype(queries[0].dtype)
+    return rearrange(out, "b k (t g) h -> b t (k g) h", t=length).astype(q.dtype)
 
 
 def _scores(q, key: Stored):

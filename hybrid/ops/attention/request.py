@@ -93,23 +93,28 @@ class CachedAttentionRequest:
     num_kv_heads: int
     window_size: int | None
 
+    def __str__(self) -> str:
+        kind = "global" if self.window_size is None else "local"
+        sizes = f"t={self.query_length}, s={self.num_slots}, h={self.head_dim}"
+        stored = f"{self.dtype} over {self.stored_dtype}"
+        return f"attention to caches of {kind} layers [{sizes}, {stored}, {self.backend}]"
+
     @classmethod
     def of(
         cls,
         query: jax.Array,
-        values: jax.ShapeDtypeStruct,
-        num_slots: int,
+        values: jax.Array,
         window_size: int | None,
     ) -> "CachedAttentionRequest":
-        """The request of queries [b, t, n, h] over stored values [b, k, ..., h]."""
-        num_heads, num_kv_heads = _local_heads(query.shape[2], values.shape[1])
+        """The request of queries [b, t, n, h] over stored values [layers, b, k, s, h]."""
+        num_heads, num_kv_heads = _local_heads(query.shape[2], values.shape[2])
         return cls(
             backend=dispatch.backend(),
             dtype=query.dtype.name,
             stored_dtype=values.dtype.name,
             head_dim=values.shape[-1],
             query_length=query.shape[1],
-            num_slots=num_slots,
+            num_slots=values.shape[3],
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             window_size=window_size,

@@ -1,12 +1,17 @@
-"""Whom the kernels serve, and the call, which loads Pallas where it is first needed."""
+"""Whom the kernels serve, and the calls, which load Pallas where it is first needed."""
+
+from typing import Any
 
 import jax
 
 from hybrid.axes import Key, Query, Value
 from hybrid.ops.attention.pallas import LANES
 from hybrid.ops.attention.request import AttentionRequest
+from hybrid.ops.attention.slots import Slots
 from hybrid.ops.band import Band
 from hybrid.ops.dispatch import Unsupported
+
+MOST_TOKENS = 16  # at once behind a cache
 
 
 def check(request: AttentionRequest) -> None:
@@ -34,3 +39,29 @@ def attend(
     from hybrid.ops.attention.pallas import differentiable  # Pallas takes 0.1 s
 
     return differentiable.attend(q, k, v, band, scale=scale, softcap=softcap, sinks=sinks)
+
+
+def check_few(request: Any) -> None:
+    """Serves TPUs, and few new tokens: `backend` and `query_length` of a request."""
+    if request.backend != "tpu":
+        raise Unsupported("its kernel is compiled for TPUs")
+    if request.query_length > MOST_TOKENS:
+        raise Unsupported(f"{request.query_length} new tokens, it takes {MOST_TOKENS} at most")
+
+
+def attend_cached(
+    q: Query, slots: Slots, q_positions: jax.Array, kv_positions: jax.Array, **options: Any
+) -> Query:
+    """A step of decoding; arguments and result as `hybrid.ops.attention.attend_cached`."""
+    from hybrid.ops.attention.pallas import decode
+
+    return decode.attend(q, slots, q_positions, kv_positions, **options)
+
+
+def write(
+    stacked: jax.Array, row: jax.Array, new: jax.Array, at: jax.Array, num_slots: int
+) -> jax.Array:
+    """One array with new tokens in it; as `hybrid.ops.attention.writing.write`."""
+    from hybrid.ops.attention.pallas import write
+
+    return write.write(stacked, row, new, at, num_slots)

@@ -156,23 +156,28 @@ def call(
     kernel: Callable[..., None],
     operands: Sequence[Any],
     *,
-    grid: tuple[int, ...],
+    grid: tuple[Any, ...],
     in_specs: Sequence[Any],
     out_specs: Sequence[Any],
     out_shapes: Sequence[tuple[tuple[int, ...], Any]],
     scratch: Sequence[Any] = (),
     scalars: Sequence[jax.Array] = (),
     num_in_order: int = 1,
+    is_in_place: bool = False,
     flops: float,
+    bytes_accessed: int | None = None,
 ) -> Any:
     """Runs a kernel over `grid`; on other machines than TPUs it is interpreted.
 
     Args:
+      grid: its last size may be traced.
       operands, in_specs: None where a call has no such operand.
       scratch: (shape, dtype) of arrays in fast memory, or other kinds of scratch.
+      scalars: int32 arrays, which index maps take last and the kernel first.
       num_in_order: the last axes of the grid that go in order.
-      scalars: int32 [1] each, which index maps take last and the kernel first.
+      is_in_place: the last operand's memory becomes the first result's.
       flops: of the products, for whoever counts a program's work.
+      bytes_accessed: None: of all operands and results, once.
     """
     shapes = [jax.ShapeDtypeStruct(*shape) for shape in out_shapes]
     given = [(x, spec) for x, spec in zip(operands, in_specs, strict=True) if x is not None]
@@ -182,7 +187,10 @@ def call(
         refs = iter(refs)
         kernel(*[next(refs) if there else None for there in has], *refs)
 
-    size = sum(math.prod(s.shape) * s.dtype.itemsize for s in (*shapes, *(x for x, _ in given)))
+    if bytes_accessed is None:
+        bytes_accessed = sum(
+            math.prod(s.shape) * s.dtype.itemsize for s in (*shapes, *(x for x, _ in given))
+        )
     run = functools.partial(
         pl.pallas_call,
         of_all,
@@ -194,6 +202,7 @@ def call(
             scratch_shapes=[pltpu.VMEM(*s) if isinstance(s, tuple) else s for s in scratch],
         ),
         out_shape=shapes,
+        input_output_aliases={len(scalars) + len(given) - 1: 0} if is_in_place else {},
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=[
                 *[pltpu.PARALLEL] * (len(grid) - num_in_order),
@@ -202,7 +211,7 @@ def call(
             vmem_limit_bytes=VMEM_BYTES,
         ),
         cost_estimate=pl.CostEstimate(
-            flops=int(flops), transcendentals=0, bytes_accessed=int(size)
+            flops=int(flops), transcendentals=0, bytes_accessed=int(bytes_accessed)
         ),
     )
     return jax.lax.platform_dependent(
