@@ -7,7 +7,7 @@ the start have fewer blocks: the steps left over compute nothing and read nothin
 
 The backward walks blocks of queries behind each block of keys, and forms each score once. dk and dv
 gather in fast memory; of dq, which all blocks of keys add to, a block comes from main memory and
-goes back while its neighbours are computed (`sums.py`), so there are no partial sums to add up later.
+goes back while its neighbours are computed (`sums.py`): no partial sums are left to add up.
 
 Of a row split over devices (`context.py`), a device has queries of two chunks, and keys stand in
 the stream's order. Blocks of keys are walked in the row's order all the same: `key_block` says
