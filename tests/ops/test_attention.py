@@ -197,7 +197,7 @@ def test_a_named_implementation_never_falls_back():
         ATTENTION.choose(request, "banded")
     with pytest.raises(Unsupported, match="banded: the band gives explicit positions"):
         ATTENTION.choose(contract.request(is_regular=False), "banded")
-    with pytest.raises(ValueError, match="no implementation 'flash'; known: auto, chunked"):
+    with pytest.raises(ValueError, match="no implementation 'flash'; known: auto, pallas, chunked"):
         ATTENTION.choose(request, "flash")
 
 
@@ -221,7 +221,7 @@ def test_every_backend_gives_the_same(x64):
     arrays = case.arrays(jnp.float64)
 
     def loss(q, k, v):
-        return jnp.sum(attend(q, k, v, case.band()) * arrays["dout"])
+        return jnp.sum(attend(q, k, v, case.band(), implementation="chunked") * arrays["dout"])
 
     qkv = [arrays[name] for name in "qkv"]
     wanted = jax.grad(loss, (0, 1, 2))(*qkv)
@@ -236,7 +236,8 @@ def test_a_choice_is_logged_once_a_shape(caplog):
     for length in (1031, 1031, 1033):
         ATTENTION.choose(contract.request(query_length=length, key_length=length))
     assert [record.getMessage() for record in caplog.records] == [
-        f"attention of local layers [t={t}, s={t}, h=64, float32, cpu]: chunked"
+        f"attention of local layers [t={t}, s={t}, h=64, float32, cpu]: chunked "
+        "(pallas: its kernels are compiled for TPUs)"
         for t in (1031, 1033)
     ]
 
