@@ -85,6 +85,7 @@ class Operation:
 
     name: str
     implementations: tuple[Implementation, ...]
+    is_logged: bool = True  # not where the choice would fall into text that is being printed
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,7 +110,7 @@ class Operation:
         refused = preferred_refusals(refusals)
         for one in named:
             if refusals[one.name] is None:
-                if len(self.implementations) > 1:
+                if len(self.implementations) > 1 and self.is_logged:
                     _log_once(f"{request}: {one.name}{f' ({refused})' if refused else ''}")
                 return one
         raise Unsupported(refused)

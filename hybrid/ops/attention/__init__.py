@@ -57,6 +57,7 @@ CACHED_ATTENTION = Operation(
         Implementation("fused", pallas.attend_cached, pallas.check_few, needs_shard_map=True),
         Implementation("tiled", cached.attend),
     ),
+    is_logged=False,
 )
 
 

@@ -72,4 +72,5 @@ CACHE_WRITE = Operation(
         Implementation("blocks", pallas.write, pallas.check_few, needs_shard_map=True),
         Implementation("scatter", _scatter),
     ),
+    is_logged=False,
 )
