@@ -47,6 +47,22 @@ def assert_equal_to_the_oracle(got: dict, wanted: dict, tolerance: dict):
         assert got[name].dtype == want.dtype, name
 
 
+def assert_as_close_in_bfloat16(case: Case, implementation: str, times: int):
+    """Errors against float64 are at most `times` the oracle's, and 0.02."""
+    arrays = case.arrays(jnp.bfloat16)
+    with jax.enable_x64(True):
+        exact = {name: array.astype(jnp.float64) for name, array in arrays.items()}
+        exact = run(**exact, band=case.band(), implementation="reference")
+    got, wanted = (run_case(case, n, jnp.bfloat16) for n in (implementation, "reference"))
+    for name, truth in exact.items():
+        errors = [
+            float(np.abs(np.asarray(r[name], float) - np.asarray(truth)).max())
+            for r in (got, wanted)
+        ]
+        assert got[name].dtype == jnp.bfloat16
+        assert errors[0] <= times * errors[1] + 0.02, (case.name, name, errors)
+
+
 class AttentionBehaviour:
     """Subclass with `implementation`, and with `serves(case)` where it refuses some."""
 

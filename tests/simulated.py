@@ -1,17 +1,25 @@
-"""Runs a test file as a script of its own, in float64 on simulated devices.
+"""Runs a test file as a script of its own: on simulated devices, or compiling for TPUs not there.
 
-The number of devices and x64 are fixed before jax starts, so such tests need another process. A
-test module that wants one has a `main()` that prints JSON, and a fixture that calls `report`.
+The number of devices, x64 and what libtpu reads are fixed before jax starts, so such tests need
+another process. A test module that wants one has a `main()` that prints JSON, and a fixture that
+calls `report`, or `report_for_tpus`.
 """
 
 import json
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+NEEDS_LIBTPU = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="libtpu exists for x86-64 Linux only",
+)
 
 
 def report(script: str, *words: str, num_devices: int = 8) -> Any:
@@ -25,13 +33,24 @@ def report(script: str, *words: str, num_devices: int = 8) -> Any:
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
         "XLA_FLAGS": " ".join(flags),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
+    return json.loads(_printed(script, words, environment, timeout=600))
+
+
+def report_for_tpus(script: str) -> Any:
+    """What `script` prints last as JSON, run so that it can compile for TPUs."""
+    from hybrid.plan.compiled import ENVIRONMENT
+
+    return json.loads(_printed(script, (), ENVIRONMENT, timeout=1800).splitlines()[-1])
+
+
+def _printed(script: str, words: tuple[str, ...], environment: dict[str, str], timeout: int):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     child = subprocess.run(
         [sys.executable, script, *words],
-        env={**os.environ, **environment},
+        env={**os.environ, **environment, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         check=True,
-        timeout=600,
+        timeout=timeout,
     )
-    return json.loads(child.stdout)
+    return child.stdout

@@ -26,7 +26,7 @@ import jax
 from hybrid import sharding
 
 _log = logging.getLogger("hybrid")
-_forced = contextvars.ContextVar[str | None]("backend", default=None)
+_forced = contextvars.ContextVar[tuple[str, str] | None]("backend", default=None)
 
 
 class Unsupported(ValueError):
@@ -35,17 +35,26 @@ class Unsupported(ValueError):
 
 def backend() -> str:
     """The backend that programs are made for, "cpu", "gpu" or "tpu"; by default jax's own."""
-    return _forced.get() or jax.default_backend()
+    forced = _forced.get()
+    return forced[0] if forced else jax.default_backend()
+
+
+def device_kind() -> str:
+    """The kind of device that programs are made for, as jax names it; "" where not known."""
+    forced = _forced.get()
+    return forced[1] if forced else jax.devices()[0].device_kind
 
 
 @contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str, kind: str = "") -> Iterator[None]:
     """Operations choose as on the backend `name`: to compile for it, or to interpret its kernels.
+
+    kind: of its devices, as `jax.Device.device_kind` names it.
 
     Tracing is what it acts on, and `jax.jit` keeps what it traced by function and shapes: under
     another backend, jit another function.
     """
-    token = _forced.set(name)
+    token = _forced.set((name, kind))
     try:
         yield
     finally:

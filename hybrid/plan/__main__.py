@@ -64,7 +64,7 @@ def _print_plan(loaded: Experiment, page: str, flags: Any) -> None:
 
 
 def _print_attention(loaded: Experiment, topology: topologies.Topology, flags: Any) -> None:
-    found = attention_table.rows(loaded, loaded.training.context_length)
+    found = attention_table.rows(loaded, topology)
     values = [row.to_dict() for row in found]
     print(json.dumps(values, indent=2) if flags.json else attention_table.render(found, topology))
 

@@ -35,13 +35,13 @@ class DoorRow:
         return dataclasses.asdict(self)
 
 
-def rows(experiment: Experiment, context: int) -> list[DoorRow]:
-    """A row for each different request of attention, on rows of `context` tokens."""
+def rows(experiment: Experiment, topology: Topology) -> list[DoorRow]:
+    """A row for each different request of attention on a chip of `topology`."""
     found: dict[str, DoorRow] = {}
-    name = experiment.model.attention
-    with dispatch.use_backend("tpu"):
+    name, length = experiment.model.attention, experiment.training.context_length
+    with dispatch.use_backend("tpu", topology.chip.kinds[0]):
         for spec in model.layer_plan(experiment.model).layers():
-            request = spec.mixer.request(experiment.model, context)
+            request = spec.mixer.request(experiment.model, length)
             if request is not None and str(request) not in found:
                 refusals = ATTENTION.explain(request)
                 first = next(each for each, refusal in refusals.items() if refusal is None)

@@ -42,7 +42,7 @@ def measure(loaded: Experiment, devices: list[jax.Device], backend: str) -> dict
     mesh = make_mesh(loaded.mesh, devices)
     program = step.of_experiment(loaded, mesh)
     times = [time.perf_counter()]
-    with jax.set_mesh(mesh), dispatch.use_backend(backend):
+    with jax.set_mesh(mesh), dispatch.use_backend(backend, devices[0].device_kind):
         lowered = program.step.lower(program.state, program.batch)
         times.append(time.perf_counter())
         with tempfile.TemporaryDirectory() as folder:

@@ -92,6 +92,9 @@ def test_doors_to_attention_are_told_for_a_chip_that_is_not_there(compiler):
         ("global", "pallas"),
     ]
     assert rows[1]["refusals"]["banded"].startswith("needs a window")
+    gemma = "--config=configs/gemma4.py:31b"
+    _, out, _ = run(gemma, "--topology=v4:2x2x2", "--attention", "--json")
+    assert [row["chosen"] for row in json.loads(out)] == ["pallas", "chunked"]  # head_dim 256, 512
     forced = "--config.model.attention=chunked"
     _, out, _ = run(PAGE, "--topology=v5e:2x4", "--attention", forced)
     assert out.count(": chunked") == 2

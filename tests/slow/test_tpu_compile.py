@@ -6,13 +6,13 @@ import json
 import math
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import sys
 
 import jax
 import pytest
+import simulated
 
 from hybrid import experiment, model
 from hybrid.model.params import flat
@@ -50,10 +50,7 @@ SMALL = {
     | {"model.num_experts": "8", "model.num_active_experts": "2", "model.expert_dim": "128"},
 }
 
-pytestmark = pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64"),
-    reason="libtpu exists for x86-64 Linux only",
-)
+pytestmark = simulated.NEEDS_LIBTPU
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,12 @@
 """Steps of decoding compiled for TPUs that are not there: what they hold, read and copy.
 
-Run this file as a script, with the environment of `hybrid.plan.compiled`, to see the report.
+`tests/simulated.py: report_for_tpus` runs this file as a script.
 """
 
 import json
-import os
-import platform
-import subprocess
-import sys
 
 import pytest
-
-from hybrid.plan.compiled import ENVIRONMENT
+import simulated
 
 MIB = 2**20
 SLOTS, WINDOW = 131_072, 1024
@@ -32,25 +27,12 @@ CALLS = [
 STEPS = [("value", "bfloat16", 8), ("value", "int8", 1), ("value_and_rotated", "bfloat16", 1)]
 PAIRS = 64
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        (sys.platform, platform.machine()) != ("linux", "x86_64"),
-        reason="libtpu exists for x86-64 Linux only",
-    ),
-]
+pytestmark = [pytest.mark.slow, simulated.NEEDS_LIBTPU]
 
 
 @pytest.fixture(scope="module")
 def report():
-    child = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=1800,
-    )
-    found = json.loads(child.stdout.splitlines()[-1])
+    found = simulated.report_for_tpus(__file__)
     return {kind: {tuple(each.pop("call")): each for each in found[kind]} for kind in found}
 
 

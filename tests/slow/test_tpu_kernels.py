@@ -1,20 +1,15 @@
 """The attention kernels compiled for TPUs that are not there: memory, work and time before.
 
-Run this file as a script, with the environment of `hybrid.plan.compiled`, to see the report.
+`tests/simulated.py: report_for_tpus` runs this file as a script.
 """
 
 import json
-import os
-import platform
-import subprocess
-import sys
 
 import pytest
+import simulated
 
 from hybrid.model.mixers.attention import mean_visible_keys
-from hybrid.plan.compiled import ENVIRONMENT
 
-GIB = 2**30
 SHORT, LONG, LONGEST = 8192, 131_072, 1 << 20
 KINDS = {"local": (256, 1024), "global": (512, None)}  # head_dim and window of Gemma 4
 CALLS = [
@@ -23,25 +18,12 @@ CALLS = [
 ]
 HEADS = 8  # of one KV head, as in E2B
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        (sys.platform, platform.machine()) != ("linux", "x86_64"),
-        reason="libtpu exists for x86-64 Linux only",
-    ),
-]
+pytestmark = [pytest.mark.slow, simulated.NEEDS_LIBTPU]
 
 
 @pytest.fixture(scope="module")
 def report():
-    child = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=1800,
-    )
-    found = json.loads(child.stdout.splitlines()[-1])
+    found = simulated.report_for_tpus(__file__)
     return {(each["chip"], each["kind"], each["length"]): each for each in found}
 
 

@@ -78,6 +78,7 @@ class AttentionSpec(KVSpec):
             has_segments=True,
             softcap=config.attention_softcap or None,
             has_sinks=config.attention_sinks,
+            device_kind=dispatch.device_kind(),
         )
 
     def summary(self) -> str:

@@ -31,7 +31,7 @@ class AttentionRequest:
     """A call of `attend`.
 
     Attributes:
-      backend: "cpu", "gpu" or "tpu".
+      backend: "cpu", "gpu" or "tpu".  device_kind: as jax names it; "" where not known.
       query_length, key_length: t and s.
       num_heads, num_kv_heads, head_dim: n, k and h.
       is_regular, offset, num_parts: as of the band.
@@ -51,6 +51,7 @@ class AttentionRequest:
     has_segments: bool = False
     softcap: float | None = None
     has_sinks: bool = False
+    device_kind: str = ""
 
     def __str__(self) -> str:
         kind = "global" if self.window_size is None else "local"
@@ -76,6 +77,7 @@ class AttentionRequest:
             has_segments=band.q_segments is not None,
             softcap=softcap,
             has_sinks=sinks is not None,
+            device_kind=dispatch.device_kind(),
         )
 
 

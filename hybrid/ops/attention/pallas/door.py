@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from hybrid.axes import Key, Query, Value
 from hybrid.ops.attention.pallas import LANES
@@ -12,6 +13,8 @@ from hybrid.ops.band import Band
 from hybrid.ops.dispatch import Unsupported
 
 MOST_TOKENS = 16  # at once behind a cache
+# Of generations with 16 MiB of fast memory, where others have 64 and more: what fits there.
+_SMALL_KINDS, _SMALL_HEAD, _SMALL_WINDOW = ("TPU v2", "TPU v3", "TPU v4"), 256, 2**20
 
 
 def check(request: AttentionRequest) -> None:
@@ -23,22 +26,21 @@ def check(request: AttentionRequest) -> None:
             raise Unsupported(f"a device's two chunks must be multiples of {LANES} tokens")
     elif not request.is_regular:
         raise Unsupported("the band gives explicit positions, blocks need a row's order")
+    if request.device_kind in _SMALL_KINDS:
+        if request.head_dim > _SMALL_HEAD:
+            raise Unsupported(
+                f"head_dim {request.head_dim} > {_SMALL_HEAD} on {request.device_kind}"
+            )
+        slot_bytes = request.head_dim * jnp.dtype(request.dtype).itemsize
+        if (request.window_size or 0) * slot_bytes > _SMALL_WINDOW:
+            raise Unsupported(f"a window's keys take more than 1 MiB on {request.device_kind}")
 
 
-def attend(
-    q: Query,
-    k: Key,
-    v: Value,
-    band: Band,
-    *,
-    scale: float = 1.0,
-    softcap: float | None = None,
-    sinks: jax.Array | None = None,
-) -> Query:
+def attend(q: Query, k: Key, v: Value, band: Band, **scoring: Any) -> Query:
     """Attention by kernels; arguments and result as `hybrid.ops.attention.attend`."""
     from hybrid.ops.attention.pallas import differentiable  # Pallas takes 0.1 s
 
-    return differentiable.attend(q, k, v, band, scale=scale, softcap=softcap, sinks=sinks)
+    return differentiable.attend(q, k, v, band, **scoring)
 
 
 def check_few(request: Any) -> None:

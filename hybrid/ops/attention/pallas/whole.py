@@ -207,7 +207,10 @@ def forward(layout: Layout, q, k, v, segments, sinks, part):
             o, lse[0, 0, :, piece.rows] = finish([ref[:, piece.rows] for ref in state])
             piece.write(out, o)
 
-        _walk(layout, part, False, (q_segments, kv_segments), begin, tile, end)
+        each = _each_piece(layout)
+        pl.when(pl.program_id(3) == 0)(lambda: each(begin))
+        _walk(layout, part, False, (q_segments, kv_segments), tile)
+        pl.when(pl.program_id(3) == pl.num_programs(3) - 1)(lambda: each(end))
 
     of_rows, of_lse, of_keys, *of_segments = _specs(layout, head_dim, False)
     sink_spec = pl.BlockSpec((1, 1, piece_rows), lambda b, k, *_: (k, 0, 0))
@@ -256,7 +259,7 @@ def backward(layout: Layout, q, k, v, segments, dout, lse, delta, part):
             sums.add(step, piece, dot(k[0, 0], ds, (0, 0)))
 
         sums.before(step, first, last)
-        _walk(layout, part, True, (q_segments, kv_segments), None, tile, None)
+        _walk(layout, part, True, (q_segments, kv_segments), tile)
         sums.after(step, first, last)
 
         @pl.when(step == pl.num_programs(3) - 1)
@@ -296,11 +299,12 @@ def _product_flops(layout: Layout, q) -> int:
     return 2 * q.shape[0] * heads * layout.pairs() * q.shape[3]
 
 
-def _walk(layout: Layout, part, along_queries: bool, segments, begin, tile, end):
-    """One step of the grid: `tile` of each piece and its mask, None where all is seen.
+def _each_piece(layout: Layout):
+    return functools.partial(each_piece, layout.queries, layout.piece, layout.scoring.group)
 
-    begin, end: what a piece's first and last step does besides; None: nothing.
-    """
+
+def _walk(layout: Layout, part, along_queries: bool, segments, tile):
+    """One step of the grid: `tile` of each piece and its mask, None where all is seen."""
     outer, step = pl.program_id(2), pl.program_id(3)
     reach = layout.queries_of if along_queries else layout.keys_of
     first, last = reach(outer, part[0])
@@ -308,9 +312,7 @@ def _walk(layout: Layout, part, along_queries: bool, segments, begin, tile, end)
     block, key_block = (inner, outer) if along_queries else (outer, inner)
     first_query, first_key = layout.first_query(block, part[0]), key_block * layout.keys
     q_segments, kv_segments = segments
-    each = functools.partial(each_piece, layout.queries, layout.piece, layout.scoring.group)
-    if begin is not None:
-        pl.when(step == 0)(lambda: each(begin))
+    each = _each_piece(layout)
     masked = has_tile = inner <= last
     if q_segments is None:
         is_inner = layout.is_inner(first_query, first_key)
@@ -327,9 +329,6 @@ def _walk(layout: Layout, part, along_queries: bool, segments, begin, tile, end)
             tile(piece, layout.scoring.seen(*places, ids))
 
         each(one)
-
-    if end is not None:
-        pl.when(step == pl.num_programs(3) - 1)(lambda: each(end))
 
 
 def _specs(layout: Layout, head_dim: int, along_queries: bool):
