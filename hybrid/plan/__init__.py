@@ -66,16 +66,16 @@ def plan(config: Any, context: int | None = None, batch: int = 1, topology: str 
     from hybrid import experiment
 
     load = experiment.load if isinstance(config, str) else experiment.from_config
-    loaded = load(config)
     if not topology:
-        return report(loaded, context, batch)
+        return report(load(config), context, batch)
     from hybrid.plan import budget
     from hybrid.plan import topology as topologies
 
     slice_ = topologies.parse(topology)
-    loaded = with_context(loaded, context)
-    result = report(loaded, context, batch)
-    return dataclasses.replace(result, budget=budget.budget(loaded, slice_))
+    with topologies.in_use(slice_):
+        loaded = with_context(load(config), context)
+        result = report(loaded, context, batch)
+        return dataclasses.replace(result, budget=budget.budget(loaded, slice_))
 
 
 def with_context(experiment: Any, context: int | None) -> Any:

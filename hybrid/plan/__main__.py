@@ -23,6 +23,7 @@ from hybrid.plan import (
 )
 from hybrid.plan import topology as topologies
 from hybrid.plan.table import render
+from hybrid.plan.topology import Topology
 from hybrid.process import cli
 
 TABLE_TOPOLOGY = "v5p:4x4x4"  # of --table without --topology
@@ -31,24 +32,27 @@ TABLE_TOPOLOGY = "v5p:4x4x4"  # of --table without --topology
 def _run(arguments: cli.Arguments) -> None:
     flags = arguments.flags
     page = arguments.require("config")
-    loaded = experiment.load(page, arguments.overrides)
-    if flags.topology or flags.search or flags.table:
+    name = flags.topology or (TABLE_TOPOLOGY if flags.table else "")
+    if flags.attention or flags.search:
+        name = arguments.require("topology")
+    topology = topologies.parse(name) if name else None
+    with topologies.in_use(topology):
+        loaded = experiment.load(page, arguments.overrides)
+        if topology is None:
+            _print_plan(loaded, page, flags, None)
+            return
         loaded = with_context(loaded, flags.context)
-    if flags.attention:
-        _print_attention(loaded, topologies.parse(arguments.require("topology")), flags)
-    elif flags.search:
-        _print_search(loaded, topologies.parse(arguments.require("topology")), flags)
-    elif flags.table:
-        topology = topologies.parse(flags.topology or TABLE_TOPOLOGY)
-        cells = grid.grid(loaded, topology)
-        values = [cell.to_dict() for cell in cells]
-        print(json.dumps(values, indent=2) if flags.json else grid.render(cells, topology))
-    else:
-        _print_plan(loaded, page, flags)
+        if flags.attention:
+            _print_attention(loaded, topology, flags)
+        elif flags.search:
+            _print_search(loaded, topology, flags)
+        elif flags.table:
+            _print_grid(loaded, topology, flags)
+        else:
+            _print_plan(loaded, page, flags, topology)
 
 
-def _print_plan(loaded: Experiment, page: str, flags: Any) -> None:
-    topology = topologies.parse(flags.topology) if flags.topology else None
+def _print_plan(loaded: Experiment, page: str, flags: Any, topology: Topology | None) -> None:
     if topology:
         compiled.check_mesh(loaded, topology)  # before jax starts, which libtpu comments at length
     result = report(loaded, flags.context, flags.batch)
@@ -63,13 +67,19 @@ def _print_plan(loaded: Experiment, page: str, flags: Any) -> None:
         print(f"\n{budget_table.render(result.budget, topology)}")
 
 
-def _print_attention(loaded: Experiment, topology: topologies.Topology, flags: Any) -> None:
-    found = attention_table.rows(loaded, topology)
+def _print_grid(loaded: Experiment, topology: Topology, flags: Any) -> None:
+    cells = grid.grid(loaded, topology)
+    values = [cell.to_dict() for cell in cells]
+    print(json.dumps(values, indent=2) if flags.json else grid.render(cells, topology))
+
+
+def _print_attention(loaded: Experiment, topology: Topology, flags: Any) -> None:
+    found = attention_table.rows(loaded)
     values = [row.to_dict() for row in found]
     print(json.dumps(values, indent=2) if flags.json else attention_table.render(found, topology))
 
 
-def _print_search(loaded: Experiment, topology: topologies.Topology, flags: Any) -> None:
+def _print_search(loaded: Experiment, topology: Topology, flags: Any) -> None:
     if flags.compile < 0:
         raise ConfigError("--compile", "must be at least 0", flags.compile)
     with _progress_line(topology.name) as progress:

@@ -9,7 +9,6 @@ from typing import Any
 
 from hybrid import model
 from hybrid.experiment import Experiment
-from hybrid.ops import dispatch
 from hybrid.ops.attention import ATTENTION
 from hybrid.plan.topology import Topology
 
@@ -35,18 +34,16 @@ class DoorRow:
         return dataclasses.asdict(self)
 
 
-def rows(experiment: Experiment, topology: Topology) -> list[DoorRow]:
-    """A row for each different request of attention on a chip of `topology`."""
+def rows(experiment: Experiment) -> list[DoorRow]:
+    """A row for each different request of attention, on the chips of `topology.in_use`."""
     found: dict[str, DoorRow] = {}
     name, length = experiment.model.attention, experiment.training.context_length
-    with dispatch.use_backend("tpu", topology.chip.kinds[0]):
-        for spec in model.layer_plan(experiment.model).layers():
-            request = spec.mixer.request(experiment.model, length)
-            if request is not None and str(request) not in found:
-                refusals = ATTENTION.explain(request)
-                first = next(each for each, refusal in refusals.items() if refusal is None)
-                chosen = first if name == "auto" else name
-                found[str(request)] = DoorRow(spec.kind, str(request), chosen, refusals)
+    for spec in model.layer_plan(experiment.model).layers():
+        request = spec.mixer.request(experiment.model, length)
+        if request is not None and str(request) not in found:
+            refusals = ATTENTION.explain(request)
+            chosen = ATTENTION.choose(request, name).name
+            found[str(request)] = DoorRow(spec.kind, str(request), chosen, refusals)
     return list(found.values())
 
 

@@ -21,7 +21,7 @@ from hybrid.config import ConfigError
 from hybrid.costs import collectives, flops, hlo, memory
 from hybrid.experiment import Experiment
 from hybrid.ops import dispatch
-from hybrid.plan.topology import KEY
+from hybrid.plan.topology import KEY, in_use, parse
 from hybrid.process import compiler
 from hybrid.sharding import make_mesh
 from hybrid.training import step
@@ -97,7 +97,8 @@ def main() -> None:
     """Reads {config, topology}, writes the figures, {needed}, or {refused: parts of an error}."""
     request = json.load(sys.stdin)
     name = request["topology"]
-    loaded = experiment.from_config(request["config"])
+    with in_use(parse(name)):
+        loaded = experiment.from_config(request["config"])
     figures: dict[str, Any]
     try:
         options = _OPTIONS.get(name.partition(":")[0], {})

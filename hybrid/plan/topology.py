@@ -1,11 +1,13 @@
 """Devices that are not there: `v5p:4x4x4` as a chip of the table and a number of them."""
 
+import contextlib
 import dataclasses
 import math
 import re
 
 from hybrid.config import ConfigError
 from hybrid.costs.chips import CHIPS, Chip
+from hybrid.ops import dispatch
 
 # How many lengths the torus of each chip has.
 _DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
@@ -50,3 +52,10 @@ def parse(name: str) -> Topology:
         problem = f"a slice of {chip} has {_DIMENSIONS[chip]} lengths"
         raise ConfigError(KEY, problem, name, f"{chip}:{'x'.join('4' * _DIMENSIONS[chip])}")
     return Topology(name, CHIPS[chip], math.prod(lengths))
+
+
+def in_use(topology: Topology | None) -> contextlib.AbstractContextManager[None]:
+    """Operations choose, and configs are checked, as on its chips; None: as on those at hand."""
+    if topology is None:
+        return contextlib.nullcontext()
+    return dispatch.use_backend("tpu", topology.chip.kinds[0])

@@ -98,6 +98,12 @@ def test_doors_to_attention_are_told_for_a_chip_that_is_not_there(compiler):
     forced = "--config.model.attention=chunked"
     _, out, _ = run(PAGE, "--topology=v5e:2x4", "--attention", forced)
     assert out.count(": chunked") == 2
+    # A config is checked for the chips that it is planned for, not for those at hand.
+    _, out, _ = run(PAGE, "--topology=v5e:2x4", "--attention", "--config.model.attention=pallas")
+    assert out.count(": pallas") == 2
+    status, _, err = run(gemma, "--topology=v4:2x2x2", "--config.model.attention=pallas")
+    assert status == 2
+    assert "model.attention: does not serve the global layers (head_dim 512 > 256" in err
     assert not requests()  # nothing is compiled
     status, _, err = run(PAGE, "--attention")
     assert status == 2
