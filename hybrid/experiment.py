@@ -76,6 +76,11 @@ class Experiment:
             problem = f"must divide training.batch_size ({rows})"
             raise ConfigError("training.num_microbatches", problem, parts)
         lengths = self.eval.lengths(self.training.context_length)
+        for name, longest in (("training", self.training.context_length), ("eval", max(lengths))):
+            if 0 < self.model.learned_positions < longest:
+                problem = "is longer than the table of positions"
+                accepted = f"at most model.learned_positions ({self.model.learned_positions})"
+                raise ConfigError(f"{name}.context_length", problem, longest, accepted)
         if self.data.is_task and self.eval.stride:
             problem = f"is set although data.source is {self.data.source}"
             raise ConfigError("eval.stride", problem, self.eval.stride, "0")

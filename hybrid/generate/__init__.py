@@ -113,7 +113,12 @@ def check_room(session: Session, batch: int, num_tokens: int, max_new_tokens: in
     """Raises: ConfigError for new tokens whose cache is larger than the memory for it.
 
     A cache grows as tokens come, so without this check a limit out of reach would show late.
+    The same for positions that a model has no vectors for.
     """
+    most = session.config.learned_positions
+    if most and num_tokens + max_new_tokens > most:
+        problem = f"goes beyond model.learned_positions ({most}) behind {num_tokens} tokens"
+        raise ConfigError("max_new_tokens", problem, max_new_tokens)
     form = session.form(num_tokens + max_new_tokens)
     needed = cost.cache_bytes(session.plan, form, batch)["total"]
     memory = memory_bytes(session.devices)

@@ -4,7 +4,8 @@ Parameters are a plain dict of stacked leaves, which is also what checkpoints ho
 
     {"embedder": {"embedding"}, "segments": {segment: {run: {...}}}, "final_norm": {"scale"}}
 
-and "layer_embedder": {"norm": {"scale"}} with per-layer embeddings.
+and "layer_embedder": {"norm": {"scale"}} with per-layer embeddings, "positions" beside "embedding"
+with learned ones.
 
 `config` is a frozen, hashable `ModelConfig`; close over it or mark it static under jit.
 
@@ -69,8 +70,11 @@ def abstract(config: ModelConfig) -> Params:
 
 def logical_axes(config: ModelConfig) -> Params:
     """The tree of parameters with each leaf replaced by the names of its axes."""
+    embedder = {"embedding": (axes.VOCAB, axes.EMBED)}
+    if config.learned_positions:
+        embedder["positions"] = (axes.VOCAB, axes.EMBED)
     names = {
-        "embedder": {"embedding": (axes.VOCAB, axes.EMBED)},
+        "embedder": embedder,
         "segments": stack.logical_axes(layer_plan(config), config),
         "final_norm": {"scale": (axes.EMBED,)},
     }
@@ -123,7 +127,7 @@ def _run(
     placement = Placement(positions, segment_ids, shared, step, parts)
     embedder, final_norm = _ends(config)
     with jax.named_scope("embedding"):
-        x = nnx.merge(embedder, params["embedder"])(tokens)
+        x = nnx.merge(embedder, params["embedder"])(tokens, of_stream)
         x = constrain(x, axes.BATCH, axes.TIME, None)
     segments, norm = params["segments"], None
     if config.layer_embedding_dim:

@@ -19,6 +19,8 @@ RUNTIME_KEYS = ("dtype", "remat", "remat_save", "remat_offload", "unroll", "atte
 # Projections of attention and feed-forward that can have an adapter.
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LAYER_SCALAR = ("none", "fixed", "trained")
+LOCAL_ATTENTION = ("window", "chunk")
+ATTENTION_GATES = ("none", "head", "element")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,24 @@ class ModelConfig(OpenSection):
     attention_sinks: bool = key(
         False, "a learned logit a head joins the softmax's denominator, so a head can look away"
     )
+    attention_gate: str = key(
+        "none",
+        "sigmoid gate on attention's result, before o_proj: none, head (one a head), element",
+        choices=ATTENTION_GATES,
+    )
+    local_attention: str = key(
+        "window",
+        "a local layer sees the last window_size tokens (window), or those of its own chunk of "
+        "window_size tokens, counted from the document's start (chunk)",
+        choices=LOCAL_ATTENTION,
+    )
+    learned_positions: int = key(
+        0, "positions with a learned vector that joins the embedding; 0: none", at_least=0
+    )
     rope_theta: float = key(10_000.0, "base of the rotary wavelengths, local", more_than=0)
+    rope_fraction: float = key(
+        1.0, "fraction of the rotary pairs that turn in local layers", at_least=0, at_most=1
+    )
     global_rope_theta: float = key(1_000_000.0, "the same of global layers", more_than=0)
     global_rope_fraction: float = key(
         0.25,

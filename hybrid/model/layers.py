@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from hybrid import axes
-from hybrid.axes import Hidden, Tokens
+from hybrid.axes import Hidden, Positions, Tokens
 from hybrid.model.config import ModelConfig
 from hybrid.ops.dense import dense
 from hybrid.ops.embedding import lookup
 from hybrid.ops.norm import rms_norm
+
+POSITION_STD = 0.02  # GPT-2's, for learned positions
 
 
 def param_dtype(config: ModelConfig) -> jnp.dtype:
@@ -67,7 +69,8 @@ class Embedder(nnx.Module):
     """The embedding, shared by input and output (tied); inputs are scaled by sqrt(d_model).
 
     Rows start at d_model^-0.5, so that both the scaled inputs and the first logits have unit
-    variance.
+    variance. With `model.learned_positions` a vector of the token's position is added to its input,
+    as in GPT-2, where it starts small.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -75,7 +78,15 @@ class Embedder(nnx.Module):
         shape = (config.vocab_size, config.d_model)
         values = jax.random.normal(rngs.params(), shape, param_dtype(config))
         self.embedding = nnx.Param(config.d_model**-0.5 * values, axes=(axes.VOCAB, axes.EMBED))
+        self.has_positions = config.learned_positions > 0
+        if self.has_positions:
+            shape = (config.learned_positions, config.d_model)
+            values = jax.random.normal(rngs.params(), shape, param_dtype(config))
+            self.positions = nnx.Param(POSITION_STD * values, axes=(axes.VOCAB, axes.EMBED))
 
-    def __call__(self, tokens: Tokens) -> Hidden:
+    def __call__(self, tokens: Tokens, positions: Positions) -> Hidden:
         rows = lookup(self.embedding[...], tokens, self.dtype)
-        return rows * jnp.asarray(math.sqrt(rows.shape[-1]), self.dtype)
+        rows = rows * jnp.asarray(math.sqrt(rows.shape[-1]), self.dtype)
+        if not self.has_positions:
+            return rows
+        return rows + lookup(self.positions[...], jnp.maximum(positions, 0), self.dtype)

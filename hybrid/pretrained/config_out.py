@@ -59,6 +59,10 @@ Wanted = Iterator[tuple[str, Any]]
 
 def _common(config: ModelConfig) -> Wanted:
     yield "attention_sinks", False
+    yield "attention_gate", "none"
+    yield "local_attention", "window"
+    yield "learned_positions", 0
+    yield "rope_fraction", 1.0
     if config.window_sizes:
         local = {window for window in config.window_sizes if window}
         yield "window_sizes", config.window_sizes if len(local) <= 1 else "one window"

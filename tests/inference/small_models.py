@@ -39,6 +39,10 @@ SWITCHES = {
         "attention_sinks": True, "attention_softcap": 5.0, "attention_scale": 0.5,
     },
     "no norms of queries and keys": {"qk_norm": False, "v_norm": False, "attention_scale": 0.3},
+    "a gate a head, no positions in local layers": {"attention_gate": "head", "rope_fraction": 0.0},
+    "gates an element": UNIFIED | {"attention_gate": "element"},
+    "chunks": {"local_attention": "chunk"},
+    "learned positions": {"learned_positions": 32},
     "all local": {"pattern": "L", "last_layer": "any"},
     "two windows": {"pattern": "LLG", "num_layers": 6, "window_sizes": (2, 7, 0)},
 }  # fmt: skip

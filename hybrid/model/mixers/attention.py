@@ -9,6 +9,11 @@ only a fraction of its rotary pairs, and may share one projection between keys a
 (`kv.py`). A layer that reuses keys and values takes its donor's, normed and rotated as they are.
 Source: Gemma 4 (2607.02770), sec. 2; QK-norm of 2302.05442.
 
+Two switches for comparison. `attention_gate` scales what a head gives by sigmoid(x·Wg), a number a
+head or one an element (2505.06708, its best place, G1). With `local_attention: chunk` a local
+layer sees its document's chunk of `window_size` tokens instead of the last ones (iRoPE's local
+kind, Llama 4); `ops/chunks.py` makes a band of it.
+
 Read next: `kv_cache.py`, the state of an attention.
 """
 
@@ -17,6 +22,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -31,7 +37,7 @@ from hybrid.model.mixers import kv_cache
 from hybrid.model.mixers.kv import KV, Rope, Separate, Unified
 from hybrid.model.mixers.kv_cache import Kept, KVSpec, View
 from hybrid.model.mixers.protocol import LayerState, Letter, Look, Placement
-from hybrid.ops import dispatch, rope
+from hybrid.ops import chunks, dispatch, rope
 from hybrid.ops.attention import AttentionRequest, attend, attend_cached, attend_split
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
@@ -46,18 +52,23 @@ class AttentionSpec(KVSpec):
     SPLITS_TIME: ClassVar[bool] = True
 
     num_heads: int
+    gate: str = dataclasses.field(default="none", kw_only=True)
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> "Attention":
         """The module of one layer."""
         return Attention(self, config, rngs=rngs)
 
     def flops_per_token(self, config: ModelConfig, context: int) -> tuple[float, float]:
-        """2·d·h·(n for queries, n for the output, k for each tensor of keys and values), and
-        4·n·h for each query and key that meet: a product for the score, one for the value."""
+        """2·d·h·(n for queries, n for the output, k for each tensor of keys and values), the same
+        for a gate, and 4·n·h for each query and key that meet: for the score and for the value."""
         tensors = (1 if self.unified_kv else 2) if self.owns_kv else 0
         heads = 2 * self.num_heads + tensors * self.num_kv_heads
         keys = mean_visible_keys(self.window_size, context)
-        return 2 * config.d_model * self.head_dim * heads, 4 * self.num_heads * self.head_dim * keys
+        if self.chunk_size:
+            keys = mean_chunk_keys(self.chunk_size, context)
+        gates = {"none": 0, "head": 1, "element": self.head_dim}[self.gate] * self.num_heads
+        weights = 2 * config.d_model * (self.head_dim * heads + gates)
+        return weights, 4 * self.num_heads * self.head_dim * keys
 
     @property
     def reach(self) -> int | None:
@@ -83,13 +94,17 @@ class AttentionSpec(KVSpec):
 
     def summary(self) -> str:
         """Window, heads, form of keys and values, rotary encoding."""
-        sees = f"window {self.window_size:,}" if self.window_size else "whole context"
+        kind = "chunk" if self.chunk_size else "window"
+        sees = f"{kind} {self.window_size:,}" if self.window_size else "whole context"
         kept = "one tensor for K and V" if self.unified_kv else "K and V"
         source = kept if self.owns_kv else f"K and V of layer {self.donor}"
         turns = f"rope {self.rope.theta:,.0f}"
         turns += "" if self.rope.fraction == 1 else f" on {self.rope.fraction:.0%} of the pairs"
         turns += "" if self.rope.factor == 1 else f", frequencies / {self.rope.factor:g}"
         heads = f"{self.num_heads} heads over {self.num_kv_heads} of keys, head_dim {self.head_dim}"
+        heads += (
+            "" if self.gate == "none" else f", a gate a{'n' * (self.gate[0] == 'e')} {self.gate}"
+        )
         return f"{sees}, {heads}, {source}, {turns}"
 
     def facts(self) -> Iterator[str]:
@@ -104,7 +119,11 @@ class AttentionSpec(KVSpec):
     def picture(self, num_tokens: int, window_size: int) -> np.ndarray:
         """The band of a short row."""
         window = min(self.window_size, window_size) if self.window_size else None
-        return np.asarray(Band.of_row(window).visible(0, num_tokens, 0, num_tokens))[0]
+        seen = np.asarray(Band.of_row(window).visible(0, num_tokens, 0, num_tokens))[0]
+        if window and self.chunk_size:
+            chunk = np.arange(num_tokens) // window
+            seen = seen & (chunk[:, None] == chunk)
+        return seen
 
 
 def mean_visible_keys(window_size: int | None, context: int) -> float:
@@ -119,6 +138,16 @@ def mean_visible_keys(window_size: int | None, context: int) -> float:
     return window * (2 * context - window + 1) / (2 * context)
 
 
+def mean_chunk_keys(size: int, context: int) -> float:
+    """The same where a token sees its own chunk of `size` tokens: position i sees i mod size + 1.
+
+    >>> mean_chunk_keys(4, 8), mean_chunk_keys(4, 6)
+    (2.5, 2.1666666666666665)
+    """
+    whole, rest = divmod(context, size)
+    return (whole * size * (size + 1) + rest * (rest + 1)) / (2 * context)
+
+
 # --- Letters ---------------------------------------------------------------------------------
 
 
@@ -131,8 +160,10 @@ def _local(config: ModelConfig, slot: int) -> AttentionSpec:
         num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        rope=Rope(config.rope_theta),
+        rope=Rope(config.rope_theta, config.rope_fraction),
         unified_kv=False,
+        in_chunks=config.local_attention == "chunk",
+        gate=config.attention_gate,
     )
 
 
@@ -147,6 +178,7 @@ def _global(config: ModelConfig, slot: int) -> AttentionSpec:
         head_dim=config.global_head_dim or config.head_dim,
         rope=Rope(*turns),
         unified_kv=config.unified_kv,
+        gate=config.attention_gate,
     )
 
 
@@ -194,6 +226,10 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(head_dim, axes.HEAD_DIM, config=config, start=start)
             if spec.owns_kv:
                 self.k_norm = RMSNorm(head_dim, axes.HEAD_DIM, config=config)
+        if spec.gate != "none":
+            each = spec.gate == "element"
+            shape, names = (width, heads, head_dim), q_names
+            self.output_gate = linear(shape[: 2 + each], names[: 2 + each])
         if config.attention_sinks:
             self.sinks = nnx.Param(jnp.zeros((heads,), param_dtype(config)), axes=(axes.HEADS,))
 
@@ -221,12 +257,15 @@ class Attention(nnx.Module):
         assert seen is not None, "a layer that owns no keys and values needs its donor's"
         in_cache = isinstance(seen, View)
         out = (self._attend_to_cache if in_cache else self._attend_to_row)(q, seen, placement)
+        if self.spec.gate != "none":
+            gate = jax.nn.sigmoid(self.output_gate(x))
+            out = out * (gate if gate.ndim == out.ndim else gate[..., None])
         return self.o_proj(out), seen, kept
 
     def _attend_to_row(self, q, kv, placement: Placement):
         if placement.num_parts > 1:
             return self._attend_to_split_row(q, kv, placement)
-        band = Band.of_row(self.spec.window_size, placement.segment_ids)
+        band = Band.of_row(self.spec.window_size, self._segments(placement))
         key, value = kv.keys_values(placement.shared[self.spec.shared_key])
         name = self.config.attention
         return attend(q, key, value, band, implementation=name, **self._scoring())
@@ -240,22 +279,28 @@ class Attention(nnx.Module):
             kv,
             keys_values,
             placement.positions,
-            placement.segment_ids,
+            self._segments(placement),
             window_size=self.spec.window_size,
             implementation=self.config.attention,
             **self._scoring(),
         )
 
     def _attend_to_cache(self, q, view, placement: Placement):
+        positions = placement.positions, view.positions
+        if size := self.spec.chunk_size:
+            positions = chunks.apart(positions[0], size), chunks.apart(positions[1], size)
         return attend_cached(
             q,
             view.slots,
-            placement.positions,
-            view.positions,
+            *positions,
             in_use=view.in_use,
             window_size=self.spec.window_size,
             **self._scoring(),
         )
+
+    def _segments(self, placement: Placement):
+        size = self.spec.chunk_size
+        return chunks.segments(placement.positions, size) if size else placement.segment_ids
 
     def _scoring(self) -> dict[str, Any]:
         """What both doors to attention do to scores."""

@@ -45,6 +45,7 @@ class KVSpec(MixerSpec):
       num_kv_heads, head_dim: geometry of keys and values.
       rope: rotary encoding.
       unified_kv: one projection serves keys and values.
+      in_chunks: only the tokens of the own chunk of `window_size` are seen.
     """
 
     window_size: int | None
@@ -52,6 +53,12 @@ class KVSpec(MixerSpec):
     head_dim: int
     rope: Rope
     unified_kv: bool
+    in_chunks: bool = dataclasses.field(default=False, kw_only=True)
+
+    @property
+    def chunk_size(self) -> int | None:
+        """The window where it is that of chunks, else None."""
+        return self.window_size if self.in_chunks else None
 
     @property
     def owns_kv(self) -> bool:
