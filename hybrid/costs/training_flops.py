@@ -7,6 +7,7 @@ the kernels, the latter only for the share of the parameters that is trained. Re
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import jax
@@ -32,11 +33,12 @@ def training_flops(
     """
     last = training.num_steps if num_steps is None else num_steps
     ends = [first_step for first_step, _ in stages[1:]] + [training.num_steps]
-    total = 0.0
+    steps: Counter[ModelConfig] = Counter()
     for (first_step, model), end in zip(stages, ends, strict=True):
-        forward = forward_flops_per_token(model, training.context_length)
-        total += (2 + trained_share) * forward * max(0, min(end, last) - first_step)
-    return total * training.batch_size * training.context_length
+        steps[model] += max(0, min(end, last) - first_step)
+    tokens, context = training.batch_size * training.context_length, training.context_length
+    forward = sum(count * forward_flops_per_token(model, context) for model, count in steps.items())
+    return (2 + trained_share) * forward * tokens
 
 
 def step_flops(model: ModelConfig, training: StepConfig, trained_share: float = 1.0) -> float:

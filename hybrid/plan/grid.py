@@ -99,6 +99,7 @@ def _changed(experiment, pattern, window, context, rows, mesh) -> Experiment:
         batch_size=rows,
         num_microbatches=1,
         window_schedule=(),
+        window_choices=(),
     )
     return dataclasses.replace(experiment, model=config, training=training, mesh=mesh)
 

@@ -34,6 +34,17 @@ class TrainingConfig(StepConfig):
         "to 1, the last window model.window_size; empty: model.window_size throughout",
         formerly="model.window_schedule",
     )
+    window_choices: tuple[tuple[float, int], ...] = key(
+        (),
+        "windows drawn in training: (probability, window) of a step, probabilities summing to 1; "
+        "empty: none is drawn",
+    )
+    window_choices_share: float = key(
+        0.9,
+        "share of the steps, the first ones, whose window is drawn; the rest has model.window_size",
+        more_than=0,
+        at_most=1,
+    )
     seed: int = key(
         0, "of the initialisation and of the order of rows", at_least=0, at_most=MOST_SEED
     )
@@ -47,19 +58,25 @@ class TrainingConfig(StepConfig):
     tensorboard: bool = key(True, "write TensorBoard event files")
 
     def __post_init__(self):
-        shares = [share for share, _ in self.window_schedule]
-        if any(window < 1 for _, window in self.window_schedule):
-            problem = "must have windows of at least 1"
-            raise ConfigError("window_schedule", problem, self.window_schedule)
-        if shares and (min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6):
-            problem = "must have shares above 0 that sum to 1"
-            raise ConfigError("window_schedule", problem, self.window_schedule)
+        _check_windows("window_schedule", "shares", self.window_schedule)
+        _check_windows("window_choices", "probabilities", self.window_choices)
+        if self.window_schedule and self.window_choices:
+            problem = "can't be combined with training.window_schedule"
+            raise ConfigError("window_choices", problem, self.window_choices)
 
     @property
     def step(self) -> StepConfig:
         """What the compiled step depends on."""
         names = [field.name for field in dataclasses.fields(StepConfig)]
         return StepConfig(**{name: getattr(self, name) for name in names})
+
+
+def _check_windows(name: str, shares: str, windows: tuple[tuple[float, int], ...]) -> None:
+    parts = [share for share, _ in windows]
+    if any(window < 1 for _, window in windows):
+        raise ConfigError(name, "must have windows of at least 1", windows)
+    if parts and (min(parts) <= 0 or abs(sum(parts) - 1) > 1e-6):
+        raise ConfigError(name, f"must have {shares} above 0 that sum to 1", windows)
 
 
 @dataclasses.dataclass(frozen=True)

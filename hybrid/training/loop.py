@@ -161,12 +161,14 @@ class Run:
         self.clock = time.perf_counter()
 
     def _enter_stage(self) -> None:
-        """Compiles the step of another window where the schedule has one begin here."""
+        """Goes on with the step of another window where the schedule has one begin here."""
         stage = stage_at(self.prepared.stages, self.step)
         if stage == self.stage:
             return
         self.flush_metrics()
-        self.progress.say(f"step {self.step}: the window is {stage.model.window_size} from here")
+        if not self.training.window_choices:
+            window = stage.model.window_size
+            self.progress.say(f"step {self.step}: the window is {window} from here")
         self._compile(stage)
         self.clock = time.perf_counter()
 

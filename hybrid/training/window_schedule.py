@@ -1,12 +1,21 @@
-"""`training.window_schedule`: short windows first, the model's own at the end.
+"""Windows that change in training: one after the other, or drawn; the model's own at the end.
 
-A stage is a stretch of steps under one window. Its step is compiled when it begins; parameters and
-optimizer state pass from stage to stage unchanged, since their shapes do not depend on the window.
-Evaluations in training use the model's own window, which is that of the last stage.
-Source: modded-nanogpt's window warm-up (github.com/KellerJordan/modded-nanogpt).
+A stage is a stretch of steps under one window. The step of a window is compiled when it is first
+met; parameters and optimizer state pass from stage to stage unchanged, since their shapes do not
+depend on the window. Evaluations in training use the model's own window, which is that of the last
+stage.
+
+    training.window_schedule    short windows first. Source: modded-nanogpt's window warm-up
+                                (github.com/KellerJordan/modded-nanogpt).
+    training.window_choices     each step's window is drawn, by seed and step alone, so that a
+                                layer learns to do with less. Source: SWAX (2509.24552), sec. 4.
 """
 
+import bisect
 import dataclasses
+import hashlib
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from hybrid.config import ConfigError
@@ -32,11 +41,14 @@ def stages(model: ModelConfig, training: TrainingConfig) -> tuple[Stage, ...]:
     [(0, 16), (25, 64)]
     """
     schedule, num_steps = training.window_schedule, training.num_steps
-    if not schedule:
+    name = "window_schedule" if schedule else "window_choices"
+    if not getattr(training, name):
         return (Stage(0, model),)
     if model.window_sizes:
         problem = "can't be combined with model.window_sizes"
-        raise ConfigError("training.window_schedule", problem, schedule)
+        raise ConfigError(f"training.{name}", problem, getattr(training, name))
+    if not schedule:
+        return _drawn(model, training)
     if schedule[-1][1] != model.window_size:
         problem = f"must end with model.window_size ({model.window_size})"
         raise ConfigError("training.window_schedule", problem, schedule)
@@ -48,6 +60,30 @@ def stages(model: ModelConfig, training: TrainingConfig) -> tuple[Stage, ...]:
     return tuple(Stage(*begin) for begin in begun.items())
 
 
-def stage_at(schedule: tuple[Stage, ...], step: int) -> Stage:
+def _drawn(model: ModelConfig, training: TrainingConfig) -> tuple[Stage, ...]:
+    """A stage for each run of steps that drew the same window; the last step has the model's."""
+    shares, windows = zip(*training.window_choices, strict=True)
+    sums, models = (
+        list(itertools.accumulate(shares)),
+        [dataclasses.replace(model, window_size=window) for window in windows],
+    )
+    num_drawn = min(
+        round(training.window_choices_share * training.num_steps), training.num_steps - 1
+    )
+    found: list[Stage] = []
+    for step in range(num_drawn):
+        index = min(bisect.bisect(sums, _uniform(training.seed, step)), len(models) - 1)
+        if not found or found[-1].model is not models[index]:
+            found.append(Stage(step, models[index]))
+    return (*found, Stage(num_drawn, model))
+
+
+def _uniform(seed: int, step: int) -> float:
+    """A number in [0, 1), the same on every machine."""
+    digest = hashlib.blake2b(f"window {seed} {step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def stage_at(schedule: Sequence[Stage], step: int) -> Stage:
     """The stage of the step that follows `step` finished ones."""
-    return max(stage for stage in schedule if stage.first_step <= step)
+    return schedule[bisect.bisect(schedule, step, key=lambda stage: stage.first_step) - 1]

@@ -61,6 +61,43 @@ def test_training_refuses_a_schedule_that_contradicts_the_model(tmp_path, keys):
     assert not (tmp_path / "run").exists()
 
 
+CHOICES = ((0.25, 2), (0.75, 4))
+
+
+def drawn(num_steps, **keys):
+    training = TrainingConfig(num_steps=num_steps, window_choices=CHOICES, **keys)
+    found = stages(MODEL, training)
+    return [stage_at(found, step).model.window_size for step in range(num_steps)]
+
+
+def test_drawn_windows_come_in_their_proportions_and_the_end_has_the_models():
+    windows = drawn(4000)
+    assert set(windows[3600:]) == {8}
+    assert windows[:3600].count(2) / 3600 == pytest.approx(0.25, abs=0.03)
+    assert windows[:3600].count(4) / 3600 == pytest.approx(0.75, abs=0.03)
+    assert drawn(1) == [8]
+
+
+def test_a_drawn_window_follows_from_seed_and_step_alone():
+    assert drawn(50)[:45] == drawn(500)[:45]
+    assert drawn(50)[:45] != drawn(50, seed=1)[:45]
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"window_choices": ((0.5, 2),)}, "training.window_choices"),
+        ({"window_choices": ((1.0, 0),)}, "training.window_choices"),
+        ({"window_choices": CHOICES, "window_schedule": SCHEDULE}, "training.window_choices"),
+        ({"window_choices": CHOICES, "window_choices_share": 0.0}, "training.window_choices_share"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(keys, named):
+    with pytest.raises(ConfigError) as error:
+        experiment.from_config({"training": keys})
+    assert error.value.key == named
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("schedule")
@@ -103,26 +140,50 @@ def test_evaluation_is_at_the_final_window(trained):
     assert np.abs(scheduled - logits(2)).max() > 1e-4
 
 
-def test_a_resumed_run_enters_the_stage_it_was_in(trained, tmp_path):
-    config, workdir = trained
-    short = experiment_of(tmp_path, training__window_schedule=SCHEDULE, training__num_steps=6)
-    stopped = loop.Run.flush_metrics
+def run_killed_at(step, config, workdir):
+    """A run that ends without a word after `step` steps, and the same command once more."""
+    flush_metrics = loop.Run.flush_metrics
 
     class Killed(Exception):
         pass
 
-    def flush_metrics(self, newest=None):
-        if self.step == 5:
+    def killed(self, newest=None):
+        if self.step == step:
             raise Killed
-        stopped(self, newest)
+        flush_metrics(self, newest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Run, "flush_metrics", flush_metrics)
+        patch.setattr(loop.Run, "flush_metrics", killed)
         with pytest.raises(Killed):
-            loop.run(short, tmp_path / "run")
-    loop.run(short, tmp_path / "run")
+            loop.run(config, workdir)
+    loop.run(config, workdir)
+
+
+def test_a_resumed_run_enters_the_stage_it_was_in(trained, tmp_path):
+    config, workdir = trained
+    run_killed_at(5, config, tmp_path / "run")
     whole, resumed = (parameters(config, folder, 6) for folder in (workdir, tmp_path / "run"))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+
+
+def test_a_resumed_run_draws_the_windows_it_would_have_drawn(tmp_path):
+    choices = {"training__window_choices": ((0.5, 2), (0.5, 4)), "training__num_steps": 8}
+    choices["training__seed"] = 2  # draws both
+    config = experiment_of(tmp_path, **choices)
+    windows = [stage.model.window_size for stage in stages(config.model, config.training)]
+    assert set(windows) == {2, 4, 8}
+    loop.run(config, tmp_path / "whole")
+    run_killed_at(5, config, tmp_path / "resumed")
+    losses = [
+        [
+            row["loss"]
+            for row in metrics.read_rows(tmp_path / run / "metrics.jsonl")
+            if "loss" in row
+        ]
+        for run in ("whole", "resumed")
+    ]
+    assert len(losses[0]) == 8
+    assert losses[0] == losses[1]
 
 
 def test_the_former_key_is_refused_by_its_new_name():
