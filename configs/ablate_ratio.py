@@ -1,26 +1,32 @@
-"""How many local layers for a global one? Six ratios at 24 thin layers, which all periods divide.
+"""How many cheap layers for a global one? Ratios at one depth, which all periods divide.
 
 python -m hybrid.ablate --config=configs/ablate_ratio.py --workdir=runs/ablate_ratio
+python -m hybrid.ablate --config=configs/ablate_ratio.py:D --workdir=runs/ablate_ratio_d
 
-L and G have one geometry, the same rotary encoding and keys and values of their own, so that only
-the ratio changes: a local layer is a global one that sees 16 tokens.
+The cheap layers are local ones of 16 tokens: L and G have one geometry, the same rotary encoding
+and keys and values of their own, so that only the ratio changes. After the colon, any other letter:
+D for Gated DeltaNet, at equal parameters.
 """
 
 from hybrid.ablate import config as ablate
 
-CELLS = [
-    {"name": "all local", "model.pattern": "L", "model.last_layer": "any"},
-    {"name": "7:1", "model.pattern": "LLLLLLLG"},
-    {"name": "5:1", "model.pattern": "LLLLLG"},
-    {"name": "3:1", "model.pattern": "LLLG"},
-    {"name": "1:1", "model.pattern": "LG"},
-    {"name": "all global", "model.pattern": "G"},
-]
+NAMES = {"L": "local"}
 
 
-def get_config():
+def cells(letter, most):
+    """All of the letter, then fewer and fewer of them for a global layer, then none."""
+    name = NAMES.get(letter, letter)
+    ratios = [count for count in (7, 5, 3, 1) if count in most]
+    return [
+        {"name": f"all {name}", "model.pattern": letter, "model.last_layer": "any"},
+        *({"name": f"{count}:1", "model.pattern": count * letter + "G"} for count in ratios),
+        {"name": "all global", "model.pattern": "G"},
+    ]
+
+
+def get_config(letter: str = "L"):
     config = ablate.defaults("configs/micro.py")
-    config.base.model.num_layers = 24
+    config.base.model.num_layers = 24 if letter == "L" else 8
     config.base.model.window_size = 16
     config.base.model.d_model = 48
     config.base.model.num_heads = 3
@@ -31,7 +37,8 @@ def get_config():
     config.base.model.global_rope_fraction = 1.0
     config.base.training.num_steps = 120
 
-    config.cells = CELLS
+    config.cells = cells(letter, (7, 5, 3, 1) if letter == "L" else (7, 3, 1))
     config.baseline = [("model.pattern", "G")]
+    config.match = "tokens" if letter == "L" else "params"
     config.seeds = (0, 1, 2)
     return config
