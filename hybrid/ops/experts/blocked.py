@@ -8,7 +8,7 @@ blocks (`Groups`):
 
 Sizes are known while tracing: with blocks of B rows at most ceil(n·a / B) + e blocks are used, and
 at most n·a, whatever the choices are. A scan walks the blocks, so the work grows with the pairs,
-not with the experts: on a CPU one by one, skipping empty ones; on a GPU in waves of several, whose
+not with the experts, and skips empty ones: on a CPU one by one; on a GPU in waves of several, whose
 matrices are gathered for one batched product. With x the rows of a block, w their weights, and the
 matrices of its expert:
 
@@ -178,9 +178,8 @@ def _backward(wave, kept, dout):
 
     def add(total, block):
         dx, dw, added = compute(*block)
-        at = jnp.minimum(block[0], len(gate) - 1)
         pairs = zip(total, added, strict=True)
-        return tuple(t.at[at].add(more, indices_are_sorted=True) for t, more in pairs), (dx, dw)
+        return tuple(t.at[block[0]].add(more, mode="drop") for t, more in pairs), (dx, dw)
 
     blocks = (groups.expert_of_block, rows, drows, row_weights, a, u)
     zeros = tuple(jnp.zeros(kernel.shape, wide) for kernel in (gate, up, down))
@@ -219,17 +218,14 @@ def _at(kernels, index):
 
 
 def _each(compute, num_experts, wave):
-    """`compute` of one block unless it is empty, or of all blocks of a wave.
-
-    Rows of empty blocks are zeros and so is all that is computed of them.
-    """
-    if wave > 1:
-        return jax.vmap(compute)
+    """`compute` of a block, or of all of a wave, and zeros where it is empty."""
+    compute = compute if wave == 1 else jax.vmap(compute)
 
     def unless_empty(index, *block):
         shapes = jax.eval_shape(compute, index, *block)
         zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), shapes)
-        return jax.lax.cond(index < num_experts, lambda: compute(index, *block), lambda: zeros)
+        is_used = jnp.min(index) < num_experts
+        return jax.lax.cond(is_used, lambda: compute(index, *block), lambda: zeros)
 
     return unless_empty
 
