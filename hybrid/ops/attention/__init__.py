@@ -5,8 +5,8 @@ keeps of them, `attend_cached` the `Slots` of a cache.
 Implementations are tried in the order of the tables below (`hybrid/ops/dispatch.py` says how), and
 no part of a band is ever dropped.
 
-Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`,
-`context.py`, `slots.py`, `cached.py`.
+Read next: `reference.py` (the oracle), `chunked.py` (what serves everything), `banded.py`,
+`cudnn.py`, `context.py`, `slots.py`, `cached.py`.
 """
 
 import dataclasses

@@ -1,13 +1,13 @@
 """Attention by cuDNN's flash kernels on NVIDIA's GPUs: whom they serve, and a band in their terms.
 
 `jax.nn.dot_product_attention` makes the call, forward and backward. Its window counts the keys
-left of the token, ours the token as well, so w keys are (w − 1, 0). It is told to be causal beside
-that: the kernels' window has no right side.
+left of the token, ours the token as well, so w keys are (w − 1, 0). The causal flag stands beside
+the window always, since cuDNN's window is open on the right.
 
-Not packed documents. cuDNN wants to have a bound of their number compiled in, and XLA then asks for
-a backward workspace of that many rows (8 documents in 8192 tokens of 8 heads of 256 take 1.0 GiB,
-64 take 8.0 GiB, one row 0.13 GiB), while a row of t tokens may hold t documents. jax 0.10 also
-addresses their keys by the query heads, which is wrong for grouped ones.
+Not packed documents. A bound of their number would be compiled in, and XLA asks for a backward
+workspace of that many rows (8 documents in 8192 tokens of 8 heads of 256 take 1.0 GiB, 64 take
+8.0 GiB, one row 0.13 GiB), while a row of t tokens may hold t documents. jax 0.10.2 also addresses
+their keys by the query heads, which is wrong for grouped ones.
 """
 
 from typing import Any
