@@ -35,6 +35,7 @@ from hybrid.testing.report import FAILED, PASSED, REFUSED
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
 _TABLES = re.compile(r"(<!-- conformance (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _BACKENDS = {"pallas": "tpu"}  # kernels of other backends, interpreted here
+_NOT_HERE = ("cudnn",)  # kernels that nothing interprets
 _MASKS = ("window_size", "segments", "own_segments", "offset", "positions")
 
 
@@ -95,6 +96,8 @@ def version(package: str) -> str:
 def sides() -> Iterator[Side]:
     """All that is installed, ours first."""
     for name in ATTENTION.names:
+        if name in _NOT_HERE:
+            continue
         backend = _BACKENDS.get(name)
         how = f'`hybrid.attend(implementation="{name}")`'
         how += f", kernels for {backend.upper()}s, interpreted" if backend else ""

@@ -77,15 +77,17 @@ class AttentionBehaviour:
         arrays = case.arrays() if arrays is None else arrays
         if self.serves(case) and (band.is_regular or self.serves_positions()):
             return True
+        options = {"softcap": case.softcap, "sinks": arrays.get("sinks")}
+        options["implementation"] = self.implementation
         with pytest.raises(Unsupported, match=f"^{self.implementation}: .+"):
-            attend(*(arrays[name] for name in "qkv"), band, implementation=self.implementation)
+            attend(*(arrays[name] for name in "qkv"), band, **options)
         return False
 
     def serves_positions(self) -> bool:
         return True
 
     def test_a_sink_takes_its_share_of_a_softmax_and_has_no_value(self):
-        case = Case("sinks", 1, 30, 2, 1, 8, window_size=5)
+        case = Case("sinks", 1, 30, 2, 1, 8, window_size=5, sinks=True)
         if not self.served(case):
             return
         arrays = case.arrays()

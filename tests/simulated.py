@@ -1,14 +1,16 @@
-"""Runs a test file as a script of its own: on simulated devices, or compiling for TPUs not there.
+"""Runs a test file as a script of its own: on simulated devices, a GPU, or compiling for chips that
+are not there.
 
 The number of devices, x64 and what libtpu reads are fixed before jax starts, so such tests need
 another process. A test module that wants one has a `main()` that prints JSON, and a fixture that
-calls `report`, or `report_for_tpus`.
+calls `report`, `report_for_tpus` or `report_for_gpus`.
 """
 
 import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -42,6 +44,13 @@ def report_for_tpus(script: str) -> Any:
     from hybrid.plan.compiled import ENVIRONMENT
 
     return json.loads(_printed(script, (), ENVIRONMENT, timeout=1800).splitlines()[-1])
+
+
+def report_for_gpus(script: str) -> Any:
+    """What `script` prints last as JSON, run with a GPU, or so that it can compile for one."""
+    environment = {"JAX_PLATFORMS": "cuda,cpu" if shutil.which("nvidia-smi") else "cpu"}
+    environment |= {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return json.loads(_printed(script, (), environment, timeout=1800).splitlines()[-1])
 
 
 def _printed(script: str, words: tuple[str, ...], environment: dict[str, str], timeout: int):

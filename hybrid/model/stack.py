@@ -118,8 +118,13 @@ def apart(plan: LayerPlan, config: ModelConfig, params: dict) -> dict:
 
 
 def _is_scan(config: ModelConfig, length: int, has_states: bool = False) -> bool:
-    """Whether a run is a scan: where that saves memory; training without it would lose time."""
-    return (config.remat != "none" or has_states) and not config.unroll and length > 1
+    """Whether a run is a scan: where that saves memory; training without it would lose time.
+
+    What is kept on the host must be stacked along one axis, the repetitions: of two, a TPU's
+    compiler cannot copy a slice.
+    """
+    saves_memory = config.remat != "none" and not config.remat_offload
+    return (saves_memory or has_states) and not config.unroll and length > 1
 
 
 def _layers_of_run(params: Any, repetitions: int, length: int) -> dict:

@@ -186,7 +186,7 @@ def test_a_named_implementation_never_falls_back():
         ATTENTION.choose(request, "banded")
     with pytest.raises(Unsupported, match="banded: the band gives explicit positions"):
         ATTENTION.choose(contract.request(is_regular=False), "banded")
-    with pytest.raises(ValueError, match="no implementation 'flash'; known: auto, pallas, chunked"):
+    with pytest.raises(ValueError, match="no implementation 'flash'; known: auto, pallas, cudnn"):
         ATTENTION.choose(request, "flash")
 
 
@@ -226,7 +226,7 @@ def test_a_choice_is_logged_once_a_shape(caplog):
         ATTENTION.choose(contract.request(query_length=length, key_length=length))
     assert [record.getMessage() for record in caplog.records] == [
         f"attention of local layers [t={t}, s={t}, h=64, float32, cpu]: chunked "
-        "(pallas: its kernels are compiled for TPUs)"
+        "(pallas: its kernels are compiled for TPUs; cudnn: its kernels are for NVIDIA's GPUs)"
         for t in (1031, 1033)
     ]
 

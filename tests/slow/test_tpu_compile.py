@@ -168,3 +168,9 @@ def test_libtpu_takes_each_flag_of_the_page_and_refuses_another(report):
         report("configs/tiny.py", COMMON | {"xla.tpu_flags": ",".join([*flags, wrong])})
     assert raised.value.returncode == 2
     assert f"got {wrong}" in raised.value.stderr
+
+
+@pytest.mark.slow
+def test_a_run_of_layers_compiles_with_what_it_keeps_on_the_host(report):
+    keys = {"model.pattern": "LLG", "model.num_layers": "6", "model.remat_offload": "attention_out"}
+    assert report("configs/gemma4.py:31b", NARROW | keys | {"model.remat": "full"})["fits"]

@@ -5,8 +5,8 @@ keeps of them, `attend_cached` the `Slots` of a cache.
 Implementations are tried in the order of the tables below (`hybrid/ops/dispatch.py` says how), and
 no part of a band is ever dropped.
 
-Read next: `reference.py` (the oracle), `chunked.py` (what training uses), `banded.py`,
-`context.py`, `slots.py`, `cached.py`.
+Read next: `reference.py` (the oracle), `chunked.py` (what serves everything), `banded.py`,
+`cudnn.py`, `context.py`, `slots.py`, `cached.py`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from hybrid import axes
 from hybrid.axes import Query
-from hybrid.ops.attention import banded, cached, chunked, context, reference
+from hybrid.ops.attention import banded, cached, chunked, context, cudnn, reference
 from hybrid.ops.attention.pallas import door as pallas
 from hybrid.ops.attention.request import (
     ROWS,
@@ -46,6 +46,7 @@ ATTENTION = Operation(
     "attention",
     (
         Implementation("pallas", pallas.attend, pallas.check, needs_shard_map=True),
+        Implementation("cudnn", cudnn.attend, cudnn.check, needs_shard_map=True),
         Implementation("chunked", chunked.attend),
         Implementation("banded", banded.attend, banded.check),
         Implementation("reference", reference.attend),

@@ -11,7 +11,7 @@ On a mesh each device computes its own experts for its own rows and the results 
     kernels               experts, each split along its width; d_model, which fsdp splits, is
                           gathered in the compute dtype, and the gradient is scattered in its own
 
-Read next: `reference.py` (the oracle), `blocked.py` (what a CPU runs).
+Read next: `reference.py` (the oracle), `blocked.py` (what CPUs and GPUs run).
 """
 
 import functools
