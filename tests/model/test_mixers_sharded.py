@@ -8,6 +8,7 @@ import json
 
 import pytest
 import simulated
+from jax.sharding import AbstractMesh
 from model.small_mixers import STATE_LETTERS, keys_of
 
 from hybrid import experiment
@@ -53,8 +54,10 @@ def test_the_tensor_axis_splits_the_mixers_channels(report, letter):
 @pytest.mark.parametrize("letter", STATE_LETTERS)
 def test_rows_split_over_devices_are_refused(letter):
     keys = MODEL | {"pattern": f"{letter}G"} | keys_of(letter)
-    with pytest.raises(ConfigError, match=r"mesh\.context"):
-        experiment.from_config({"model": keys, "mesh": {"context": 2}})
+    whole = experiment.from_config({"model": keys})
+    reason = rf"mesh\.context: splits time, which .* \({letter}\) does not allow"
+    with pytest.raises(ConfigError, match=reason):
+        whole.check_context(AbstractMesh((2,), ("context",)))
 
 
 # --- The process with eight devices -----------------------------------------------------------
