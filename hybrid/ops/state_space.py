@@ -15,11 +15,12 @@ of c tokens, and H the state before it, both are products of matrices:
 No exponent is above zero, so nothing overflows, however strong the decay. Where a document begins
 inside a chunk, pairs (i, j) of one document alone count in (3), (4) keeps the last document's part,
 and H is seen only in front of the first beginning. These are masks of the exponents: a decay of −∞
-in the sums G would give −∞ − (−∞).
+in the sums G would give −∞ − (−∞). In float32 a sum of −1000 within a chunk leaves e^{G_i − G_j}
+right to 1e-4.
 
 One scan walks the chunks, which costs O(t·c) and holds one chunk's pairs at a time; its backward
 computes them again from the state before each chunk, the one thing kept.
-Source: Mamba-2 (2405.21060), sec. 6, listing 1; (3) and (4) are its eqs. of blocks.
+Source: Mamba-2 (2405.21060), sec. 6, listing 1.
 """
 
 from typing import NamedTuple
@@ -63,10 +64,9 @@ def state_space(
     """
     time = inputs.x.shape[1]
     size = chunk_size_of(time, chunk_size)
-    groups = inputs.write.shape[2]
-    state = rearrange(state, "b (k g) h m -> b k g h m", k=groups)
+    state = rearrange(state, "b (k g) h m -> b k g h m", k=inputs.write.shape[2])
     state, y = jax.lax.scan(jax.checkpoint(_chunk), state, _chunks(inputs, size))
-    y = rearrange(y, "i b c k g h -> b (i c) (k g) h")[:, :time]
+    y = rearrange(y, "i b k g c h -> b (i c) (k g) h")[:, :time]
     return y, rearrange(state, "b k g h m -> b (k g) h m")
 
 
@@ -76,46 +76,44 @@ def chunk_size_of(time: int, chunk_size: int = CHUNK_SIZE) -> int:
 
 
 def _chunks(inputs: Inputs, size: int) -> Inputs:
-    """[chunks, b, size, ...], heads as [k, g], the last chunk filled up with padding."""
+    """[chunks, b, size, ...], but x and log decay head by head; the last chunk is filled up.
+
+    x is [chunks, b, k, g, size, h], log decay [chunks, b, k, g, size].
+    """
     groups, padding = inputs.write.shape[2], -inputs.x.shape[1] % size
 
     def cut(array):
         padded = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
         return rearrange(padded, "b (i c) ... -> i b c ...", c=size)
 
-    x, log_decay, write, read, is_first = map(cut, inputs)
-    x = rearrange(x, "i b c (k g) h -> i b c k g h", k=groups)
-    return Inputs(
-        x, rearrange(log_decay, "i b c (k g) -> i b c k g", k=groups), write, read, is_first
-    )
+    x, log_decay, *rest = map(cut, inputs)
+    x = rearrange(x, "i b c (k g) h -> i b k g c h", k=groups)
+    return Inputs(x, rearrange(log_decay, "i b c (k g) -> i b k g c", k=groups), *rest)
 
 
 def _chunk(state, chunk: Inputs):
     """(4) and (3)."""
     x, log_decay, write, read, is_first = chunk
-    wide = state.dtype
-    total = jnp.cumsum(log_decay.astype(wide), axis=1)  # G [b, c, k, g]
+    total = jnp.cumsum(log_decay.astype(state.dtype), axis=-1)  # G [b, k, g, c]
     document = jnp.cumsum(is_first, axis=1)  # how many began so far
-    before = _shrink(total, document == 0)
-    after = _shrink(total[:, -1:] - total, document == document[:, -1:])
-    pairs = dot("bikm,bjkm->bkij", read, write)[:, :, None] * _decays(total, document)
-    y = dot("bkgij,bjkgh->bikgh", pairs.astype(wide), x)
-    y += before[..., None] * dot("bikm,bkghm->bikgh", read, state)
-    new = dot("bjkgh,bjkm->bkghm", x.astype(wide) * after[..., None], write)
-    return before[:, -1, :, :, None, None] * state + new, y
+    before = _decay(total, document == 0)
+    after = _decay(total[..., -1:] - total, document == document[:, -1:])
+    pairs = dot("bikm,bjkm->bkij", read, write)[:, :, None] * _pair_decays(total, document)
+    y = dot("bkgij,bkgjh->bkgih", pairs, x)
+    y += before[..., None] * dot("bikm,bkghm->bkgih", read, state)
+    new = dot("bkgjh,bjkm->bkghm", x.astype(state.dtype) * after[..., None], write)
+    return before[..., -1:, None] * state + new, y
 
 
-def _shrink(exponent, is_seen):
-    """e^exponent [b, c, k, g] where `is_seen` [b, c], else 0."""
-    return jnp.exp(jnp.where(is_seen[..., None, None], exponent, -jnp.inf))
-
-
-def _decays(total, document):
+def _pair_decays(total, document):
     """[b, k, g, i, j]: e^{G_i − G_j} where j <= i are of one document, else 0."""
-    is_earlier = jnp.tri(total.shape[1], dtype=bool)[None]
+    is_earlier = jnp.tri(total.shape[-1], dtype=bool)[None]
     is_seen = (document[:, :, None] == document[:, None, :]) & is_earlier
-    total = rearrange(total, "b c k g -> b k g c")
-    exponent = total[..., :, None] - total[..., None, :]
+    return _decay(total[..., :, None] - total[..., None, :], is_seen)
+
+
+def _decay(exponent, is_seen):
+    """e^exponent [b, k, g, ...] where `is_seen` [b, ...], else 0."""
     return jnp.exp(jnp.where(is_seen[:, None, None], exponent, -jnp.inf))
 
 

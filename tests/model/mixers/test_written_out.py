@@ -28,10 +28,10 @@ MISTAKES = {
         ("padding counts", MAMBA, "jnp.where(tokens.is_real[..., None], dt, 0)", "dt"),
         ("B and C exchanged", MAMBA, "write, read = jnp", "read, write = jnp"),
         ("state in bfloat16", MAMBA, "(state, wide)", "(state, jnp.dtype(self.dtype))"),
-        ("a token does not see itself", SSD, "jnp.tri(total.shape[1]", "jnp.tri(total.shape[1], k=-1"),
+        ("a token does not see itself", SSD, "jnp.tri(total.shape[-1]", "jnp.tri(total.shape[-1], k=-1"),
         ("documents see each other", SSD, "document[:, None, :]) &", "document[:, None, :] * 0 + document[:, :, None]) &"),
         ("the state outlives its document", SSD, "document == 0", "document >= 0"),
-        ("a chunk's end off by one", SSD, "total[:, -1:] - total", "total[:, -2:-1] - total"),
+        ("a chunk's end off by one", SSD, "total[..., -1:] - total", "total[..., -2:-1] - total"),
     ],
     "R": [
         ("decay grows", GRIFFIN, "-SHARPNESS *", "SHARPNESS *"),
