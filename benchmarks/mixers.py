@@ -98,9 +98,11 @@ def markdown(result: dict[str, Any]) -> str:
     header = ["letter", "mixer"]
     for length in LENGTHS:
         header += [f"tokens/s at {length:,}", "of a local layer", "temporaries, MiB"]
+    taken = [reading for row in result["rows"] for reading in row["readings"]]
     caption = (
         f"One layer of the benchmark model (d_model {MODEL.d_model}, ffn {MODEL.ffn_dim}, window "
-        f"{WINDOW:,}), forward and backward, batch 1, float32. {machine.line(result['machine'])}."
+        f"{WINDOW:,}), forward and backward, batch 1, float32. {machine.line(result['machine'])}; "
+        f"{len(quiet(taken))} of {len(taken)} readings were quiet."
     )
     return machine.table(header, rows) + "\n\n" + caption
 
