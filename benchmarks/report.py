@@ -11,6 +11,7 @@ from benchmarks import (
     cache_dtype,
     decode,
     machine,
+    mixers,
     parts,
     step_budgets,
     train_step,
@@ -58,6 +59,12 @@ SECTIONS = {
         "python -m benchmarks.attention_cost",
         "A local layer costs twice as much for twice the tokens; dense attention four times.",
         attention_cost.markdown,
+    ),
+    "mixers": (
+        "Layers of every mixer",
+        "python -m benchmarks.mixers",
+        "A whole layer of each letter of the pattern beside a local one, readings in turn.",
+        mixers.markdown,
     ),
     "step_budgets": (
         "A train step on a TPU slice",

@@ -36,7 +36,7 @@ def test_a_local_last_layer_is_refused_naming_depths_that_fit():
         layer_letters("LLLLLG", 8)
 
 
-@pytest.mark.parametrize("pattern", ["", "LLX", "l", "LMG"])
+@pytest.mark.parametrize("pattern", ["", "LLX", "l", "L?G"])
 def test_letters_without_a_mixer_are_refused(pattern):
     with pytest.raises(ConfigError, match=r"^pattern: "):
         layer_letters(pattern, 6, "any")

@@ -21,7 +21,7 @@ def short_convolution(
     Source: Mamba (2312.00752), sec. 3.4.
     """
     width, time = len(kernel), x.shape[1]
-    inputs, kernel = _behind(x, before, width), kernel.astype(x.dtype)
+    inputs, kernel = _behind(x, before, width), kernel.astype(x.dtype)[:, None, None]
     y = x * kernel[-1]
     for back in range(1, width):
         start = width - 1 - back
@@ -35,7 +35,7 @@ def last_inputs(
 ) -> jax.Array:
     """[b, width − 1, c], what follows `num_new` [b] tokens of x reads of them and of `before`."""
     inputs = _behind(x, before, width)
-    index = num_new[:, None] + jnp.arange(width - 1)
+    index = num_new[:, None] + jnp.arange(width - 1)[None]
     return jnp.take_along_axis(inputs, index[..., None], axis=1)
 
 

@@ -96,19 +96,20 @@ class StateMixer:
         np.testing.assert_allclose(whole[:, FIRST:], alone, atol=1e-9)
 
     def test_gradients_are_finite_and_reach_every_parameter(self):
-        config = self.config(pattern=self.letter, last_layer="any", num_layers=2)
+        keys = {"pattern": self.letter, "last_layer": "any", "num_layers": 2}
+        config = self.config(layer_scalar="trained", **keys)
         gradients = jax.jit(jax.grad(functools.partial(_loss, config)))(params_of(config), packed())
         for path, leaf in jax.tree.leaves_with_path(gradients):
-            assert np.isfinite(leaf).all() and np.any(leaf), jax.tree_util.keystr(path)
+            assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+            assert np.any(leaf), jax.tree_util.keystr(path)
 
     def test_bfloat16_is_close_to_float32(self):
         configs = [self.config(dtype=dtype) for dtype in ("bfloat16", "float32")]
-        tokens = tokens_of(configs[0])
+        tokens, params = tokens_of(configs[0]), model.init(configs[1], jax.random.key(0))
         rough, exact = (
-            jax.jit(functools.partial(model.logits, config))(params_of(configs[1]), tokens)
-            for config in configs
+            jax.jit(functools.partial(model.logits, config))(params, tokens) for config in configs
         )
-        assert np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
+        assert np.abs(rough - exact).max() < 0.05 * np.abs(exact).max()
 
     def test_it_trains_and_resumes_to_the_same_bits(self, tmp_path):
         keys = {f"model__{name}": value for name, value in self.keys.items()}
@@ -140,7 +141,8 @@ class StateMixer:
         tokens = tokens_of(config, batch=2, time=TIME)
         session = _session(config)
         cache, logits = session.prefill(session.empty(2, TIME + 4), tokens, lengths)
-        together = session.decode(cache, logits, 4)
+        logits, given = np.array(logits), logits  # decoding donates what it is given
+        together = session.decode(cache, given, 4)
         for row, length in enumerate(lengths):
             alone = _read(session, tokens[row : row + 1, :length])
             np.testing.assert_allclose(logits[row], alone[1][0], atol=1e-9)

@@ -5,7 +5,7 @@ its module and a `Letter` (`protocol.py`); a line here adds it. `docs/add_a_mixe
 """
 
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers import attention
+from hybrid.model.mixers import attention, mamba2, rg_lru
 from hybrid.model.mixers.protocol import Letter
 
 MIXERS: dict[str, Letter] = {}
@@ -13,9 +13,7 @@ MIXERS: dict[str, Letter] = {}
 LATER = {
     "S": "Longformer",
     "B": "BigBird",
-    "M": "Mamba-2",
     "W": "RWKV-7",
-    "R": "RG-LRU",
     "D": "Gated DeltaNet",
     "K": "Kimi Delta Attention",
 }
@@ -31,3 +29,5 @@ def register(*letters: Letter) -> None:
 
 
 register(attention.LOCAL, attention.GLOBAL)
+register(mamba2.LETTER)
+register(rg_lru.LETTER)
