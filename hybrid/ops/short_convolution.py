@@ -21,7 +21,7 @@ def short_convolution(
     Source: Mamba (2312.00752), sec. 3.4.
     """
     width, time = len(kernel), x.shape[1]
-    inputs, kernel = _behind(x, before, width), kernel.astype(x.dtype)
+    inputs, kernel = _behind(x, before, width), kernel.astype(x.dtype)[:, None, None]
     y = x * kernel[-1]
     for back in range(1, width):
         start = width - 1 - back
