@@ -35,7 +35,7 @@ def last_inputs(
 ) -> jax.Array:
     """[b, width − 1, c], what follows `num_new` [b] tokens of x reads of them and of `before`."""
     inputs = _behind(x, before, width)
-    index = num_new[:, None] + jnp.arange(width - 1)
+    index = num_new[:, None] + jnp.arange(width - 1)[None]
     return jnp.take_along_axis(inputs, index[..., None], axis=1)
 
 
