@@ -5,7 +5,7 @@ its module and a `Letter` (`protocol.py`); a line here adds it. `docs/add_a_mixe
 """
 
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers import attention
+from hybrid.model.mixers import attention, gated_deltanet, kimi_delta, rwkv7
 from hybrid.model.mixers.protocol import Letter
 
 MIXERS: dict[str, Letter] = {}
@@ -14,10 +14,7 @@ LATER = {
     "S": "Longformer",
     "B": "BigBird",
     "M": "Mamba-2",
-    "W": "RWKV-7",
     "R": "RG-LRU",
-    "D": "Gated DeltaNet",
-    "K": "Kimi Delta Attention",
 }
 
 
@@ -31,3 +28,6 @@ def register(*letters: Letter) -> None:
 
 
 register(attention.LOCAL, attention.GLOBAL)
+register(gated_deltanet.LETTER)
+register(kimi_delta.LETTER)
+register(rwkv7.LETTER)
