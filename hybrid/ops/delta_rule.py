@@ -322,7 +322,7 @@ def flops_per_token(
 ) -> float:
     """FLOPs of the products that a token of one head costs in a row of `time` tokens.
 
-    With chunks of c, keys of h, values of v: L and M, 2ch each (2(c − 1)h in halves, `_pairs`);
+    With chunks of c, keys of h, values of v: L and M, 2ch each ((c − 1)h in halves, `_pairs`);
     T, 2(c² − 1)/3; T B, T F and M X, 2c(h + 2v); and 2hv each for T B S, Q S and what leaves.
     `is_general` has N and b's pairs with k besides, their products with V, and K V.
 
@@ -330,7 +330,7 @@ def flops_per_token(
       has_channels: whether decays without a bound differ by channel (`delta_rule`).
     """
     size = chunk_length(time)
-    pairs = 2 * (size - 1 if has_channels else size) * head_dim
+    pairs = (size - 1 if has_channels else 2 * size) * head_dim
     inverse = 2 * (size**2 - 1) / 3
     common = 2 * pairs + inverse + 2 * size * (head_dim + 2 * value_dim)
     common += 6 * head_dim * value_dim
