@@ -35,6 +35,16 @@ def rms_norm(
     return _rms_norm(cpu.without_lead(x), scale, eps, offset).reshape(x.shape)
 
 
+def unit(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
+    """x divided by its length over the last axis, [..., d]; eps is added to the length's square.
+
+    >>> unit(jnp.array([3.0, 4.0])).round(3).tolist()
+    [0.6000000238418579, 0.800000011920929]
+    """
+    size = x.shape[-1]
+    return rms_norm(x, None, eps=eps / size) * size**-0.5
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _rms_norm(x, scale, eps, offset):
     return _forward(x, scale, eps, offset)[0]

@@ -5,7 +5,7 @@ its module and a `Letter` (`protocol.py`); a line here adds it. `docs/add_a_mixe
 """
 
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers import attention, mamba2, rg_lru
+from hybrid.model.mixers import attention, gated_deltanet, kimi_delta, mamba2, rg_lru, rwkv7
 from hybrid.model.mixers.protocol import Letter
 
 MIXERS: dict[str, Letter] = {}
@@ -13,9 +13,6 @@ MIXERS: dict[str, Letter] = {}
 LATER = {
     "S": "Longformer",
     "B": "BigBird",
-    "W": "RWKV-7",
-    "D": "Gated DeltaNet",
-    "K": "Kimi Delta Attention",
 }
 
 
@@ -29,5 +26,5 @@ def register(*letters: Letter) -> None:
 
 
 register(attention.LOCAL, attention.GLOBAL)
-register(mamba2.LETTER)
-register(rg_lru.LETTER)
+register(mamba2.LETTER, rg_lru.LETTER)
+register(gated_deltanet.LETTER, kimi_delta.LETTER, rwkv7.LETTER)
