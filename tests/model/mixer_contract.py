@@ -96,10 +96,12 @@ class StateMixer:
         np.testing.assert_allclose(whole[:, FIRST:], alone, atol=1e-9)
 
     def test_gradients_are_finite_and_reach_every_parameter(self):
-        config = self.config(pattern=self.letter, last_layer="any", num_layers=2)
+        keys = {"layer_scalar": "trained", "last_layer": "any", "num_layers": 2}
+        config = self.config(pattern=self.letter, **keys)
         gradients = jax.jit(jax.grad(functools.partial(_loss, config)))(params_of(config), packed())
         for path, leaf in jax.tree.leaves_with_path(gradients):
-            assert np.isfinite(leaf).all() and np.any(leaf), jax.tree_util.keystr(path)
+            assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+            assert np.any(leaf), jax.tree_util.keystr(path)
 
     def test_bfloat16_is_close_to_float32(self):
         configs = [self.config(dtype=dtype) for dtype in ("bfloat16", "float32")]
@@ -140,11 +142,12 @@ class StateMixer:
         tokens = tokens_of(config, batch=2, time=TIME)
         session = _session(config)
         cache, logits = session.prefill(session.empty(2, TIME + 4), tokens, lengths)
+        wanted = np.asarray(logits)  # decoding uses cache and logits up
         together = session.decode(cache, logits, 4)
         for row, length in enumerate(lengths):
-            alone = _read(session, tokens[row : row + 1, :length])
-            np.testing.assert_allclose(logits[row], alone[1][0], atol=1e-9)
-            decoded = session.decode(*alone, 4)
+            cache, logits = _read(session, tokens[row : row + 1, :length])
+            np.testing.assert_allclose(logits[0], wanted[row], atol=1e-9)
+            decoded = session.decode(cache, logits, 4)
             np.testing.assert_array_equal(together.tokens[row, :4], decoded.tokens[0, :4])
 
     def test_decoding_equals_the_forward(self):
