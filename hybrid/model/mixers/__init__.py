@@ -5,14 +5,12 @@ its module and a `Letter` (`protocol.py`); a line here adds it. `docs/add_a_mixe
 """
 
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers import attention
+from hybrid.model.mixers import attention, bigbird, longformer
 from hybrid.model.mixers.protocol import Letter
 
 MIXERS: dict[str, Letter] = {}
 # Letters that other papers' mixers will have.
 LATER = {
-    "S": "Longformer",
-    "B": "BigBird",
     "M": "Mamba-2",
     "W": "RWKV-7",
     "R": "RG-LRU",
@@ -31,3 +29,4 @@ def register(*letters: Letter) -> None:
 
 
 register(attention.LOCAL, attention.GLOBAL)
+register(longformer.LETTER, bigbird.LETTER)
