@@ -79,7 +79,8 @@ class TestBigBird(AttentionMixer):
             is_kept = is_read.reshape(1, 1, 1, -1, *[1] * (array.ndim - 4))
             return np.where(is_kept, array, np.nan).astype(array.dtype)
 
-        other = dataclasses.replace(cache, layers=jax.tree.map(spoiled, cache.copy().layers))
+        other = cache.copy()
+        other = dataclasses.replace(other, layers=jax.tree.map(spoiled, other.layers))
         wanted, got = (session.prefill(c, tokens[:, TIME:], chunk=1)[1] for c in (cache, other))
         assert np.isfinite(got).all()
         np.testing.assert_array_equal(got, wanted)
