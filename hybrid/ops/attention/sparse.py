@@ -61,7 +61,7 @@ def attend(
     Returns: [b, t, n, h] in q's dtype; scores and softmax in at least float32.
     """
     layout = _Layout.of(band, q.shape[1], segments is not None)
-    starts = document_starts(segments) if segments is not None else jnp.zeros(q.shape[:2], int)
+    starts = jnp.zeros(q.shape[:2], jnp.int32) if segments is None else document_starts(segments)
 
     def call(q, k, v, sinks, starts):
         return _attend(q, k, v, sinks, starts, band, layout, scale, softcap)
@@ -69,7 +69,7 @@ def attend(
     heads, kv_heads = head_names(k.shape[2])
     q_names, kv_names = ((*ROWS, name, axes.HEAD_DIM) for name in (heads, kv_heads))
     names = (q_names, kv_names, kv_names, None if sinks is None else (heads,), ROWS)
-    return per_device(call, (q, k, v, sinks, starts.astype(jnp.int32)), names)
+    return per_device(call, (q, k, v, sinks, starts), names)
 
 
 def document_starts(segments: Segments) -> jax.Array:
