@@ -164,18 +164,19 @@ def _facts(specs: list[LayerSpec], num_layers: int) -> Iterator[str]:
 
 
 def _mask(spec: LayerSpec, x: float, y: float, size: float, icon: bool = False) -> Iterator[str]:
-    """The band as a square of tokens, a bar for the visible keys of each query."""
+    """The band as a square of tokens, a bar for each run of a query's visible keys."""
     tokens, shown = (_ICON_TOKENS, _ICON_WINDOW) if icon else (_TOKENS, _WINDOW)
     seen = spec.mixer.picture(tokens, shown)
     step, colour = size / tokens, spec.about.look.colour
     yield _rect(x, y, size, size, _PAPER, radius=3, stroke="#d5d9e4")
     gap = 0 if icon else 1
     for query, keys in enumerate(seen):
-        first, last = np.flatnonzero(keys)[[0, -1]]
-        bar_x, bar_y, side = x + first * step, y + query * step, step - gap
-        length = (last - first) * step
-        yield _rect(bar_x, bar_y, length + side, side, colour, opacity=0.45)
-        yield _rect(bar_x + length, bar_y, side, side, colour)  # the token itself
+        edges = np.flatnonzero(np.diff(keys, prepend=False, append=False))
+        bar_y, side = y + query * step, step - gap
+        for first, end in edges.reshape(-1, 2):
+            length = (end - 1 - first) * step
+            yield _rect(x + first * step, bar_y, length + side, side, colour, opacity=0.45)
+        yield _rect(x + first * step + length, bar_y, side, side, colour)  # the token itself
 
 
 def _rect(x, y, width, height, fill, radius=0, stroke=None, opacity=None) -> str:

@@ -1,10 +1,11 @@
-"""What every state mixer must do as a letter of the pattern: subclass `StateMixer` with `letter`.
+"""What every mixer must do as a letter of the pattern: subclass one of the classes with `letter`.
 
     class TestMamba2(StateMixer):
         letter, keys = "M", {"mamba2": {"state_dim": 8}}
 
-Values against the mixer's own step-by-step recurrence, and against an independent implementation,
-are tests of the mixer's own file.
+`MixerBehaviour` has what all letters do, `StateMixer` and `AttentionMixer` what those with a state
+of fixed size and those with keys and values do besides. Values against the mixer's own
+step-by-step form, and against an independent implementation, are tests of the mixer's own file.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from inference.small_models import params_of, tokens_of
+from jax.sharding import AbstractMesh
 from training.tiny_run import experiment_of, rows
 
 import hybrid
@@ -32,6 +34,7 @@ from hybrid.model.config import ModelConfig
 from hybrid.model.mixers import MIXERS
 from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.origin import Origin
+from hybrid.sharding import MESH_AXES
 from hybrid.training import loop
 
 TIME = 14
@@ -47,8 +50,8 @@ MODEL = {
 }
 
 
-class StateMixer:
-    """The checks.
+class MixerBehaviour:
+    """The checks of all letters.
 
     Attributes:
       letter: of the mixer.
@@ -62,8 +65,12 @@ class StateMixer:
 
     def config(self, **keys) -> ModelConfig:
         """A model with the letter between local and global attention."""
+        return self.experiment(**keys).model
+
+    def experiment(self, **keys) -> experiment.Experiment:
+        """An experiment with it."""
         whole = MODEL | {"pattern": f"L{self.letter}"} | self.keys | keys
-        return experiment.from_config({"model": whole}).model
+        return experiment.from_config({"model": whole})
 
     # --- Keys ----------------------------------------------------------------------------------
 
@@ -96,8 +103,8 @@ class StateMixer:
         np.testing.assert_allclose(whole[:, FIRST:], alone, atol=1e-9)
 
     def test_gradients_are_finite_and_reach_every_parameter(self):
-        keys = {"pattern": self.letter, "last_layer": "any", "layer_scalar": "trained"}
-        config = self.config(num_layers=2, **keys)
+        keys = {"layer_scalar": "trained", "last_layer": "any", "num_layers": 2}
+        config = self.config(pattern=self.letter, **keys)
         gradients = jax.jit(jax.grad(functools.partial(_loss, config)))(params_of(config), packed())
         for path, leaf in jax.tree.leaves_with_path(gradients):
             assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
@@ -142,12 +149,12 @@ class StateMixer:
         tokens = tokens_of(config, batch=2, time=TIME)
         session = _session(config)
         cache, logits = session.prefill(session.empty(2, TIME + 4), tokens, lengths)
-        first = np.asarray(logits)  # decoding takes the logits' memory
+        wanted = np.asarray(logits)  # decoding uses cache and logits up
         together = session.decode(cache, logits, 4)
         for row, length in enumerate(lengths):
-            alone = _read(session, tokens[row : row + 1, :length])
-            np.testing.assert_allclose(first[row], alone[1][0], atol=1e-9)
-            decoded = session.decode(*alone, 4)
+            cache, logits = _read(session, tokens[row : row + 1, :length])
+            np.testing.assert_allclose(logits[0], wanted[row], atol=1e-9)
+            decoded = session.decode(cache, logits, 4)
             np.testing.assert_array_equal(together.tokens[row, :4], decoded.tokens[0, :4])
 
     def test_decoding_equals_the_forward(self):
@@ -158,22 +165,11 @@ class StateMixer:
         logits = jax.jit(functools.partial(model.logits, config))(params_of(config), tokens)
         np.testing.assert_array_equal(np.argmax(logits[:, 8:12], axis=-1), tokens[:, 9:])
 
-    def test_a_rewind_is_refused_with_a_reason(self):
-        config = self.config()
-        cache, _ = _read(_session(config), tokens_of(config, time=5))
-        with pytest.raises(ValueError, match=rf"{MIXERS[self.letter].title} layers can't: \w+"):
-            cache.rewind(1)
-
     # --- Costs, export -------------------------------------------------------------------------
 
-    def test_the_plan_counts_what_is_allocated_and_compiled(self):
-        config = self.config()
-        plan, form = model.layer_plan(config), CacheFormat(20)
-        sizes = model_costs.cache_bytes(plan, form, 3)
-        assert caches.allocate(plan, form, 3).num_bytes() == sizes
-        assert sizes["state"] == model_costs.cache_bytes(plan, CacheFormat(4000), 3)["state"] > 0
-        counted, planned = self._flops(256)
-        assert counted == pytest.approx(planned, rel=0.02)
+    def test_the_plan_counts_what_is_allocated(self):
+        plan, form = model.layer_plan(self.config()), CacheFormat(20, slack=1)
+        assert caches.allocate(plan, form, 3).num_bytes() == model_costs.cache_bytes(plan, form, 3)
 
     def test_work_and_memory_are_linear_in_length(self):
         sizes = [self._compiled(time) for time in (256, 512, 1024)]
@@ -182,17 +178,6 @@ class StateMixer:
         memory = [each.memory_analysis().temp_size_in_bytes for each in sizes]
         assert memory[2] <= 2.2 * memory[1]
 
-    def _compiled(self, time):
-        config = self.config(pattern=self.letter, last_layer="any", num_layers=1)
-        tokens = jax.ShapeDtypeStruct((1, time), jnp.int32)
-        forward = jax.jit(functools.partial(model.logits, config))
-        return forward.lower(model.abstract(config), tokens).compile()
-
-    def _flops(self, time):
-        config = self.config(pattern=self.letter, last_layer="any", num_layers=1)
-        planned = time * model_costs.forward_flops_per_token(config, time)
-        return count_flops(self._compiled(time).as_text()), planned
-
     def test_export_is_refused_by_name(self, tmp_path):
         config = self.config()
         whole = hybrid.Model(config, params_of(config), Origin(tmp_path, {}, "byte", "auto"))
@@ -200,6 +185,90 @@ class StateMixer:
         with pytest.raises(ConfigError, match=reason):
             hybrid.save_pretrained(whole, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+    def test_a_split_of_time_is_refused_by_name(self):
+        about = rf"{MIXERS[self.letter].title} \({self.letter}\)"
+        with pytest.raises(ConfigError, match=rf"^mesh.context: splits time, which {about}"):
+            self.experiment().check_context(AbstractMesh((1, 1, 1, 2, 1), MESH_AXES))
+
+    def test_keys_and_values_are_not_shared(self):
+        with pytest.raises(ConfigError, match=rf"reaches a layer {self.letter}, which \w+"):
+            self.config(pattern=self.letter, last_layer="any", num_kv_shared_layers=2)
+
+    def _compiled(self, time):
+        config = self.config(pattern=self.letter, last_layer="any", num_layers=1)
+        tokens = jax.ShapeDtypeStruct((1, time), jnp.int32)
+        forward = jax.jit(functools.partial(model.logits, config))
+        return forward.lower(model.abstract(config), tokens).compile()
+
+    def _flops(self, time):
+        """FLOPs of the forward pass, as compiled and as planned."""
+        config = self.config(pattern=self.letter, last_layer="any", num_layers=1)
+        planned = time * model_costs.forward_flops_per_token(config, time)
+        return count_flops(self._compiled(time).as_text()), planned
+
+
+class StateMixer(MixerBehaviour):
+    """The checks of mixers with a state of fixed size, which can't be rewound."""
+
+    def test_a_rewind_is_refused_with_a_reason(self):
+        config = self.config()
+        cache, _ = _read(_session(config), tokens_of(config, time=5))
+        with pytest.raises(ValueError, match=rf"{MIXERS[self.letter].title} layers can't: \w+"):
+            cache.rewind(1)
+
+    def test_the_plan_counts_what_is_compiled(self):
+        counted, planned = self._flops(256)
+        assert counted == pytest.approx(planned, rel=0.02)
+
+    def test_the_state_does_not_grow_with_the_capacity(self):
+        plan = model.layer_plan(self.config())
+        short, long = (model_costs.cache_bytes(plan, CacheFormat(n), 3) for n in (20, 4000))
+        assert short["state"] == long["state"] > 0
+
+
+class AttentionMixer(MixerBehaviour):
+    """The checks of mixers that keep keys and values."""
+
+    @pytest.mark.parametrize("before", [3, 9, TIME])
+    @pytest.mark.usefixtures("x64")
+    def test_rewound_and_read_on_equals_cold(self, before):
+        config = self.config(dtype="float64")
+        session = _session(config, slack=2)
+        tokens = tokens_of(config, time=TIME)
+        other = (tokens[:, :4] + 7) % config.vocab_size
+        cache, _ = _read(session, tokens[:, :before])
+        logits = session.prefill(cache.rewind(2), other)[1]
+        cold = _read(session, np.concatenate([tokens[:, : before - 2], other], axis=1))[1]
+        np.testing.assert_allclose(logits, cold, atol=1e-9)
+
+    @pytest.mark.usefixtures("x64")
+    def test_a_grown_cache_goes_on_as_before(self):
+        config = self.config(dtype="float64")
+        tokens, plan = jnp.asarray(tokens_of(config, time=TIME)), model.layer_plan(config)
+        params = params_of(config)
+        cache = caches.allocate(plan, CacheFormat(3, "float64"), len(tokens))
+        for part in (tokens[:, :3], tokens[:, 3:]):
+            slots = model.slot_arrays(plan, cache.form, "float64")
+            num_new = jnp.full(len(tokens), part.shape[1])
+            x, cache = model.extend(
+                config, params_of(config), jnp.asarray(part), num_new, cache, slots
+            )
+            cache = cache.grown(TIME)
+        wanted = model.hidden_states(config, params, tokens)
+        np.testing.assert_allclose(x[:, -1], wanted[:, -1], atol=1e-9)
+
+    def test_the_plan_counts_the_weight_products_that_are_compiled(self):
+        """Tiles hold pairs that nobody sees, and their products: those are left out."""
+        counted, planned = self._flops(256)
+        config = self.config(pattern=self.letter, last_layer="any", num_layers=1)
+        (mixer,) = model.layer_plan(config).mixers()
+        weights = planned - 256 * mixer.flops_per_token(config, 256)[1]
+        assert counted - self.mixing_flops(config, 256) == pytest.approx(weights, rel=0.02)
+
+    def mixing_flops(self, config, time) -> int:
+        """FLOPs of the products of queries, keys and values as they are compiled."""
+        raise NotImplementedError
 
 
 FIRST = 7  # tokens of the first document of `packed`
@@ -225,8 +294,8 @@ def _losses(whole, folder):
     return [row["loss"] for row in rows(folder) if "loss" in row]
 
 
-def _session(config):
-    return Session(config, params_of(config), InferenceConfig())
+def _session(config, **keys):
+    return Session(config, params_of(config), InferenceConfig(**keys))
 
 
 def _read(session, *parts):

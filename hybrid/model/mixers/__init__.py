@@ -5,15 +5,19 @@ its module and a `Letter` (`protocol.py`); a line here adds it. `docs/add_a_mixe
 """
 
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers import attention, gated_deltanet, kimi_delta, mamba2, rg_lru, rwkv7
+from hybrid.model.mixers import (
+    attention,
+    bigbird,
+    gated_deltanet,
+    kimi_delta,
+    longformer,
+    mamba2,
+    rg_lru,
+    rwkv7,
+)
 from hybrid.model.mixers.protocol import Letter
 
 MIXERS: dict[str, Letter] = {}
-# Letters that other papers' mixers will have.
-LATER = {
-    "S": "Longformer",
-    "B": "BigBird",
-}
 
 
 def register(*letters: Letter) -> None:
@@ -26,5 +30,6 @@ def register(*letters: Letter) -> None:
 
 
 register(attention.LOCAL, attention.GLOBAL)
+register(longformer.LETTER, bigbird.LETTER)
 register(mamba2.LETTER, rg_lru.LETTER)
 register(gated_deltanet.LETTER, kimi_delta.LETTER, rwkv7.LETTER)

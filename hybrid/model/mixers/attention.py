@@ -29,7 +29,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from hybrid import axes
-from hybrid.axes import Hidden
+from hybrid.axes import Hidden, Query
 from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import Linear, RMSNorm, param_dtype
@@ -42,7 +42,9 @@ from hybrid.ops.attention import AttentionRequest, attend, attend_cached, attend
 from hybrid.ops.band import Band
 from hybrid.ops.norm import rms_norm
 
+_Q_NAMES = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
 _KV_NAMES = (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM)
+GATES = {"head": "a head", "element": "an element"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,19 +65,23 @@ class AttentionSpec(KVSpec):
         for a gate, and 4·n·h for each query and key that meet: for the score and for the value."""
         tensors = (1 if self.unified_kv else 2) if self.owns_kv else 0
         heads = 2 * self.num_heads + tensors * self.num_kv_heads
-        keys = mean_visible_keys(self.window_size, context)
-        if self.chunk_size:
-            keys = mean_chunk_keys(self.chunk_size, context)
+        keys = self.mean_visible_keys(context)
         gates = {"none": 0, "head": 1, "element": self.head_dim}[self.gate] * self.num_heads
         weights = 2 * config.d_model * (self.head_dim * heads + gates)
         return weights, 4 * self.num_heads * self.head_dim * keys
+
+    def mean_visible_keys(self, context: int) -> float:
+        """Keys that a token may see, averaged over positions 0 … context - 1."""
+        if self.chunk_size:
+            return mean_chunk_keys(self.chunk_size, context)
+        return mean_visible_keys(self.window_size, context)
 
     @property
     def reach(self) -> int | None:
         """The window."""
         return self.window_size
 
-    def request(self, config: ModelConfig, length: int) -> AttentionRequest:
+    def request(self, config: ModelConfig, length: int) -> AttentionRequest | None:
         """The request of packed rows of `length` tokens, on the default backend."""
         return AttentionRequest(
             backend=dispatch.backend(),
@@ -93,28 +99,35 @@ class AttentionSpec(KVSpec):
         )
 
     def summary(self) -> str:
-        """Window, heads, form of keys and values, rotary encoding."""
-        kind = "chunk" if self.chunk_size else "window"
-        sees = f"{kind} {self.window_size:,}" if self.window_size else "whole context"
+        """What is seen, heads, form of keys and values, rotary encoding."""
         kept = "one tensor for K and V" if self.unified_kv else "K and V"
         source = kept if self.owns_kv else f"K and V of layer {self.donor}"
         turns = f"rope {self.rope.theta:,.0f}"
         turns += "" if self.rope.fraction == 1 else f" on {self.rope.fraction:.0%} of the pairs"
         turns += "" if self.rope.factor == 1 else f", frequencies / {self.rope.factor:g}"
         heads = f"{self.num_heads} heads over {self.num_kv_heads} of keys, head_dim {self.head_dim}"
-        heads += (
-            "" if self.gate == "none" else f", a gate a{'n' * (self.gate[0] == 'e')} {self.gate}"
-        )
-        return f"{sees}, {heads}, {source}, {turns}"
+        if self.gate != "none":
+            heads += f", a gate {GATES[self.gate]}"
+        return f"{self.sight()}, {heads}, {source}, {turns}"
+
+    def sight(self) -> str:
+        """What a token sees, in words."""
+        kind = "chunk" if self.chunk_size else "window"
+        return f"{kind} {self.window_size:,}" if self.window_size else "whole context"
 
     def facts(self) -> Iterator[str]:
         """Heads, keys and values, work and memory."""
-        window, plural = self.window_size, "" if self.num_kv_heads == 1 else "s"
+        window = self.window_size
         yield f"sees {window} tokens" if window else "sees all earlier tokens"
-        yield f"{self.num_heads} heads of {self.head_dim}"
-        yield f"{self.num_kv_heads} KV head{plural}" + (", K = V" if self.unified_kv else "")
+        yield from self.facts_of_heads()
         yield f"work O({'t·w' if window else 't²'})"
         yield f"keeps {'w' if window else 'all t'} tokens"
+
+    def facts_of_heads(self) -> Iterator[str]:
+        """The lines of `facts` between what is seen and what that costs."""
+        plural = "" if self.num_kv_heads == 1 else "s"
+        yield f"{self.num_heads} heads of {self.head_dim}"
+        yield f"{self.num_kv_heads} KV head{plural}" + (", K = V" if self.unified_kv else "")
 
     def picture(self, num_tokens: int, window_size: int) -> np.ndarray:
         """The band of a short row."""
@@ -152,24 +165,42 @@ def mean_chunk_keys(size: int, context: int) -> float:
 
 
 def _local(config: ModelConfig, slot: int) -> AttentionSpec:
-    window = config.window_sizes[slot] if config.window_sizes else config.window_size
-    if window < 1:
-        raise ConfigError("window_sizes", "must be at least 1 at an L", config.window_sizes)
     return AttentionSpec(
-        window_size=window,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        rope=Rope(config.rope_theta, config.rope_fraction),
-        unified_kv=False,
+        window_size=window_of_slot(config, slot, "L"),
         in_chunks=config.local_attention == "chunk",
-        gate=config.attention_gate,
+        **local_heads(config),
     )
 
 
-def _global(config: ModelConfig, slot: int) -> AttentionSpec:
+def window_of_slot(config: ModelConfig, slot: int, letter: str) -> int:
+    """The window of a letter of the period.  Raises: ConfigError where it has none."""
+    window = config.window_sizes[slot] if config.window_sizes else config.window_size
+    if window < 1:
+        problem = f"must be at least 1 at an {letter}"
+        raise ConfigError("window_sizes", problem, config.window_sizes)
+    return window
+
+
+def check_no_window(config: ModelConfig, slot: int, letter: str) -> None:
+    """Raises: ConfigError where a letter without a window is given one."""
     if config.window_sizes and config.window_sizes[slot]:
-        raise ConfigError("window_sizes", "must be 0 at a G", config.window_sizes)
+        raise ConfigError("window_sizes", f"must be 0 at a {letter}", config.window_sizes)
+
+
+def local_heads(config: ModelConfig) -> dict[str, Any]:
+    """Heads, gate and rotary encoding of local layers."""
+    return {
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "rope": Rope(config.rope_theta, config.rope_fraction),
+        "unified_kv": False,
+        "gate": config.attention_gate,
+    }
+
+
+def _global(config: ModelConfig, slot: int) -> AttentionSpec:
+    check_no_window(config, slot, "G")
     turns = config.global_rope_theta, config.global_rope_fraction, config.global_rope_factor
     return AttentionSpec(
         window_size=None,
@@ -203,22 +234,19 @@ GLOBAL = Letter(
 # --- The module ------------------------------------------------------------------------------
 
 
-class Attention(nnx.Module):
-    """The attention of one layer; parameters as its spec says."""
+class Projections(nnx.Module):
+    """Queries, keys and values of the stream, normed and rotated."""
 
     def __init__(self, spec: AttentionSpec, config: ModelConfig, *, rngs: nnx.Rngs):
         self.spec, self.config = spec, config
         width, heads, head_dim = config.d_model, spec.num_heads, spec.head_dim
         linear = functools.partial(Linear, config=config, rngs=rngs)
-        q_names = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
-        self.q_proj = linear((width, heads, head_dim), q_names)
+        self.q_proj = linear((width, heads, head_dim), _Q_NAMES)
         if spec.owns_kv:
             shape = (width, spec.num_kv_heads, head_dim)
             self.k_proj = linear(shape, _KV_NAMES)
             if not spec.unified_kv:
                 self.v_proj = linear(shape, _KV_NAMES)
-        o_names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-        self.o_proj = linear((heads, head_dim, width), o_names, num_axes=2)
         if config.qk_norm:
             # Unit queries and keys would give scores of variance head_dim · scale².
             scaled = head_dim**-0.5 / config.attention_scale
@@ -226,12 +254,40 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(head_dim, axes.HEAD_DIM, config=config, start=start)
             if spec.owns_kv:
                 self.k_norm = RMSNorm(head_dim, axes.HEAD_DIM, config=config)
+
+    def project_q(self, x: Hidden, turn: rope.Rotation) -> Query:
+        """The queries of x [b, t, d], whose positions have the angles `turn`."""
+        q = checkpoint_name(self.q_proj(x), "qkv")
+        return rope.apply(self.q_norm(q) if self.config.qk_norm else q, turn)
+
+    def project_kv(self, x: Hidden, turn: rope.Rotation) -> KV:
+        """The keys and values of x [b, t, d], whose positions have the angles `turn`."""
+        raw, norm = checkpoint_name(self.k_proj(x), "qkv"), {"eps": self.config.norm_eps}
+        if self.spec.unified_kv:
+            scale = self.k_norm.offset + self.k_norm.scale[...]
+            return Unified(rms_norm(raw, None, **norm), scale)
+        key = self.k_norm(raw) if self.config.qk_norm else raw
+        value = checkpoint_name(self.v_proj(x), "qkv")
+        value = rms_norm(value, None, **norm) if self.config.v_norm else value
+        return Separate(rope.apply(key, turn), value)
+
+
+class Attention(Projections):
+    """The attention of one layer; parameters as its spec says."""
+
+    def __init__(self, spec: AttentionSpec, config: ModelConfig, *, rngs: nnx.Rngs):
+        super().__init__(spec, config, rngs=rngs)
+        shape = (spec.num_heads, spec.head_dim, config.d_model)
+        o_names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        linear = functools.partial(Linear, config=config, rngs=rngs)
+        self.o_proj = linear(shape, o_names, num_axes=2)
         if spec.gate != "none":
-            each = spec.gate == "element"
-            shape, names = (width, heads, head_dim), q_names
-            self.output_gate = linear(shape[: 2 + each], names[: 2 + each])
+            rank = 3 if spec.gate == "element" else 2
+            of_gate = (config.d_model, spec.num_heads, spec.head_dim)
+            self.output_gate = linear(of_gate[:rank], _Q_NAMES[:rank])
         if config.attention_sinks:
-            self.sinks = nnx.Param(jnp.zeros((heads,), param_dtype(config)), axes=(axes.HEADS,))
+            sinks = jnp.zeros((spec.num_heads,), param_dtype(config))
+            self.sinks = nnx.Param(sinks, axes=(axes.HEADS,))
 
     def __call__(
         self,
@@ -246,29 +302,40 @@ class Attention(nnx.Module):
           donated: what another layer read, for one that owns no keys and values.
           state: with `placement.step`, the layer's tokens so far.
         """
-        config, turn = self.config, placement.shared[self.spec.shared_key]
-        q = checkpoint_name(self.q_proj(x), "qkv")
-        q = rope.apply(self.q_norm(q) if config.qk_norm else q, turn)
+        out, seen, kept = self.mix(x, placement, donated, state)
+        return self.o_proj(self.gated(out, x)), seen, kept
+
+    def mix(
+        self, x: Hidden, placement: Placement, donated: KV | View | None, state: LayerState | None
+    ) -> tuple[Query, KV | View, Kept | None]:
+        """The same before gate and output projection."""
+        turn = placement.shared[self.spec.shared_key]
+        q = self.project_q(x, turn)
         kept, seen = None, donated
         if self.spec.owns_kv:
             seen = self.project_kv(x, turn)
             if placement.step is not None and state is not None:
                 seen, kept = kv_cache.extend(self.spec, state, seen, turn, placement.step)
         assert seen is not None, "a layer that owns no keys and values needs its donor's"
-        in_cache = isinstance(seen, View)
-        out = (self._attend_to_cache if in_cache else self._attend_to_row)(q, seen, placement)
-        if self.spec.gate != "none":
-            gate = jax.nn.sigmoid(self.output_gate(x))
-            out = out * (gate if gate.ndim == out.ndim else gate[..., None])
-        return self.o_proj(out), seen, kept
+        if isinstance(seen, View):
+            return self.attend_to_cache(q, seen, placement), seen, kept
+        return self.attend_to_row(q, seen, placement), seen, kept
 
-    def _attend_to_row(self, q, kv, placement: Placement):
+    def gated(self, out: Query, x: Hidden) -> Query:
+        """`out` of each head times its gate, which the layer's input sets."""
+        if self.spec.gate == "none":
+            return out
+        gate = jax.nn.sigmoid(self.output_gate(x))
+        return out * (gate if gate.ndim == out.ndim else gate[..., None])
+
+    def attend_to_row(self, q: Query, kv: KV, placement: Placement) -> Query:
+        """What queries of whole rows read of them."""
         if placement.num_parts > 1:
             return self._attend_to_split_row(q, kv, placement)
         band = Band.of_row(self.spec.window_size, self._segments(placement))
         key, value = kv.keys_values(placement.shared[self.spec.shared_key])
         name = self.config.attention
-        return attend(q, key, value, band, implementation=name, **self._scoring())
+        return attend(q, key, value, band, implementation=name, **self.scoring())
 
     def _attend_to_split_row(self, q, kv, placement: Placement):
         def keys_values(kv, positions):
@@ -282,10 +349,11 @@ class Attention(nnx.Module):
             self._segments(placement),
             window_size=self.spec.window_size,
             implementation=self.config.attention,
-            **self._scoring(),
+            **self.scoring(),
         )
 
-    def _attend_to_cache(self, q, view, placement: Placement):
+    def attend_to_cache(self, q: Query, view: View, placement: Placement) -> Query:
+        """What queries of new tokens read of the cache and of each other."""
         positions = placement.positions, view.positions
         if size := self.spec.chunk_size:
             positions = chunks.apart(positions[0], size), chunks.apart(positions[1], size)
@@ -295,28 +363,17 @@ class Attention(nnx.Module):
             *positions,
             in_use=view.in_use,
             window_size=self.spec.window_size,
-            **self._scoring(),
+            **self.scoring(),
         )
 
     def _segments(self, placement: Placement):
         size = self.spec.chunk_size
         return chunks.segments(placement.positions, size) if size else placement.segment_ids
 
-    def _scoring(self) -> dict[str, Any]:
-        """What both doors to attention do to scores."""
+    def scoring(self) -> dict[str, Any]:
+        """What every door to attention does to scores."""
         return {
             "scale": self.config.attention_scale,
             "softcap": self.config.attention_softcap or None,
             "sinks": self.sinks[...] if self.config.attention_sinks else None,
         }
-
-    def project_kv(self, x: Hidden, turn: rope.Rotation) -> KV:
-        """The keys and values of x [b, t, d], whose positions have the angles `turn`."""
-        raw, norm = checkpoint_name(self.k_proj(x), "qkv"), {"eps": self.config.norm_eps}
-        if self.spec.unified_kv:
-            scale = self.k_norm.offset + self.k_norm.scale[...]
-            return Unified(rms_norm(raw, None, **norm), scale)
-        key = self.k_norm(raw) if self.config.qk_norm else raw
-        value = checkpoint_name(self.v_proj(x), "qkv")
-        value = rms_norm(value, None, **norm) if self.config.v_norm else value
-        return Separate(rope.apply(key, turn), value)

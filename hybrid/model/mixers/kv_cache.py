@@ -7,7 +7,9 @@ seen at most and `length` of them valid (fewer after a rewind), slot j of a ring
     p(j) = written − 1 − ((written − 1 − j) mod R)          valid where 0 <= p(j) < length
 
 A query at `length` needs positions from length − w + 1 on, and the ring holds those from
-written − R on: any rewind by up to `slack` tokens leaves all that is needed.
+written − R on: any rewind by up to `slack` tokens leaves all that is needed. A layer that sees the
+first P tokens of a row besides keeps them in slots of their own behind the ring, which then holds
+the positions from P on: p in slot (p − P) mod R, and p < P in slot R + p.
 
 Forms. Separate keys and values are kept as they are attended to. Of unified ones (`kv.py`) the
 value alone is enough ("value"), since k = rope(v · k_scale), or the part of the key that p-RoPE
@@ -70,11 +72,21 @@ class KVSpec(MixerSpec):
         """Pairs of a head's dimensions that turn."""
         return rope.num_rotated_pairs(self.head_dim, self.rope.fraction)
 
+    @property
+    def num_pinned(self) -> int:
+        """P: first tokens of a row that stay beside the ring."""
+        return 0
+
+    def ring_size(self, form: CacheFormat) -> int:
+        """R, of a layer with a window."""
+        assert self.window_size is not None
+        return min(self.window_size + form.slack, form.capacity)
+
     def num_slots(self, form: CacheFormat) -> int:
-        """Slots of the cache: all positions, or a ring."""
+        """Slots of the cache: all positions, or a ring and what is pinned."""
         if self.window_size is None:
             return form.capacity
-        return min(self.window_size + form.slack, form.capacity)
+        return self.ring_size(form) + self.num_pinned
 
     def widths(self, unified: str) -> dict[str, int]:
         """The tensors that are kept and their widths; none for a layer that reuses others'."""
@@ -110,12 +122,16 @@ class KVSpec(MixerSpec):
         return whole.state_bytes(dataclasses.replace(form, unified="keys_and_values"))
 
     def grow(self, state: Kept, form: CacheFormat, larger: CacheFormat) -> Kept:
-        """More slots behind the others: a ring below its full size has not wrapped."""
+        """More slots before those pinned: a ring below its full size has not wrapped."""
         more = self.num_slots(larger) - self.num_slots(form)
-        return jax.tree.map(
-            lambda array: jnp.pad(array, [(0, 0)] * 3 + [(0, more)] + [(0, 0)] * (array.ndim - 4)),
-            state,
-        )
+        end = self.num_slots(form) - self.num_pinned
+
+        def grown(array):
+            empty = jnp.zeros((*array.shape[:3], more, *array.shape[4:]), array.dtype)
+            parts = array[:, :, :, :end], empty, array[:, :, :, end:]
+            return jnp.concatenate(parts, axis=3)
+
+        return jax.tree.map(grown, state)
 
     def earliest_rewind(self, form: CacheFormat, written: jax.Array) -> jax.Array:
         """A ring that has wrapped holds what a rewind by `form.slack` needs; else all is there."""
@@ -216,17 +232,24 @@ def _write(spec: KVSpec, state: LayerState, new: Kept, step: CacheStep, after) -
     slots, length = spec.num_slots(step.form), next(iter(new.values())).values.shape[2]
     index = jnp.arange(length, dtype=jnp.int32)[None, :]
     positions = step.length[:, None] + index
-    is_kept = (index < step.num_new[:, None]) & (positions >= after[:, None] - slots)
-    at = jnp.where(is_kept, positions % slots if spec.window_size else positions, slots)
+    at, is_kept = positions, positions < slots
+    if spec.window_size is not None:
+        ring, pinned = spec.ring_size(step.form), spec.num_pinned
+        is_pinned = positions < pinned
+        at = jnp.where(is_pinned, ring + positions, (positions - pinned) % ring)
+        is_kept = is_pinned | (positions >= after[:, None] - ring)
+    at = jnp.where(is_kept & (index < step.num_new[:, None]), at, slots)
     return write(state.arrays, state.row, new, at, slots)
 
 
 def _positions(spec: KVSpec, form: CacheFormat, written, length) -> jax.Array:
     """int32 [b, slots]: the position that each slot holds, -1 where none is valid."""
-    slots = spec.num_slots(form)
-    slot = jnp.arange(slots, dtype=jnp.int32)[None, :]
+    slot = jnp.arange(spec.num_slots(form), dtype=jnp.int32)[None, :]
     if spec.window_size is None:
         return jnp.where(slot < length[:, None], slot, -1)
-    newest = written[:, None] - 1
-    held = newest - (newest - slot) % slots
+    ring, pinned = spec.ring_size(form), spec.num_pinned
+    newest = written[:, None] - 1 - pinned
+    held = newest - (newest - slot) % ring
+    held = jnp.where(held >= 0, pinned + held, -1)
+    held = jnp.where(slot < ring, held, slot - ring)
     return jnp.where((held >= 0) & (held < length[:, None]), held, -1)

@@ -18,6 +18,9 @@ The stored side stands left in (1) and right in (3): of all forms the fastest on
 (16 384 slots of 128, 4 queries: 0.11 ms each; the query left 0.16; the value left 1.0).
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -44,10 +47,12 @@ def attend(
     softcap: float | None = None,
     sinks: jax.Array | None = None,
     tile_size: int | None = None,
+    sees: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Query:
     """As `hybrid.ops.attention.attend_cached`.
 
     Args:
+      sees: (q_position, kv_position) -> bool, in place of the window.
       tile_size: slots at a time; None: as many as MOST_SCORES and TILE say.
     """
     (batch, length, num_heads, _), num_slots = q.shape, slots.num_slots
@@ -58,6 +63,7 @@ def attend(
     ]
     group = num_heads // num_kv_heads
     lowest = jnp.finfo(wide).min
+    sees = functools.partial(visible, window_size=window_size) if sees is None else sees
     if tile_size is None:
         tile_size = max(TILE, MOST_SCORES // (length * num_heads))
     tile_size = min(tile_size, num_slots)
@@ -67,7 +73,7 @@ def attend(
         kv = _cut(kv_positions, start, tile_size, 1)[:, None, None, :]
         rows = jnp.repeat(q_positions, group, axis=1)[:, None, :, None]
         is_new = (start + jnp.arange(tile_size) >= first_new)[None, None, None, :]
-        return visible(rows, kv, window_size) & is_new
+        return sees(rows, kv) & is_new
 
     def step(state, start, first_new):
         peak, total, out = state

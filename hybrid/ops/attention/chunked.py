@@ -47,6 +47,7 @@ from jax.ad_checkpoint import checkpoint_name
 from hybrid.axes import Key, Query, Value
 from hybrid.ops import cpu, dispatch
 from hybrid.ops.attention import context
+from hybrid.ops.attention.tiles import add, cut, key_rows, query_rows, scores, sink_rows
 from hybrid.ops.band import Band, same_segment, visible
 from hybrid.ops.dense import dot
 
@@ -177,26 +178,28 @@ def _forward(q, k, v, sinks, arrays, structure, scale, softcap, blocks):
     layout = _Layout.of(band, q.shape[1], k.shape[1], *blocks.forward)
     num_kv_heads = k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    rows = _query_rows(q, layout, num_kv_heads)
-    keys, values_t = _key_rows(k, layout), _columns(v, layout)
+    rows = query_rows(q, layout.num_blocks, layout.queries, num_kv_heads)
+    keys, values_t = key_rows(k, layout.left, layout.right), _columns(v, layout)
     mask = _masks(band, layout, q.shape[2] // num_kv_heads)
     lowest = jnp.finfo(wide).min
 
     def step(edge, state, tile):
         block, start = tile[0], tile[1]
         peak, total, out = (_at(array, block) for array in state)
-        s = _scores(_cut(keys, start, layout.keys), _at(rows, block), scale, softcap)  # (1)
+        s = scores(cut(keys, start, layout.keys), _at(rows, block), scale, softcap)  # (1)
         s = _hide(s, mask(block, start, edge), lowest)
         new_peak = jnp.maximum(peak, jnp.max(s, axis=-2, keepdims=True))  # (2)
         p = jnp.exp(s - new_peak)
         shrink = jnp.exp(peak - new_peak)
         total = total * shrink + jnp.sum(p, axis=-2, keepdims=True)  # (3)
-        out = out * shrink + dot("bkhc,bkcr->bkhr", _cut(values_t, start, layout.keys, 3), p)
+        out = out * shrink + dot("bkhc,bkcr->bkhr", cut(values_t, start, layout.keys, 3), p)
         new = (new_peak, total, out)
         return jax.tree.map(lambda array, part: _put(array, block, part), state, new), None
 
     *outer, count, head_dim = rows.shape
-    first = lowest if sinks is None else _sink_rows(sinks.astype(wide), layout, num_kv_heads)
+    first = lowest
+    if sinks is not None:
+        first = sink_rows(sinks.astype(wide), layout.queries, num_kv_heads)[None]
     state = (
         jnp.broadcast_to(jnp.asarray(first, wide), (*outer, 1, count)),
         jnp.full((*outer, 1, count), 0 if sinks is None else 1, wide),
@@ -227,28 +230,30 @@ def _backward(structure, scale, softcap, blocks, kept, dout):
     if sinks is not None:
         share = jnp.exp(sinks.astype(wide)[None, None] - lse)
         dsinks = -jnp.sum(share * delta[..., 0], axis=(0, 1)).astype(sinks.dtype)  # (8)
-    rows, douts = (_query_rows(array, layout, num_kv_heads) for array in (q, dout))
-    lse = jnp.swapaxes(_query_rows(lse[..., None], layout, num_kv_heads), -1, -2)
-    delta = jnp.swapaxes(_query_rows(delta, layout, num_kv_heads), -1, -2)
-    keys, values, keys_t = _key_rows(k, layout), _key_rows(v, layout), _columns(k, layout)
+    by_query = q, dout, lse[..., None], delta
+    blocks_heads = layout.num_blocks, layout.queries, num_kv_heads
+    rows, douts, lse, delta = (query_rows(array, *blocks_heads) for array in by_query)
+    lse, delta = jnp.swapaxes(lse, -1, -2), jnp.swapaxes(delta, -1, -2)
+    keys, values = (key_rows(array, layout.left, layout.right) for array in (k, v))
+    keys_t = _columns(k, layout)
     mask = _masks(band, layout, q.shape[2] // num_kv_heads)
 
     def step(edge, state, tile):
         block, start = tile[0], tile[1]
         dq, dk, dv = state
         q_i, dout_i = _at(rows, block), _at(douts, block)
-        s = _scores(_cut(keys, start, layout.keys), q_i, scale, softcap)
+        s = scores(cut(keys, start, layout.keys), q_i, scale, softcap)
         shown = _hide(s, mask(block, start, edge), jnp.finfo(wide).min)
         p = jnp.exp(shown - _at(lse, block))  # (5)
-        dp = dot("bkch,bkrh->bkcr", _cut(values, start, layout.keys), dout_i)
+        dp = dot("bkch,bkrh->bkcr", cut(values, start, layout.keys), dout_i)
         ds = p * (dp - _at(delta, block))  # (6)
         if softcap is not None:
             ds = ds * (1 - jnp.square(s / softcap))
         if scale != 1:
             ds = ds * scale
-        dv = _add(dv, start, dot("bkcr,bkrh->bkch", p, dout_i))  # (7)
-        dk = _add(dk, start, dot("bkcr,bkrh->bkch", ds, q_i))
-        dq_i = dot("bkhc,bkcr->bkhr", _cut(keys_t, start, layout.keys, 3), ds)
+        dv = add(dv, start, dot("bkcr,bkrh->bkch", p, dout_i))  # (7)
+        dk = add(dk, start, dot("bkcr,bkrh->bkch", ds, q_i))
+        dq_i = dot("bkhc,bkcr->bkhr", cut(keys_t, start, layout.keys, 3), ds)
         dq = _put(dq, block, _at(dq, block) + dq_i)
         return (dq, dk, dv), None
 
@@ -287,39 +292,14 @@ def _walk(step, state, layout, q):
     return state
 
 
-def _query_rows(array, layout, num_kv_heads):
-    """[b, t, n, h] as [blocks, b, k, rows, h], a row being a query of one head of the group."""
-    pad = layout.num_blocks * layout.queries - array.shape[1]
-    array = jnp.pad(array, ((0, 0), (0, pad), (0, 0), (0, 0)))
-    return rearrange(array, "b (i c) (k g) h -> i b k (c g) h", c=layout.queries, k=num_kv_heads)
-
-
-def _sink_rows(sinks, layout, num_kv_heads):
-    """[n] as [1, 1, k, 1, rows], in the order of `_query_rows`."""
-    heads = rearrange(sinks, "(k g) -> 1 1 k 1 g", k=num_kv_heads)
-    return jnp.tile(heads, (1, 1, 1, 1, layout.queries))
-
-
-def _key_rows(array, layout):
-    """[b, s, k, h] as [b, k, padded s, h]."""
-    array = jnp.pad(array, ((0, 0), (layout.left, layout.right), (0, 0), (0, 0)))
-    return rearrange(array, "b s k h -> b k s h")
-
-
 def _columns(array, layout):
     """[b, s, k, h] as [b, k, h, padded s]: a left operand that products need not transpose."""
     array = jnp.pad(array, ((0, 0), (layout.left, layout.right), (0, 0), (0, 0)))
     return rearrange(array, "b s k h -> b k h s")
 
 
-def _hide(scores, seen, lowest):
-    return scores if seen is None else jnp.where(seen, scores, lowest)
-
-
-def _scores(k, q, scale, softcap):
-    s = dot("bkch,bkrh->bkcr", k, q)
-    s = s if scale == 1 else s * scale
-    return s if softcap is None else softcap * jnp.tanh(s / softcap)
+def _hide(s, seen, lowest):
+    return s if seen is None else jnp.where(seen, s, lowest)
 
 
 def _at(array, block):
@@ -330,15 +310,6 @@ def _put(array, block, new):
     return jax.lax.dynamic_update_index_in_dim(array, new, block, axis=0)
 
 
-def _cut(array, start, size, axis=2):
-    return jax.lax.dynamic_slice_in_dim(array, start, size, axis=axis)
-
-
-def _add(array, start, more):
-    new = _cut(array, start, more.shape[2]) + more
-    return jax.lax.dynamic_update_slice_in_dim(array, new, start, axis=2)
-
-
 def _masks(band, layout, group):
     """A function (block, start, edge) -> one tile's mask, bool [b or 1, 1, keys, rows].
 
@@ -346,7 +317,8 @@ def _masks(band, layout, group):
     """
 
     def of_queries(array):
-        blocks = _query_rows(array[:, :, None, None], layout, 1)[:, :, 0, :, 0]
+        rows = query_rows(array[:, :, None, None], layout.num_blocks, layout.queries, 1)
+        blocks = rows[:, :, 0, :, 0]
         return jnp.repeat(blocks, group, axis=-1)[:, :, None, None, :]
 
     def of_keys(array):
@@ -363,13 +335,13 @@ def _masks(band, layout, group):
     def mask(block, start, edge):
         segments = ()
         if band.q_segments is not None:
-            segments = _at(q_segments, block), _cut(kv_segments, start, layout.keys)
+            segments = _at(q_segments, block), cut(kv_segments, start, layout.keys)
         if not edge:
             return same_segment(*segments) if segments else None
         if band.is_regular:
             positions = block * layout.queries + query, start + key
         else:
-            positions = _at(q_positions, block), _cut(kv_positions, start, layout.keys)
+            positions = _at(q_positions, block), cut(kv_positions, start, layout.keys)
         return visible(*positions, band.window_size, *segments)
 
     return mask
