@@ -27,7 +27,7 @@ from hybrid.ablate.report import notation, view
 from hybrid.ablate.report.results import SweepResults
 from hybrid.ablate.report.view import Arm
 from hybrid.ablate.statistics.cell_summary import TEXT, CellSummary
-from hybrid.ablate.statistics.intervals import Estimate
+from hybrid.evaluation.intervals import Estimate
 from hybrid.process.files import write_whole
 
 _SEEDS, _WILSON = "95 % t interval over seeds", "95 % Wilson interval"

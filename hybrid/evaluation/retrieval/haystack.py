@@ -19,7 +19,7 @@ from hybrid.data import sources
 from hybrid.data.config import WITHOUT_PATHS, DataConfig
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-LEAST_CHARACTERS = 2_000_000  # of an essay before it is repeated, where there is as much
+LEAST_CHARACTERS = 1_000_000  # of an essay before it is repeated, where there is as much
 # A sentence ends at its sign before white space and what may begin another.
 _ENDS = re.compile(r"""(?<=[.!?])\s+(?=["'(\[]?[A-Z0-9])""")
 

@@ -28,21 +28,22 @@ beam bean bear beaver bell bench berry bicycle birch bird blanket blossom boat b
 bottle boulder bow bowl box branch brass bread breeze brick bridge broom brother brush bucket bugle
 building bull button cabin cable cactus cake camel camera camp canal candle canoe canyon cape
 carpet carriage carrot castle cedar cellar chain chair chalk chapel charm cheese cherry chest
-chimney chorus church cinema circle circus city clay cliff clock cloth cloud clover coach coast coat
-cobra coin collar comet compass copper cork corn corner cottage cotton county cousin cow cradle
-crane crater creek cricket crown crystal cup curtain dairy daisy dance dawn deer delta desert desk
-diamond dinner dish dock doctor dolphin donkey door dove dragon drawer dream drum duck eagle earth echo
-editor elbow elm ember engine evening falcon farm feather fence fern ferry field fig film finch
-finger fir fish flag flame flask flute forest fork fort fountain fox frame frog fruit galaxy garden
-gate gem ghost giraffe glacier glass globe glove goat goose grain grape grass guitar gull hall
-hammer harbor harp hawk hedge helmet heron hill hive honey hood horn horse hotel hour house island
-jacket jar jewel judge jungle kettle key king kitchen kite knight ladder lake lamp lantern lawn
-leaf lemon letter library lily lime lion lizard lobster lock lodge lunch magnet maple marble market
-meadow melon metal mill mint mirror moon morning moss moth mountain mouse museum music nest net
-night north oak oasis ocean olive onion orbit orchard otter oven owl oyster paddle page palace palm
-panda paper parade park parrot path peach pear pearl pencil pepper piano pigeon pillow pilot pine
-planet plate plaza plum pocket pond pony poplar port potato prairie prince pumpkin puzzle quarry
-queen quilt rabbit radio raft rail rain raven reef ribbon rice ring river road robin rocket roof
+chimney chorus church cinema circle circus city clay cliff clock cloth cloud clover coach coast
+coat cobra coin collar comet compass copper cork corn corner cottage cotton county cousin cow
+cradle crane crater creek cricket crown crystal cup curtain dairy daisy dance dawn deer delta
+desert desk diamond dinner dish dock doctor dolphin donkey door dove dragon drawer dream drum duck
+eagle earth echo editor elbow elm ember engine evening falcon farm feather fence fern ferry field
+fig film finch finger fir fish flag flame flask flute forest fork fort fountain fox frame frog
+fruit galaxy garden gate gem ghost giraffe glacier glass globe glove goat goose grain grape grass
+guitar gull hall hammer harbor harp hawk hedge helmet heron hill hive honey hood horn horse hotel
+hour house island jacket jar jewel judge jungle kettle key king kitchen kite knight ladder lake
+lamp lantern lawn leaf lemon letter library lily lime lion lizard lobster lock lodge lunch magnet
+maple marble market meadow melon metal mill mint mirror moon morning moss moth mountain mouse
+museum music nest net night north oak oasis ocean olive onion orbit orchard otter oven owl oyster
+paddle page palace palm panda paper parade park parrot path peach pear pearl pencil pepper piano
+pigeon pillow pilot pine planet plate plaza plum pocket pond pony poplar port potato prairie prince
+pumpkin puzzle quarry queen quilt rabbit radio raft rail rain raven reef ribbon rice ring river
+road robin rocket roof
 """
 ADJECTIVES, NOUNS = _ADJECTIVES.split(), _NOUNS.split()
 _NUM_PAIRS = len(ADJECTIVES) * len(NOUNS)
