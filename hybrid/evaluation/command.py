@@ -39,6 +39,13 @@ def _evaluate(arguments: cli.Arguments, is_first: bool) -> None:
     output, per_token = (_output(arguments, name) for name in ("output", "per_token"))
     if output is not None and output == per_token:
         raise ConfigError("--per_token", "is the file of --output too", str(per_token))
+    if target.experiment.eval.retrieval.tasks:
+        if per_token is not None:
+            problem = "has no use: eval.retrieval.tasks give replies, not losses"
+            raise ConfigError("--per_token", problem, str(per_token))
+        from hybrid.evaluation.retrieval import command as retrieval  # with what only it needs
+
+        return retrieval.evaluate(target, output)
     result = evaluate_target(target, percent_lines if is_first else None)
     if not is_first:
         return

@@ -57,8 +57,8 @@ def files(tmp_path_factory):
     }
 
 
-def num_bytes(text):
-    return 1 + len(ByteTokenizer().encode(text))  # BOS
+def num_bytes(sample):
+    return 1 + len(ByteTokenizer().encode(sample.prompt + sample.answer_prefix))  # BOS
 
 
 def made(name, files, length=4096, index=0, seed=42):
@@ -71,7 +71,7 @@ def made(name, files, length=4096, index=0, seed=42):
 @pytest.mark.parametrize("name", ruler.TASKS)
 def test_a_sample_fits_its_length_and_is_near_it(name, length, files):
     sample = made(name, files, length)
-    total = num_bytes(sample.prompt + sample.answer_prefix) + sample.tokens_to_generate
+    total = num_bytes(sample) + sample.tokens_to_generate
     unit = 200 if name not in ("qa_1", "cwe") else 400  # the bytes of one step of its size
     assert length - unit < total <= length
 
@@ -221,7 +221,7 @@ def test_too_short_a_length_tells_what_is_needed(name, files):
     with pytest.raises(TooShort) as caught:
         made(name, files, 300)
     sample = made(name, files, caught.value.needed)
-    total = num_bytes(sample.prompt + sample.answer_prefix) + sample.tokens_to_generate
+    total = num_bytes(sample) + sample.tokens_to_generate
     assert total == caught.value.needed
 
 

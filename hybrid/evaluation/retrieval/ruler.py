@@ -20,7 +20,7 @@ LENGTHS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
 _MOST = 1 << 30
 Make = Callable[[Request, int], Sample]
 Score = Callable[[str, Sequence[str]], float]
-CountTokens = Callable[[str], int]
+CountTokens = Callable[[Sample], int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def sample(task: Task, request: Request, count_tokens: CountTokens) -> Sample:
     """The largest sample that fits the request's length.
 
     Args:
-      count_tokens: tokens of a text as the model reads it, BOS included.
+      count_tokens: tokens of a sample's prompt as the model reads it, BOS included.
     Raises: TooShort where even the smallest haystack does not fit.
     """
     try:
@@ -92,6 +92,6 @@ def sample(task: Task, request: Request, count_tokens: CountTokens) -> Sample:
 def _fitted(task: Task, make: Make, request: Request, count_tokens: CountTokens) -> Sample:
     def cost(size: int) -> int:
         made = make(request, size)
-        return count_tokens(made.prompt + made.answer_prefix) + made.tokens_to_generate
+        return count_tokens(made) + made.tokens_to_generate
 
     return make(request, largest(cost, request.length, task.least, task.most(request)))
