@@ -13,7 +13,7 @@ from hybrid.evaluation.__main__ import main
 from hybrid.evaluation.config import NEEDLES, RULER, RetrievalConfig
 from hybrid.evaluation.retrieval import report, ruler
 from hybrid.evaluation.retrieval.prompts import Encoder, Group, Maker, Prompt
-from hybrid.evaluation.retrieval.result import summarized
+from hybrid.evaluation.retrieval.result import GroupScore, summarized
 from hybrid.evaluation.retrieval.run import run as run_groups
 from hybrid.evaluation.retrieval.sample_log import SampleLog, Scored
 
@@ -231,3 +231,39 @@ def test_a_file_of_something_else_is_not_gone_on_with(tmp_path):
     log.add(group, [Scored(1, 0.25, "reply\n", ("a", "b"), 7)])
     assert SampleLog(path, {"seed": 1}).holds(group, 1)
     assert not SampleLog(path, {"seed": 1}).holds(group, 0)
+
+
+# --- Tables of one needle ----------------------------------------------------------------------
+
+
+def test_a_table_is_drawn_beside_the_result(evaluated, tmp_path):
+    flags = ("lengths=16,24", "depths=0,50,100", "num_samples=4")
+    flags = [f"--config.eval.retrieval.{flag}" for flag in flags]
+    result, shown = evaluated("--config=configs/needles.py:keys", *flags)
+    assert [(each["length"], each["depth"]) for each in result["groups"]] == [
+        (length, depth) for length in (16, 24) for depth in (0, 50, 100)
+    ]
+    assert "by_length" not in result  # that is of RULER's tasks
+    assert shown.splitlines()[2].split() == ["needle_keys", "by", "depth", "16", "24"]
+    names = {path.name for path in tmp_path.iterdir()}
+    drawn = {"result.needle_keys.svg", "result.needle_keys.png"}
+    assert names == {"result.json", "result.samples.jsonl", *drawn}
+    svg = (tmp_path / "result.needle_keys.svg").read_text()
+    for text in ("accuracy", "depth of the needle", "50 %", "24"):
+        assert f">{text}" in svg
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    evaluated("--config=configs/needles.py:keys", *flags)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_grid_has_depths_down_and_lengths_to_the_right():
+    from hybrid.evaluation.retrieval.heat_map import grid
+
+    groups = [
+        GroupScore("needle_keys", length, depth, length + depth, 0, 100, 5)
+        for length in (20, 10)
+        for depth in (50.0, 0.0)
+    ]
+    lengths, depths, accuracy = grid(groups[:3])
+    assert (lengths, depths) == ([10, 20], [0, 50])
+    np.testing.assert_array_equal(accuracy, [[np.nan, 0.2], [0.6, 0.7]])

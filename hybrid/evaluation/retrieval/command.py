@@ -6,6 +6,7 @@ run that was stopped.
 Read first: `../target.py` (which model and config count), `prompts.py`, `run.py`.
 """
 
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -45,7 +46,21 @@ def evaluate(target: Target, output: AnyPath | None) -> None:
     found = measure(target, None if output is None else path_beside(output), _progress())
     if output is not None:
         write_json(output, found.to_dict(), allow_nan=False)
+        _draw(found, output, target)
     print(report.table(found, step=target.step, config=target.name))
+
+
+def _draw(found: result.RetrievalResult, output: AnyPath, target: Target) -> None:
+    """The heat map of each table, beside the result."""
+    if not found.tables:
+        return
+    from hybrid.evaluation.retrieval import heat_map  # loads matplotlib, which takes a second
+
+    stem = pathlib.PurePath(output.name).stem
+    for task in found.tables:
+        groups = found.of_task(task)
+        caption = f"{target.name} · {groups[0].num_samples} samples a cell"
+        heat_map.write(output.with_name(f"{stem}.{task}"), task, groups, caption)
 
 
 def measure(
