@@ -18,7 +18,7 @@ from hybrid import config as config_lib
 from hybrid import pretrained
 from hybrid.config import ConfigError
 from hybrid.data import tokenizers
-from hybrid.evaluation.retrieval import chat, haystack, prompts, report, result
+from hybrid.evaluation.retrieval import chat, haystack, mrcr, prompts, report, result
 from hybrid.evaluation.retrieval.prompts import Encoder, Group
 from hybrid.evaluation.retrieval.run import Replier, run
 from hybrid.evaluation.retrieval.sample import FORMAT
@@ -94,7 +94,8 @@ def _groups(target: Target, encoder: Encoder) -> list[Group]:
     config = target.experiment
     retrieval, data = config.eval.retrieval, config.data
     essay = haystack.essay(data) if prompts.reads_essay(retrieval) else ()
-    return list(prompts.Maker(retrieval, encoder, essay, data.needle).groups())
+    found = list(prompts.Maker(retrieval, encoder, essay, data.needle).groups())
+    return [*found, *(mrcr.groups(retrieval, encoder) if "mrcr" in retrieval.tasks else ())]
 
 
 def _encoder(target: Target) -> Encoder:

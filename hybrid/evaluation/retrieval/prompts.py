@@ -9,7 +9,7 @@ Read next: `run.py`.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Prompt:
       references: what a right reply holds, for the record.
       score: of a reply, 0 to 1.
       is_text: whether the reply is text; else it is scored as its ids, `3 17`, and nothing ends it.
+      floors: what replies that need no understanding would score, 0 to 1, by their name.
     """
 
     ids: np.ndarray
@@ -45,6 +46,7 @@ class Prompt:
     references: tuple[str, ...]
     score: Callable[[str], float]
     is_text: bool = True
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

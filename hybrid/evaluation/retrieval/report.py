@@ -24,6 +24,9 @@ def _by_length(result: RetrievalResult, tasks: Sequence[str]) -> str:
     for task in tasks:
         cells = [scores.get((task, length)) for length in lengths]
         rows.append([task, *(_interval(cell) if cell else "" for cell in cells)])
+        for floor in next(cell for cell in cells if cell).floors:
+            floors = (f"{cell.floors[floor]:.1f}" if cell else "" for cell in cells)
+            rows.append([f"  {floor} reply", *floors])
     means = {each.length: f"{each.score:.1f}" for each in result.by_length}
     lines = [_aligned(rows)]
     if means:

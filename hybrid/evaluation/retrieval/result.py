@@ -14,12 +14,17 @@ from hybrid.evaluation.config import NEEDLES, RULER
 from hybrid.evaluation.intervals import plain_mean, wilson
 from hybrid.evaluation.retrieval.prompts import Group
 from hybrid.evaluation.retrieval.ruler import EFFECTIVE
-from hybrid.evaluation.retrieval.sample_log import SampleLog
+from hybrid.evaluation.retrieval.sample_log import SampleLog, Scored
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupScore:
-    """The score of a group, its 95 % interval, and of how many samples; `depth` of tables."""
+    """The score of a group, its 95 % interval, and of how many samples.
+
+    Attributes:
+      depth: of tables.
+      floors: mean scores of replies that need no understanding, by their name.
+    """
 
     task: str
     length: int
@@ -28,6 +33,7 @@ class GroupScore:
     low: float
     high: float
     num_samples: int
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +98,14 @@ def summarized(
     groups: Sequence[Group], log: SampleLog, about: Mapping[str, Any]
 ) -> RetrievalResult:
     """The result of groups whose samples are all in the log."""
-    return RetrievalResult(tuple(_score(group, log.scores(group)) for group in groups), about)
+    return RetrievalResult(tuple(_score(group, log.scored(group)) for group in groups), about)
 
 
-def _score(group: Group, scores: Sequence[float]) -> GroupScore:
-    found = wilson(math.fsum(scores), len(scores))
+def _score(group: Group, scored: Sequence[Scored]) -> GroupScore:
+    found = wilson(math.fsum(each.score for each in scored), len(scored))
     score, low, high = (100 * end for end in (found.mean, *found.ends))
-    return GroupScore(group.task, group.length, group.depth, score, low, high, len(scores))
+    floors = {
+        name: 100 * plain_mean([each.floors[name] for each in scored]) for name in scored[0].floors
+    }
+    num = len(scored)
+    return GroupScore(group.task, group.length, group.depth, score, low, high, num, floors)

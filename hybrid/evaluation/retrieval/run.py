@@ -96,5 +96,6 @@ def _score(group: Group, indices: range, reply: Reply, log: SampleLog) -> None:
     prompts = [group.make(index) for index in indices]
     scored = []
     for index, prompt, text in zip(indices, prompts, reply(prompts), strict=True):
-        scored.append(Scored(index, prompt.score(text), text, prompt.references, len(prompt.ids)))
+        about = prompt.references, len(prompt.ids), prompt.floors
+        scored.append(Scored(index, prompt.score(text), text, *about))
     log.add(group, scored)

@@ -25,7 +25,7 @@ class Scored:
 
     Attributes:
       index: within its group.  score: 0 to 1.
-      num_tokens: of the prompt.
+      num_tokens: of the prompt.  floors: of `Prompt`.
     """
 
     index: int
@@ -33,6 +33,7 @@ class Scored:
     reply: str
     references: tuple[str, ...]
     num_tokens: int
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class SampleLog:
@@ -62,10 +63,10 @@ class SampleLog:
         """Whether a sample was scored already."""
         return index in self._scored.get(_key(group), {})
 
-    def scores(self, group: Group) -> list[float]:
-        """The scores of a group, by index."""
+    def scored(self, group: Group) -> list[Scored]:
+        """The samples of a group, by index."""
         held = self._scored.get(_key(group), {})
-        return [held[index].score for index in range(group.count)]
+        return [held[index] for index in range(group.count)]
 
     def add(self, group: Group, scored: Sequence[Scored]) -> None:
         """Keeps what is new of a batch; on the disk when it returns."""
