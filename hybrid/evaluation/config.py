@@ -60,6 +60,26 @@ class RetrievalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LongPerplexityConfig:
+    """Keys under `eval.long_perplexity.`."""
+
+    judge: str = key(
+        "",
+        "a workdir or Hugging Face folder whose losses tell which tokens need far context; "
+        "eval.py then gives the perplexity on these (LongPPL); empty: plain losses",
+        path="remote",
+    )
+    short_length: int = key(
+        4096, "tokens of context that are not far; key tokens have at least as many", at_least=1
+    )
+    stride: int = key(1024, "tokens that windows of the short context move by", at_least=1)
+    gain: float = key(
+        2.0, "nats that a key token's loss under the judge is above behind the short context"
+    )
+    most_loss: float = key(2.0, "nats that its loss behind the whole context is below")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """Keys under `eval.`."""
 
@@ -87,6 +107,7 @@ class EvalConfig:
     )
     batch_size: int = key(0, "rows scored at a time; 0: chosen by size", at_least=0)
     retrieval: RetrievalConfig = section(RetrievalConfig)
+    long_perplexity: LongPerplexityConfig = section(LongPerplexityConfig)
 
     def __post_init__(self):
         if not self.context_length:
