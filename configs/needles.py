@@ -3,7 +3,7 @@
 python eval.py --config=configs/needles.py --pretrained=FOLDER --output=needles.json
 python eval.py --config=configs/needles.py:keys --workdir=runs/NAME --output=needles.json
 
-`noise` (the default) and `essay` are text, at least some 700 bytes long; `keys` are ids of
+`noise` (the default) and `essay` are text, at least some 600 bytes long; `keys` are ids of
 data.needle without text, for small models that were trained on that source.
 """
 

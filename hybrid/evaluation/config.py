@@ -41,8 +41,8 @@ class RetrievalConfig:
     chat_template: bool = key(
         False, "prompts are turns of the Hugging Face folder's own chat template"
     )
-    squad_path: str = key("", "a SQuAD 2.0 file, whose questions qa_1 asks", path=True)
-    hotpotqa_path: str = key("", "a HotpotQA file, whose questions qa_2 asks", path=True)
+    squad_path: str = key("", "path of a SQuAD 2.0 file, whose questions qa_1 asks", path=True)
+    hotpotqa_path: str = key("", "path of a HotpotQA file, whose questions qa_2 asks", path=True)
     mrcr_paths: tuple[str, ...] = key(
         (),
         "files or globs of MRCR in its public form, .parquet or .jsonl; empty: conversations made "
@@ -65,8 +65,9 @@ class LongPerplexityConfig:
 
     judge: str = key(
         "",
-        "a workdir or Hugging Face folder whose losses tell which tokens need far context; "
-        "eval.py then gives the perplexity on these (LongPPL); empty: plain losses",
+        "folder of a second model, a workdir or Hugging Face folder, whose losses tell which "
+        "tokens need far context; eval.py then gives the perplexity on these (LongPPL); empty: "
+        "plain losses",
         path="remote",
     )
     short_length: int = key(

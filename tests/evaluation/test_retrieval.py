@@ -5,13 +5,15 @@ import os
 
 import numpy as np
 import pytest
+from pretrained import tiny_folder
 from test_task_run import train
 
+from hybrid.config import ConfigError
 from hybrid.data.config import NeedleConfig
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.evaluation.__main__ import main
 from hybrid.evaluation.config import NEEDLES, RULER, RetrievalConfig
-from hybrid.evaluation.retrieval import report, ruler
+from hybrid.evaluation.retrieval import chat, report, ruler
 from hybrid.evaluation.retrieval.prompts import Encoder, Group, Maker, Prompt
 from hybrid.evaluation.retrieval.result import GroupScore, summarized
 from hybrid.evaluation.retrieval.run import run as run_groups
@@ -216,8 +218,6 @@ def test_means_intervals_and_the_effective_length():
 
 
 def test_a_file_of_something_else_is_not_gone_on_with(tmp_path):
-    from hybrid.config import ConfigError
-
     path = tmp_path / "r.samples.jsonl"
     for content in ("[1]\n", "text\n", '{"other": 1}\n'):
         path.write_text(content)
@@ -267,3 +267,43 @@ def test_the_grid_has_depths_down_and_lengths_to_the_right():
     lengths, depths, accuracy = grid(groups[:3])
     assert (lengths, depths) == ([10, 20], [0, 50])
     np.testing.assert_array_equal(accuracy, [[np.nan, 0.2], [0.6, 0.7]])
+
+
+# --- Hugging Face folders ----------------------------------------------------------------------
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<turn>{{ m['role'] }}\n{{ m['content'] }}<end>\n"
+    "{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}"
+)
+
+
+def test_a_folder_is_asked_in_turns_of_its_chat_template(tmp_path, capsys):
+    folder = tiny_folder.write(tmp_path / "folder")
+    output = tmp_path / "result.json"
+    flags = [f"--pretrained={folder}", f"--output={output}", "--config=configs/ruler.py:fwe"]
+    few = ("lengths=900", "num_samples=1", "chat_template=true")
+    flags += [ONE_ROW, *(f"--config.eval.retrieval.{flag}" for flag in few)]
+    assert main(flags) == 2
+    assert "the folder has no chat template" in capsys.readouterr().err
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    assert main(flags) == 0
+    result = json.loads(output.read_text())
+    assert (result["step"], result["chat_template"]) == (None, True)
+    assert result["groups"][0]["num_samples"] == 1
+
+
+def test_a_chat_template_has_the_turns_and_bos_once(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    tokens = {"bos_token": {"content": "<b>"}, "eos_token": "<e>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokens))
+    read = chat.read(tmp_path)
+    assert read.render(["a", "b", "c"]) == (
+        "<b><turn>user\na<end>\n<turn>assistant\nb<end>\n<turn>user\nc<end>\n<turn>model\n"
+    )
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no') }}{% if %}")
+    with pytest.raises(ConfigError, match=f"^{chat.KEY}: the folder's template is broken"):
+        chat.read(tmp_path)
+    for failing in ("{{ raise_exception('no') }}", "{{ nothing() }}"):
+        (tmp_path / "chat_template.jinja").write_text(failing)
+        with pytest.raises(ConfigError, match=f"^{chat.KEY}: the "):
+            chat.read(tmp_path).render(["a"])

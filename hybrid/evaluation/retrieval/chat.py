@@ -9,6 +9,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from hybrid.config import ConfigError
 
 KEY = "eval.retrieval.chat_template"
@@ -22,17 +25,21 @@ class ChatTemplate:
     tokens: dict[str, str]
 
     def render(self, turns: Sequence[str]) -> str:
-        """The text of the turns, the user's first and last, up to where the reply begins."""
+        """The text of the turns, the user's first and last, up to where the reply begins.
+
+        Raises: ConfigError where the template fails on them.
+        """
         roles = "user", "assistant"
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
-        return self.template.render(messages=messages, add_generation_prompt=True, **self.tokens)
+        about = {"messages": messages, "add_generation_prompt": True}
+        try:
+            return self.template.render(**about, **self.tokens)
+        except TemplateError as error:
+            raise ConfigError(KEY, f"the folder's template fails ({error})") from None
 
 
 def read(folder: pathlib.Path) -> ChatTemplate:
     """The template of a folder.  Raises: ConfigError where it has none, or a broken one."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     try:
         values = json.loads(config.read_bytes()) if config.is_file() else {}
