@@ -8,6 +8,7 @@ import pathlib
 
 import hybrid
 from hybrid.ablate.report import figures
+from hybrid.evaluation import drawing
 
 OUTPUT = pathlib.Path(__file__).with_suffix(".svg")
 TITLE = "KV-cache bytes of the Gemma 4 presets against context, hybrid and all-global"
@@ -21,8 +22,8 @@ SHADES = {
 
 def draw() -> str:
     """The SVG document: two lines a preset, both axes in powers of two."""
-    with figures.style():
-        figure, axes = figures.canvas(height=4.6)
+    with drawing.style():
+        figure, axes = drawing.canvas(height=4.6)
         for index, (preset, name) in enumerate(PRESETS.items()):
             plans = [hybrid.plan(f"configs/gemma4.py:{preset}", context=c) for c in CONTEXTS]
             sizes = {
@@ -40,7 +41,7 @@ def draw() -> str:
         axes.set_xlabel("context (tokens)")
         axes.set_ylabel("KV cache (GiB)")
         figures.legend(axes)
-        return figures.to_svg(figure, "memory", TITLE, "bfloat16, one row; computed by hybrid.plan")
+        return drawing.to_svg(figure, "memory", TITLE, "bfloat16, one row; computed by hybrid.plan")
 
 
 if __name__ == "__main__":

@@ -5,18 +5,20 @@ at all. Signals stop it at once: there is nothing to save.
 Read first: `target.py`, which decides what is scored.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from hybrid import experiment
 from hybrid.config import ConfigError
-from hybrid.evaluation import report
+from hybrid.evaluation import long_perplexity, report
 from hybrid.evaluation.result import Result
 from hybrid.evaluation.target import Target, evaluate_target, of_pretrained, of_run
 from hybrid.experiment import Experiment
@@ -39,6 +41,15 @@ def _evaluate(arguments: cli.Arguments, is_first: bool) -> None:
     output, per_token = (_output(arguments, name) for name in ("output", "per_token"))
     if output is not None and output == per_token:
         raise ConfigError("--per_token", "is the file of --output too", str(per_token))
+    keys = target.experiment.eval
+    if per_token is not None and (keys.retrieval.tasks or keys.long_perplexity.judge):
+        raise ConfigError("--per_token", "is of plain losses alone", str(per_token))
+    if keys.retrieval.tasks:
+        from hybrid.evaluation.retrieval import command as retrieval  # with what only it needs
+
+        return retrieval.evaluate(target, output)
+    if keys.long_perplexity.judge:
+        return _evaluate_far(target, output, is_first)
     result = evaluate_target(target, percent_lines if is_first else None)
     if not is_first:
         return
@@ -51,6 +62,19 @@ def _evaluate(arguments: cli.Arguments, is_first: bool) -> None:
         values = result.to_dict(step=step, config=name) | {"overrides": target.overrides}
         write_json(output, values, allow_nan=False)
     print(report.table(result, step=step, config=name))
+
+
+def _evaluate_far(target: Target, output: AnyPath | None, is_first: bool) -> None:
+    """LongPPL in place of plain losses."""
+    found = long_perplexity.evaluate(target, percent_lines if is_first else None)
+    if not is_first:
+        return
+    judge = target.experiment.eval.long_perplexity.judge
+    about: dict[str, Any] = {"step": target.step, "config": target.name, "judge": judge}
+    if output is not None:
+        values = dataclasses.asdict(found) | about | {"overrides": target.overrides}
+        write_json(output, values, allow_nan=False)
+    print(long_perplexity.table(found, **about))
 
 
 def _target(arguments: cli.Arguments) -> Target:

@@ -5,6 +5,7 @@ import io
 import shutil
 import sys
 
+from hybrid.process.clock import clock
 from hybrid.workdir.metrics import Row
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -70,10 +71,3 @@ def step_line(num_steps: int, row: Row, seconds_left: float) -> str:
         parts.append(f"{100 * row['mfu']:.0f} % MFU")
     parts.append(f"{clock(seconds_left)} left")
     return "  ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

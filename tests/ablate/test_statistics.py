@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hybrid.ablate.statistics import intervals
+from hybrid.evaluation import intervals
 
 # --- Known cases ---------------------------------------------------------------------------------
 

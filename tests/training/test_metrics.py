@@ -11,7 +11,8 @@ import pytest
 
 from hybrid.config import ConfigError
 from hybrid.costs import peaks
-from hybrid.training.progress import Progress, clock
+from hybrid.process.clock import clock
+from hybrid.training.progress import Progress
 from hybrid.workdir import metrics
 from hybrid.workdir.metrics import MetricsFile
 

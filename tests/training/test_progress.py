@@ -5,7 +5,8 @@ import io
 
 import pytest
 
-from hybrid.training.progress import Progress, clock
+from hybrid.process.clock import clock
+from hybrid.training.progress import Progress
 
 
 class Terminal(io.StringIO):

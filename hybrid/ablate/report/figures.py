@@ -6,29 +6,23 @@ dates, no random ids. Loads matplotlib, so import this file late.
 """
 
 import dataclasses
-import functools
-import io
 import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
-from xml.sax.saxutils import escape
 
-import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
 
 from hybrid.ablate.report import notation, view
 from hybrid.ablate.report.results import SweepResults
 from hybrid.ablate.report.view import Arm
 from hybrid.ablate.statistics.cell_summary import TEXT, CellSummary
-from hybrid.ablate.statistics.intervals import Estimate
-from hybrid.process.files import write_whole
+from hybrid.evaluation.drawing import FAINT, INK, canvas, save, style
+from hybrid.evaluation.intervals import Estimate
 
 _SEEDS, _WILSON = "95 % t interval over seeds", "95 % Wilson interval"
 _DOCUMENTS = "95 % interval over documents"
@@ -45,30 +39,7 @@ KINDS = {
     "tokens_per_second": ("", ""),
 }
 _ACCURACY, _LOSS, _SPEED = "accuracy", "loss (nats a token)", "training speed (tokens/s)"
-_INK, _FAINT = "#1f2430", "#667085"
 _MARKERS = "osD^vPX*<>"
-_STYLE: dict[Any, Any] = {
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
-    "font.size": 10.5,
-    "axes.edgecolor": "#b6bccb",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": "#e3e6ee",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.markersize": 5,
-    "text.color": _INK,
-    "text.parse_math": False,  # names may hold a $
-    "xtick.color": _FAINT,
-    "ytick.color": _FAINT,
-    "svg.hashsalt": "hybrid.ablate",
-    "svg.fonttype": "none",
-}
-# What the text of an SVG falls back to where DejaVu isn't installed; all narrower.
-_FONTS = "'DejaVu Sans', Verdana, 'Segoe UI', Helvetica, Arial, sans-serif"
 Lines = dict[str, list[tuple[float, Estimate]]]  # {cell's name: its points}
 
 
@@ -99,10 +70,7 @@ def write(results: SweepResults, folder: pathlib.Path) -> list[Drawn]:
             notes = filter(None, [KINDS[kind][1], results.settings.get("machine")])
             with style():
                 figure = figure_of(arm, kind, panels)
-                svg = to_svg(figure, name, title, " · ".join(notes))
-                png = functools.partial(figure.savefig, dpi=160, metadata={"Software": None})
-                write_whole(target / f"{name}.png", png)
-            write_whole(target / f"{name}.svg", svg)
+                svg = save(figure, target / name, title, " · ".join(notes))
             drawn.append(Drawn(name, kind, arm.name, title, svg))
     names = {each.name for each in drawn}
     for path in target.iterdir():
@@ -169,7 +137,7 @@ def figure_of(arm: Arm, kind: str, panels: Mapping[str, Lines]) -> Figure:
         joined.sort(key=lambda cell: cell.kv_cache_bytes or 0)
     for axes, (label, lines) in zip(rows[:, 0], panels.items(), strict=True):
         points = [lines[cell.name][0] for cell in joined if cell.name in lines]
-        axes.plot([x for x, _ in points], [each.mean for _, each in points], ":", color=_FAINT)
+        axes.plot([x for x, _ in points], [each.mean for _, each in points], ":", color=FAINT)
         for name, line in lines.items():
             _draw_line(axes, line, **styles[name])
         for cell in arm.cells if kind == "accuracy_by_distance" else ():
@@ -216,25 +184,13 @@ def _set_y_axis(axes: Axes, label: str, chance: float | None) -> None:
         axes.set_ylim(-0.03, 1.04)
         axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
         if chance:
-            axes.axhline(chance, color=_FAINT, linewidth=1, linestyle=":")
+            axes.axhline(chance, color=FAINT, linewidth=1, linestyle=":")
             axes.text(0.01, chance + 0.01, "chance", transform=axes.get_yaxis_transform(), size=8)
     elif label == _SPEED:
         axes.set_ylim(0, 1.1 * axes.dataLim.y1)
         axes.yaxis.set_major_formatter(lambda y, _: notation.decimal(float(y)))
     elif label.startswith("difference"):
-        axes.axhline(0, color=_INK, linewidth=1, linestyle=":")
-
-
-def style() -> AbstractContextManager[None]:
-    """Matplotlib's settings for the figures drawn and saved inside."""
-    return matplotlib.style.context(_STYLE, after_reset=True)
-
-
-def canvas(height: float, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure of that many inches with `rows` axes above each other."""
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    figure = Figure(figsize=(5.8, height), layout=layout)
-    return figure, figure.subplots(rows, 1, **options)
+        axes.axhline(0, color=INK, linewidth=1, linestyle=":")
 
 
 def cell_styles(arm: Arm) -> dict[str, dict[str, Any]]:
@@ -276,20 +232,3 @@ def legend(axes: Axes) -> None:
     lines: list[Any] = [line for line in axes.get_lines() if str(line.get_label())[0] != "_"]
     lines.sort(key=lambda line: -line.get_ydata()[-1])
     axes.legend(handles=lines, loc="center left", bbox_to_anchor=(1, 0.5))
-
-
-def to_svg(figure: Figure, name: str, title: str, caption: str) -> str:
-    """The figure as an SVG document with a title, ids prefixed by `name`, and no metadata.
-
-    The caption stays under the figure: what the intervals are and which machine.
-    """
-    figure.supxlabel(caption, fontsize=8, color=_FAINT, x=0.01, ha="left")
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(file, format="svg", metadata=nothing)
-    text = re.sub(r"^<\?xml.*?(?=<svg)", "", file.getvalue(), flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", text)
-    text = re.sub("'DejaVu Sans'(, sans-serif)?", _FONTS, text)
-    head = f'<svg role="img" aria-labelledby="{name}-title" '
-    opening, rest = text.replace("<svg ", head, 1).split(">", 1)
-    return f'{opening}><title id="{name}-title">{escape(title)}</title>{rest}'

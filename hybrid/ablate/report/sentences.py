@@ -13,7 +13,7 @@ from hybrid.ablate.report.notation import binary, decimal, fixed, percent, signe
 from hybrid.ablate.report.results import SweepResults
 from hybrid.ablate.report.view import Arm
 from hybrid.ablate.statistics.cell_summary import CellSummary
-from hybrid.ablate.statistics.intervals import CountedMean, Estimate, wilson
+from hybrid.evaluation.intervals import CountedMean, Estimate, wilson
 
 SOLVED = 0.9  # the accuracy that counts as solved
 _VERDICTS = {

@@ -7,7 +7,8 @@ sweep's state before it. The time left is estimated from FLOPs, as runs differ i
 import io
 import time
 
-from hybrid.training.progress import Progress, clock
+from hybrid.process.clock import clock
+from hybrid.training.progress import Progress
 from hybrid.workdir.metrics import Row
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hybrid.ablate.statistics.intervals import CountedMean, DocumentMean, Estimate, SeedMean
+from hybrid.evaluation.intervals import CountedMean, DocumentMean, Estimate, SeedMean
 from hybrid.evaluation.result import keyed
 
 TEXT = "text"  # the task of runs that have no right and wrong

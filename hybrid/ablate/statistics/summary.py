@@ -24,7 +24,7 @@ import numpy as np
 
 from hybrid.ablate.run.pairing import hashable, partner_indices
 from hybrid.ablate.run.run_result import RunResult
-from hybrid.ablate.statistics import intervals, token_figures
+from hybrid.ablate.statistics import token_figures
 from hybrid.ablate.statistics.cell_summary import (
     TEXT,
     ArmSummary,
@@ -32,8 +32,9 @@ from hybrid.ablate.statistics.cell_summary import (
     ContextSummary,
     RateSummary,
 )
-from hybrid.ablate.statistics.intervals import CountedMean
 from hybrid.ablate.statistics.token_figures import SeedRecords
+from hybrid.evaluation import intervals
+from hybrid.evaluation.intervals import CountedMean
 from hybrid.evaluation.token_records import TokenRecords
 
 Runs = tuple[RunResult, ...]

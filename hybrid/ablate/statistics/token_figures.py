@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from hybrid.ablate.statistics.cell_summary import Bucket
-from hybrid.ablate.statistics.intervals import (
+from hybrid.evaluation.intervals import (
     CountedMean,
     DocumentMean,
     Estimate,

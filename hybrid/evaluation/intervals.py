@@ -113,12 +113,22 @@ def mean_over_documents(values: np.ndarray, documents: np.ndarray) -> DocumentMe
     return DocumentMean(mean, mean - half, mean + half, num)
 
 
-def wilson(num_right: int, num: int) -> CountedMean:
-    """Share of right answers with Wilson's score interval.  Raises: ValueError for `num` 0."""
+def wilson(num_right: float, num: int) -> CountedMean:
+    """Share of right answers with Wilson's score interval.
+
+        (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n),      p = num_right / num, n = num
+
+    Answers that are right in part count as their part, which makes the interval too wide, never
+    too narrow: no score from 0 to 1 varies more than one that is only 0 or 1.
+    Raises: ValueError for `num` 0.
+    """
     if not num:
         raise ValueError("a share needs at least one answer")
-    interval = stats.binomtest(num_right, num).proportion_ci(LEVEL, method="wilson")
-    return CountedMean(num_right / num, float(interval.low), float(interval.high), num)
+    share, z = num_right / num, float(stats.norm.ppf((1 + LEVEL) / 2))
+    middle = share + z**2 / (2 * num)
+    half = z * math.sqrt(share * (1 - share) / num + (z / (2 * num)) ** 2)
+    low, high = ((middle + side * half) / (1 + z**2 / num) for side in (-1, 1))
+    return CountedMean(share, max(0.0, min(low, share)), min(1.0, max(high, share)), num)
 
 
 def first_crossing(compute: Sequence[float], loss: Sequence[float], target: float) -> float | None:

@@ -1,0 +1,97 @@
+"""The thirteen tasks of RULER, one table.
+
+`sample(task, request, count_tokens)` is a pure function: the same request and tokenizer give the
+same bits. It fills the length as far as it can.
+
+Source: RULER (2404.06654) and its scripts/synthetic.yaml. What differs: the essays and the word
+lists are of our own (`haystack.py`, `vocabulary.py`), the random numbers too, and the haystack of
+every sample is fitted to the length by itself, not that of the first sample for all.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+from hybrid.evaluation.retrieval import frequent_words, niah, questions, scores, variables
+from hybrid.evaluation.retrieval.sample import Request, Sample, TooShort, largest
+
+EFFECTIVE = 85.6  # the mean score (of 100) that a length must reach to count as effective
+LENGTHS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
+_MOST = 1 << 30
+Make = Callable[[Request, int], Sample]
+Score = Callable[[str, Sequence[str]], float]
+CountTokens = Callable[[Sample], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A row of the table.
+
+    Attributes:
+      make: (request, size) -> Sample.
+      least: the smallest size.
+      score: (reply, references) -> 0 to 1.
+      most: the largest size, of a request.
+      reads: what it needs besides: `essay`, `squad` or `hotpotqa`.
+      otherwise: makes the sample where `make` can't, at this length.
+    """
+
+    make: Make
+    least: int = 1
+    score: Score = scores.all_found
+    most: Callable[[Request], int] = lambda request: _MOST
+    reads: str = ""
+    otherwise: Make | None = None
+
+
+def _niah(haystack: str, least: int = 1, **kinds) -> Task:
+    make = functools.partial(niah.sample, haystack=haystack, **kinds)
+    return Task(make, least, reads="essay" if haystack == "essay" else "")
+
+
+def _questions(file: str) -> Task:
+    return Task(questions.sample, 0, scores.any_found, questions.most, file)
+
+
+TASKS = {
+    "niah_single_1": _niah("noise"),
+    "niah_single_2": _niah("essay"),
+    "niah_single_3": _niah("essay", values="uuids"),
+    "niah_multikey_1": _niah("essay", num_keys=4),
+    "niah_multikey_2": _niah("needles"),
+    "niah_multikey_3": _niah("needles", keys="uuids", values="uuids"),
+    "niah_multivalue": _niah("essay", num_values=4),
+    "niah_multiquery": _niah("essay", num_queries=4),
+    "vt": Task(variables.sample, variables.LEAST_LINES),
+    "cwe": Task(
+        functools.partial(frequent_words.common_words, scale=frequent_words.LONG),
+        frequent_words.NUM_COMMON + 1,
+        otherwise=functools.partial(frequent_words.common_words, scale=frequent_words.SHORT),
+    ),
+    "fwe": Task(frequent_words.frequent_words, 66),  # below it ranks 4 and 5 may be as frequent
+    "qa_1": _questions("squad"),
+    "qa_2": _questions("hotpotqa"),
+}
+
+
+def sample(task: Task, request: Request, count_tokens: CountTokens) -> Sample:
+    """The largest sample that fits the request's length.
+
+    Args:
+      count_tokens: tokens of a sample's prompt as the model reads it, BOS included.
+    Raises: TooShort where even the smallest haystack does not fit.
+    """
+    try:
+        return _fitted(task, task.make, request, count_tokens)
+    except TooShort:
+        if task.otherwise is None:
+            raise
+    return _fitted(task, task.otherwise, request, count_tokens)
+
+
+def _fitted(task: Task, make: Make, request: Request, count_tokens: CountTokens) -> Sample:
+    def cost(size: int) -> int:
+        made = make(request, size)
+        return count_tokens(made) + made.tokens_to_generate
+
+    return make(request, largest(cost, request.length, task.least, task.most(request)))

@@ -1,0 +1,227 @@
+"""MRCR: rows of the public form, conversations made by rule, the published score, its floors."""
+
+import difflib
+import hashlib
+import json
+import re
+
+import pytest
+from test_retrieval import ONE_ROW, evaluated, samples, workdir  # noqa: F401  (fixtures)
+
+from hybrid.config import ConfigError
+from hybrid.data.tasks.example import Draws
+from hybrid.data.tokenizers import ByteTokenizer
+from hybrid.evaluation.config import RetrievalConfig
+from hybrid.evaluation.retrieval import mrcr, mrcr_made, mrcr_rows
+from hybrid.evaluation.retrieval.prompts import Encoder, plain
+from hybrid.evaluation.retrieval.sample import Request
+
+ENCODER = Encoder(ByteTokenizer(), 257, 264)
+
+
+def made(num_needles=4, size=20, index=0, seed=0):
+    return mrcr_made.conversation(Request(f"mrcr {seed}", index, 0), num_needles, size)
+
+
+def row(num_needles=2, size=5, index=0, **changes):
+    """A made conversation as a row of the public form."""
+    held = made(num_needles, size, index)
+    roles = "user", "assistant"
+    messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(held.turns)]
+    wanted = held.answer.removeprefix(held.random_string)
+    return {
+        "prompt": json.dumps(messages),
+        "answer": held.answer,
+        "random_string_to_prepend": held.random_string,
+        "n_needles": num_needles,
+        "desired_msg_index": held.turns.index(wanted),
+        "total_messages": len(messages),
+        "n_chars": sum(map(len, held.turns)),
+        "date_added": "2025-04-12",
+    } | changes
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# --- Score, bins, floors -----------------------------------------------------------------------
+
+
+def test_the_score_is_the_published_one():
+    assert mrcr.score("Xy1abc", "Xy1abc", "Xy1") == 1
+    assert mrcr.score("abc", "Xy1abc", "Xy1") == 0  # no random string
+    assert mrcr.score(" Xy1abc", "Xy1abc", "Xy1") == 0  # white space is not stripped
+    assert mrcr.score("Xy1", "Xy1abc", "Xy1") == 0
+    ratio = difflib.SequenceMatcher(None, "abx\n", "abc").ratio()
+    assert mrcr.score("Xy1abx\n", "Xy1abc", "Xy1") == ratio == pytest.approx(4 / 7)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "end"),
+    [(4096, 8192), (4097, 8192), (8192, 8192), (8193, 16_384), (1_048_576, 1_048_576)],
+)
+def test_bins_hold_their_upper_end(tokens, end):
+    assert mrcr.bin_end(tokens) == end
+
+
+def test_the_floors_are_replies_of_the_conversation():
+    held = made(num_needles=3, size=12)
+    assert mrcr.random_reply(held, Draws("x", 0)) in held.turns[1::2]
+    relevant = mrcr.most_relevant_reply(held)
+    asked = re.search(r"indexed\) (.*)\. Do not", held.turns[-1])[1]
+    places = [i for i, turn in enumerate(held.turns[:-1:2]) if turn.endswith(f"write a {asked}")]
+    assert relevant == held.turns[2 * places[-1] + 1]
+    assert len(places) == 3
+
+
+# --- Conversations made by rule ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_needles", [1, 2, 4, 8])
+def test_a_made_conversation_asks_for_one_of_identical_requests(num_needles):
+    for index in range(4):
+        held = made(num_needles, 30, index)
+        assert len(held.turns) == 2 * (30 + num_needles) + 1
+        question = r"Prepend (\w{10}) to the (\d)\w\w \(1 indexed\) (.*)\. Do not include"
+        random_string, ordinal, asked = re.match(question, held.turns[-1]).groups()
+        requests = [turn.split("conversation:\n\n")[-1] for turn in held.turns[:-1:2]]
+        places = [i for i, turn in enumerate(requests) if turn == f"write a {asked}"]
+        assert len(places) == num_needles
+        wanted = held.turns[2 * places[int(ordinal) - 1] + 1]
+        assert held.answer == random_string + wanted
+        assert held.random_string == random_string
+        assert held.turns.count(wanted) == 1
+        form, topic = asked.split(" about ")
+        others = [turn for turn in requests if turn != f"write a {asked}"]
+        assert sum(f"a {form} about" in turn for turn in others) >= 30 // 4
+        assert sum(turn.endswith(f"about {topic}") for turn in others) >= 30 // 4
+        assert "======EXAMPLE======" in held.turns[0]
+
+
+def test_a_seed_gives_the_same_conversations():
+    texts = repr([made(), made(8, 40, 3)])
+    digest = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+    assert digest == "503813e184b06477"
+    assert made(seed=1).answer != made().answer
+
+
+def test_made_conversations_fill_their_length():
+    for length in (4000, 9000):
+        config = RetrievalConfig(tasks=("mrcr",), lengths=(length,), num_needles=(2,))
+        (group,) = mrcr.groups(config, ENCODER)
+        assert (group.task, group.length) == ("mrcr_2needle", length)
+        prompt = group.make(1)
+        assert length - 700 < len(prompt.ids) + prompt.tokens_to_generate <= length
+        assert prompt.score(prompt.references[0]) == 1
+        assert set(prompt.floors) == {"random", "most relevant"}
+        assert all(0 <= floor <= 1 for floor in prompt.floors.values())
+    config = RetrievalConfig(tasks=("mrcr",), lengths=(500,))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.lengths: is too short for mrcr_2"):
+        next(mrcr.groups(config, ENCODER)).make(0)
+
+
+def test_turns_without_a_chat_template_have_names():
+    assert plain(["a", "b", "c"]) == "User: a\nAssistant: b\nUser: c\nAssistant: "
+    assert plain(["a"]) == "a"
+
+
+# --- Rows of files -----------------------------------------------------------------------------
+
+
+def test_rows_are_sorted_into_bins_by_needles(tmp_path):
+    rows = [row(2, 60, 0), row(2, 70, 1), row(4, 60, 2), row(8, 200, 3), row(2, 400, 4)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    config = RetrievalConfig(
+        tasks=("mrcr",), mrcr_paths=(path,), lengths=(8192,), num_needles=(2, 4)
+    )
+    found = [(group.task, group.length, group.count) for group in mrcr.groups(config, ENCODER)]
+    ends = [mrcr.bin_end(mrcr.estimated_tokens(made(n, s, i))) for n, s, i in
+            ((2, 60, 0), (2, 70, 1), (4, 60, 2), (2, 400, 4))]  # fmt: skip
+    assert max(ends[:3]) <= 8192 < ends[3]  # the last is beyond the longest length
+    assert sum(count for task, _, count in found if task == "mrcr_2needle") == 2
+    assert sum(count for task, _, count in found if task == "mrcr_4needle") == 1
+    assert all(task != "mrcr_8needle" for task, _, _ in found)
+    prompt = next(mrcr.groups(config, ENCODER)).make(0)
+    assert ByteTokenizer().decode(prompt.ids).endswith("in your response.\nAssistant: ")
+    short = RetrievalConfig(tasks=("mrcr",), mrcr_paths=(path,), lengths=(64,))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.lengths: no row"):
+        list(mrcr.groups(short, ENCODER))
+
+
+MALFORMED = {
+    "answer": [{"answer": "no random string"}, {"answer": 3}, {"answer": None}],
+    "random_string_to_prepend": [{"random_string_to_prepend": 7}],
+    "n_needles": [{"n_needles": "2"}, {"n_needles": 0}, {"n_needles": True}],
+    "desired_msg_index": [{"desired_msg_index": 99}, {"desired_msg_index": -1}],
+    "total_messages": [{"total_messages": 1.5}],
+    "n_chars": [{"n_chars": None}],
+    "prompt": [
+        {"prompt": "{"}, {"prompt": "[]"}, {"prompt": "3"},
+        {"prompt": json.dumps([{"role": "user", "content": "a"}] * 3)},
+        {"prompt": json.dumps([{"role": "user"}, {"role": "assistant"}, {"role": "user"}])},
+        {"prompt": json.dumps([{"role": "user", "content": "a"}] * 2)},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("column", "changes"), [(name, each) for name, cases in MALFORMED.items() for each in cases]
+)
+def test_a_malformed_row_is_refused_by_its_number_and_column(tmp_path, column, changes):
+    path = write(tmp_path / "rows.jsonl", [row(), row(**changes)])
+    with pytest.raises(ConfigError, match=rf"{path} row 2 column {column}: ") as caught:
+        list(mrcr_rows.read((path,)))
+    assert caught.value.key == "eval.retrieval.mrcr_paths"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column", [*mrcr_rows.TEXTS, *mrcr_rows.NUMBERS])
+def test_a_missing_column_is_named(tmp_path, column):
+    held = row()
+    del held[column]
+    with pytest.raises(ConfigError, match=f"row 1 lacks column {column}"):
+        list(mrcr_rows.read((write(tmp_path / "rows.jsonl", [held]),)))
+
+
+def test_what_is_no_file_of_rows_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        list(mrcr_rows.read((str(tmp_path / "*.parquet"),)))
+    for name, said in (("a.csv", "has another ending"), ("b.jsonl", "row 1 is not JSON")):
+        (tmp_path / name).write_text("{\n")
+        with pytest.raises(ConfigError, match=said):
+            list(mrcr_rows.read((str(tmp_path / name),)))
+    (tmp_path / "c.parquet").write_text("no")
+    with pytest.raises(ConfigError, match=r"needs pyarrow|is no Parquet file"):
+        list(mrcr_rows.read((str(tmp_path / "c.parquet"),)))
+
+
+def test_parquet_and_json_lines_hold_the_same_rows(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [row(2, 6, index) for index in range(3)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    write(tmp_path / "rows.jsonl", rows)
+    read = [list(mrcr_rows.read((f"{tmp_path}/*.{end}",))) for end in ("parquet", "jsonl")]
+    assert read[0] == read[1]
+    assert len(read[0]) == 3
+
+
+# --- The command -------------------------------------------------------------------------------
+
+
+def test_scores_stand_beside_their_floors(evaluated, tmp_path):  # noqa: F811
+    path = write(tmp_path / "rows.jsonl", [row(2, 1, index) for index in range(2)])
+    flags = [f"mrcr_paths={path}", "lengths=1024", "num_needles=2"]
+    flags = [f"--config.eval.retrieval.{flag}" for flag in flags]
+    result, shown = evaluated("--config=configs/mrcr.py", *flags, ONE_ROW)
+    (group,) = result["groups"]
+    assert (group["task"], group["num_samples"]) == ("mrcr_2needle", 2)
+    kept = samples(tmp_path)
+    for floor in ("random", "most relevant"):
+        mean = sum(each["floors"][floor] for each in kept) / 2
+        assert group["floors"][floor] == pytest.approx(100 * mean)
+        assert f"{floor} reply" in shown
+    assert group["score"] == 0  # two steps of training teach nothing
