@@ -213,7 +213,7 @@ def test_parquet_and_json_lines_hold_the_same_rows(tmp_path):
 
 
 def test_scores_stand_beside_their_floors(evaluated, tmp_path):  # noqa: F811
-    path = write(tmp_path / "rows.jsonl", [row(2, 1, index) for index in range(2)])
+    path = write(tmp_path / "rows.jsonl", [row(2, 1, 0), row(2, 1, 0)])
     flags = [f"mrcr_paths={path}", "lengths=1024", "num_needles=2"]
     flags = [f"--config.eval.retrieval.{flag}" for flag in flags]
     result, shown = evaluated("--config=configs/mrcr.py", *flags, ONE_ROW)

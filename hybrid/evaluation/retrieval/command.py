@@ -1,6 +1,7 @@
 """`eval.py` where `eval.retrieval.tasks` are set: replies of a model to prompts, scored.
 
-Everything that can be wrong is refused before the model is read: prompt 0 of every group is made.
+Everything that can be wrong is refused before the model is read: a prompt of each task is made, at
+its shortest length.
 With `--output`, samples are kept beside it as they are scored, so the same command goes on with a
 run that was stopped.
 Read first: `../target.py` (which model and config count), `prompts.py`, `run.py`.
@@ -17,7 +18,8 @@ import jax
 from hybrid import config as config_lib
 from hybrid import pretrained
 from hybrid.config import ConfigError
-from hybrid.data import tokenizers
+from hybrid.data import sources, tokenizers
+from hybrid.evaluation.config import RetrievalConfig
 from hybrid.evaluation.retrieval import chat, haystack, mrcr, prompts, report, result
 from hybrid.evaluation.retrieval.prompts import Encoder, Group
 from hybrid.evaluation.retrieval.run import Replier, run
@@ -79,11 +81,14 @@ def measure(
     encoder = _encoder(target)
     about = _about(target, encoder)
     groups = _groups(target, encoder)
-    for group in groups:
+    shortest = {group.task: group for group in sorted(groups, key=lambda group: -group.length)}
+    for group in shortest.values():
         group.make(0)
     log = SampleLog(samples, _identity(target, about))
     mesh = make_mesh(config.mesh)
     config.check_context(mesh)
+    num = sum(group.count for group in groups)
+    print(f"retrieval: {num:,} samples, {', '.join(shortest)}", file=sys.stderr)
     with compiler.programs_kept(config.compilation_cache), jax.set_mesh(mesh):
         session = Session(config.model, target.read_params(mesh), config.inference)
         run(groups, _replier(target, encoder, session), log, config.eval.batch_size, progress)
@@ -148,6 +153,7 @@ def _identity(target: Target, about: dict[str, Any]) -> dict[str, Any]:
         "model": str(target.origin.path),
         "step": target.step,
         "keys": {name: value for name, value in keys.items() if name not in _FREE},
+        "files": _sizes(config.eval.retrieval),
         "haystack": about["haystack"],
         "bos": about["bos"],
         "model config": config_lib.to_dict(config.model),
@@ -155,6 +161,14 @@ def _identity(target: Target, about: dict[str, Any]) -> dict[str, Any]:
         "data.needle": config_lib.to_dict(config.data.needle),
         "tokenizer": tokenizers.load(config.data.tokenizer).fingerprint,
     }
+
+
+def _sizes(config: RetrievalConfig) -> dict[str, int]:
+    """Bytes of each file of questions or conversations, by its path."""
+    questions = filter(None, (config.squad_path, config.hotpotqa_path))
+    patterns = [*questions, *config.mrcr_paths]
+    paths = (pathlib.Path(path) for pattern in patterns for path in sources.matches_of(pattern))
+    return {str(path): path.stat().st_size for path in paths if path.is_file()}
 
 
 def _progress() -> Callable[[int, int], None]:

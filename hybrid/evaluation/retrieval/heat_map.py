@@ -27,7 +27,9 @@ def write(path: AnyPath, task: str, groups: Sequence[GroupScore], caption: str) 
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, size=9)
         _label(axes, lengths, depths)
         figure.colorbar(image, ax=axes, label="accuracy", ticks=[0, 0.25, 0.5, 0.75, 1])
-        save(figure, path, f"{task}: accuracy by length and depth", caption)
+        title = f"{task}: accuracy by length and depth"
+        axes.set_title(title, size=11)
+        save(figure, path, title, caption)
 
 
 def grid(groups: Sequence[GroupScore]) -> tuple[list[int], list[float], np.ndarray]:

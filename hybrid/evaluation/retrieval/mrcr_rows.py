@@ -104,7 +104,7 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        accepted = "pip install pyarrow, or a .jsonl file"
+        accepted = "pip install pyarrow (the extra `parquet`), or a .jsonl file"
         raise ConfigError(KEY, "needs pyarrow to read Parquet", str(path), accepted) from None
     try:
         with parquet.ParquetFile(path) as file:
