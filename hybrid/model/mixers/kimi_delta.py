@@ -90,6 +90,8 @@ LETTER = Letter(
 class KimiDelta(GatedDeltaNet):
     """The delta rule with decays a channel."""
 
+    spec: KimiDeltaSpec
+
     def _build_gates(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         heads, size = self.spec.num_heads, self.spec.head_dim
         self.decay = LowRank(self.spec.rank, (heads, size), config, rngs=rngs)
