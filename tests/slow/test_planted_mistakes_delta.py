@@ -76,8 +76,8 @@ DELTANET = {
     "the gate is inside the norm": (
         "(self.o_norm(values) * self._gate(x))", "self.o_norm(values * self._gate(x))",
     ),
-    "the convolution has no SiLU": ("jax.nn.silu(short_convolution(", "(short_convolution("),
-    "the convolution's kernel is turned": (".kernel[...]\n", ".kernel[...][::-1]\n"),
+    "the convolution has no SiLU": ("jax.nn.silu(mixed)", "(mixed)"),
+    "the convolution is turned": ("convolution(inputs,", "convolution(inputs[:, ::-1],"),
 }  # fmt: skip
 RWKV = {
     "decay grows": ("return -FASTEST *", "return FASTEST *"),
@@ -135,7 +135,7 @@ def test_parity_of_kimi_delta_notices(mistake, monkeypatch):
 
 STATE = {
     "D": (test_gated_deltanet.TestGatedDeltaNet, {
-        "the convolution's inputs are one off": ("tokens.num_new)", "tokens.num_new - 1)"),
+        "the convolution forgets its inputs": ("tokens, before)", "tokens, 0 * before)"),
         "the state is bfloat16": (
             "ShapeDtypeStruct(matrix, wide)", "ShapeDtypeStruct(matrix, jnp.bfloat16)",
         ),

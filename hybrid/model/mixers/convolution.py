@@ -15,23 +15,33 @@ from hybrid.ops.short_convolution import last_inputs, short_convolution
 
 
 class ShortConvolution(nnx.Module):
-    """A kernel [size] and a bias for each of `width` channels, which have the logical name `name`.
+    """A kernel [size], and a bias, for each of `width` channels, whose logical name is `name`.
 
-    Kernels start at size^-0.5.
+    Kernels start uniform in ± size^-0.5, as torch's.
     """
 
     def __init__(
-        self, size: int, width: int, name: str | None, *, config: ModelConfig, rngs: nnx.Rngs
+        self,
+        size: int,
+        width: int,
+        name: str | None,
+        *,
+        has_bias: bool = True,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
     ):
-        dtype = param_dtype(config)
-        values = size**-0.5 * jax.random.normal(rngs.params(), (size, width), dtype)
+        dtype, limit, self.has_bias = param_dtype(config), size**-0.5, has_bias
+        values = jax.random.uniform(rngs.params(), (size, width), dtype, -limit, limit)
         self.kernel = nnx.Param(values, axes=(None, name))
-        self.bias = nnx.Param(jnp.zeros((width,), dtype), axes=(name,))
+        if has_bias:
+            self.bias = nnx.Param(jnp.zeros((width,), dtype), axes=(name,))
 
     def __call__(
         self, x: jax.Array, positions: axes.Positions, tokens: Tokens, before: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """The convolution of x [b, t, c], and what takes the place of `before` [b, size − 1, c]."""
-        kernel, bias = self.kernel[...], self.bias[...].astype(x.dtype)
-        y = short_convolution(x, kernel, positions, before) + bias[None, None]
+        kernel = self.kernel[...]
+        y = short_convolution(x, kernel, positions, before)
+        if self.has_bias:
+            y += self.bias[...].astype(x.dtype)[None, None]
         return y, last_inputs(x, before, len(kernel), tokens.num_new)

@@ -34,11 +34,11 @@ from hybrid.config import key
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import Linear, RMSNorm, param_dtype
 from hybrid.model.mixers import recurrent
+from hybrid.model.mixers.convolution import ShortConvolution
 from hybrid.model.mixers.protocol import LayerState, Letter, Look, Placement
 from hybrid.model.mixers.recurrent import RecurrentSpec, Tokens
 from hybrid.ops import delta_rule
 from hybrid.ops.norm import unit
-from hybrid.ops.short_convolution import last_inputs, short_convolution
 
 _STEPS = (0.001, 0.1)  # what softplus(dt_bias) starts in
 _INTO_HEADS = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
@@ -138,7 +138,9 @@ class GatedDeltaNet(nnx.Module):
         width, heads, value_dim = config.d_model, spec.num_heads, spec.value_dim
         linear = functools.partial(Linear, config=config, rngs=rngs)
         for name, size in spec.sizes.items():
-            convolution = ShortConvolution(spec.conv_width, heads * size, config, rngs)
+            convolution = ShortConvolution(
+                spec.conv_width, heads * size, axes.HEADS, has_bias=False, config=config, rngs=rngs
+            )
             setattr(self, f"{name}_proj", linear((width, heads, size), _INTO_HEADS))
             setattr(self, f"{name}_conv", convolution)
         self.beta_proj = linear((width, heads), _INTO_HEADS[:2])
@@ -195,10 +197,9 @@ class GatedDeltaNet(nnx.Module):
         """silu(conv(x·W)) [b, t, n, ...], and the convolution's last inputs."""
         heads = checkpoint_name(getattr(self, f"{name}_proj")(x), "qkv")
         inputs = heads.reshape(*x.shape[:2], -1)
-        kernel = getattr(self, f"{name}_conv").kernel[...]
-        mixed = jax.nn.silu(short_convolution(inputs, kernel, placement.positions, before))
-        last = last_inputs(inputs, before, self.spec.conv_width, tokens.num_new)
-        return mixed.reshape(heads.shape), last
+        convolution = getattr(self, f"{name}_conv")
+        mixed, last = convolution(inputs, placement.positions, tokens, before)
+        return jax.nn.silu(mixed).reshape(heads.shape), last
 
     def _beta(self, x):
         most = 2 if self.spec.negative_eigenvalues else 1
@@ -208,16 +209,6 @@ class GatedDeltaNet(nnx.Module):
 def wide(x: jax.Array) -> jax.Array:
     """x in at least float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-class ShortConvolution(nnx.Module):
-    """The kernel [w, c] of convolutions over w tokens; starts at uniform ± w^-½, as torch's."""
-
-    def __init__(self, width: int, channels: int, config: ModelConfig, rngs: nnx.Rngs):
-        limit = width**-0.5
-        shape, dtype = (width, channels), param_dtype(config)
-        values = jax.random.uniform(rngs.params(), shape, dtype, -limit, limit)
-        self.kernel = nnx.Param(values, axes=(None, axes.HEADS))
 
 
 class DecayRate(nnx.Module):
