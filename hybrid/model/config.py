@@ -32,7 +32,10 @@ class ModelConfig(OpenSection):
 
     SECTIONS: ClassVar[dict[str, type]] = {}
 
-    pattern: str = key("LLLLLG", "a letter a layer of one period: L local, G global")
+    pattern: str = key(
+        "LLLLLG",
+        "a letter a layer of one period: L local, G global, and the mixers of docs/mixers.md",
+    )
     last_layer: str = key(
         "require_global",
         "what to do when the last layer would not be global",
