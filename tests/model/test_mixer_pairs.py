@@ -23,8 +23,8 @@ TIME, NUM_NEW = 9, 3
 
 
 def pairs():
-    """All pairs, those but a few marked slow."""
-    marks = {False: (pytest.mark.slow,), True: ()}
+    """All pairs, those but a few marked weekly."""
+    marks = {False: (pytest.mark.weekly,), True: ()}
     return [pytest.param(pair, marks=marks[pair in QUICK]) for pair in PAIRS]
 
 

@@ -22,7 +22,7 @@ from hybrid.model.mixers.longformer import Longformer
 from hybrid.ops.attention import sparse
 from hybrid.ops.sparse_band import NONE, SparseBand
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("x64")]
+pytestmark = [pytest.mark.weekly, pytest.mark.usefixtures("x64")]
 
 
 # --- The checks ------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_mixers_equal_their_equations(letter):
     written_out.check(letter)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize(("letter", "module", "line", "instead"), ALL)
 @pytest.mark.usefixtures("x64")
 def test_a_planted_mistake_is_found(letter, module, line, instead, monkeypatch):

@@ -15,7 +15,7 @@ from ops.test_delta_rule import CHUNK, RULES, by_steps, in_chunks, inputs
 from hybrid.model.mixers import MIXERS, gated_deltanet, kimi_delta, rwkv7
 from hybrid.ops import delta_rule
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.weekly
 
 
 def with_mistake(module, right, wrong, monkeypatch):
