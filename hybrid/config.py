@@ -177,8 +177,12 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str, root: type) -> Any
         else:
             with errors_under(prefix):
                 arguments[name] = _checked(field, kind, value)
-    if further:
-        arguments["sections"] = tuple(sorted(further.items()))
+    # At its defaults a section is as if it were not given: configs that mean the same are equal.
+    given = {
+        name: own for name, own in further.items() if own != typing.cast(Any, entries[name][0])()
+    }
+    if given:
+        arguments["sections"] = tuple(sorted(given.items()))
     with errors_under(prefix):
         return cls(**arguments)
 

@@ -24,6 +24,21 @@ jaxtyping.install_import_hook("hybrid", "checker.check")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Compiled programs are dropped behind a module where there are many.
+
+    Each takes some of the 65 530 memory maps that Linux gives a process, and XLA crashes without.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """The test runs in float64."""
