@@ -178,9 +178,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str, root: type) -> Any
             with errors_under(prefix):
                 arguments[name] = _checked(field, kind, value)
     # At its defaults a section is as if it were not given: configs that mean the same are equal.
-    given = {
-        name: own for name, own in further.items() if own != typing.cast(Any, entries[name][0])()
-    }
+    given = {name: own for name, own in further.items() if own != type(own)()}
     if given:
         arguments["sections"] = tuple(sorted(given.items()))
     with errors_under(prefix):
