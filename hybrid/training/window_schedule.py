@@ -13,12 +13,12 @@ stage.
 
 import bisect
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from hybrid.config import ConfigError
+from hybrid.data.tasks.example import Draws
 from hybrid.model.config import ModelConfig
 from hybrid.training.config import TrainingConfig
 
@@ -63,25 +63,16 @@ def stages(model: ModelConfig, training: TrainingConfig) -> tuple[Stage, ...]:
 def _drawn(model: ModelConfig, training: TrainingConfig) -> tuple[Stage, ...]:
     """A stage for each run of steps that drew the same window; the last step has the model's."""
     shares, windows = zip(*training.window_choices, strict=True)
-    sums, models = (
-        list(itertools.accumulate(shares)),
-        [dataclasses.replace(model, window_size=window) for window in windows],
-    )
-    num_drawn = min(
-        round(training.window_choices_share * training.num_steps), training.num_steps - 1
-    )
+    sums = list(itertools.accumulate(shares[:-1]))
+    models = [dataclasses.replace(model, window_size=window) for window in windows]
+    drawn_share, num_steps = training.window_choices_share, training.num_steps
+    num_drawn = min(round(drawn_share * num_steps), num_steps - 1)
     found: list[Stage] = []
-    for step in range(num_drawn):
-        index = min(bisect.bisect(sums, _uniform(training.seed, step)), len(models) - 1)
-        if not found or found[-1].model is not models[index]:
-            found.append(Stage(step, models[index]))
+    for step, u in enumerate(Draws("training windows", training.seed).uniform(num_drawn)):
+        drawn = models[bisect.bisect(sums, u)]
+        if not found or found[-1].model is not drawn:
+            found.append(Stage(step, drawn))
     return (*found, Stage(num_drawn, model))
-
-
-def _uniform(seed: int, step: int) -> float:
-    """A number in [0, 1), the same on every machine."""
-    digest = hashlib.blake2b(f"window {seed} {step}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
 
 
 def stage_at(schedule: Sequence[Stage], step: int) -> Stage:
