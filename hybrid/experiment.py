@@ -76,11 +76,7 @@ class Experiment:
             problem = f"must divide training.batch_size ({rows})"
             raise ConfigError("training.num_microbatches", problem, parts)
         lengths = self.eval.lengths(self.training.context_length)
-        for name, longest in (("training", self.training.context_length), ("eval", max(lengths))):
-            if 0 < self.model.learned_positions < longest:
-                problem = "is longer than the table of positions"
-                accepted = f"at most model.learned_positions ({self.model.learned_positions})"
-                raise ConfigError(f"{name}.context_length", problem, longest, accepted)
+        self._check_positions(lengths)
         if self.data.is_task and self.eval.stride:
             problem = f"is set although data.source is {self.data.source}"
             raise ConfigError("eval.stride", problem, self.eval.stride, "0")
@@ -90,6 +86,20 @@ class Experiment:
             check(self.data.task, trained, vocab_size, "training.context_length")
             for length in lengths:
                 check(self.data.task, length, vocab_size, "eval.context_length")
+
+    def _check_positions(self, eval_lengths: tuple[int, ...]) -> None:
+        """No row is longer than the table of learned positions."""
+        most, retrieval = self.model.learned_positions, self.eval.retrieval
+        longest = {
+            "training.context_length": self.training.context_length,
+            "eval.context_length": max(eval_lengths),
+            "eval.retrieval.lengths": max(retrieval.lengths) if retrieval.tasks else 0,
+        }
+        for name, length in longest.items():
+            if 0 < most < length:
+                problem = "is longer than the table of positions"
+                accepted = f"at most model.learned_positions ({most})"
+                raise ConfigError(name, problem, length, accepted)
 
     def _check_attention(self) -> None:
         """A forced implementation must serve every layer; nothing falls back later."""

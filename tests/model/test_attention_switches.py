@@ -83,6 +83,10 @@ def test_rows_longer_than_the_table_are_refused():
     with pytest.raises(ConfigError) as error:
         experiment.from_config(keys)
     assert error.value.key == "eval.context_length"
+    keys = {"model": {"learned_positions": 300}, "eval": {"retrieval": {"tasks": ("vt",)}}}
+    with pytest.raises(ConfigError) as error:
+        experiment.from_config(keys)
+    assert error.value.key == "eval.retrieval.lengths"
 
 
 def test_texts_longer_than_the_table_are_refused(tmp_path):
