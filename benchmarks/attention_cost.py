@@ -11,17 +11,9 @@ import argparse
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
-from benchmarks import machine
+from benchmarks import layer, machine
 from benchmarks.model import MODEL
 from benchmarks.workers import readings
-from hybrid.model import stack
-from hybrid.model.blocks.block import LayerInputs
-from hybrid.model.mixers.protocol import Placement, shared_arrays
-from hybrid.model.pattern import plan_layers
 from hybrid.process.host import keep_freed_memory
 
 WINDOW = 512
@@ -59,28 +51,12 @@ def run(longest: int, count: int) -> list[dict[str, Any]]:
 
 def _measure(letter: str, implementation: str, length: int, count: int) -> dict[str, Any]:
     config = dataclasses.replace(MODEL, window_size=WINDOW, attention=implementation)
-    plan = plan_layers(config)
-    spec = next(spec for spec in plan.layers() if spec.letter == letter)
-    graph, _ = stack.abstract_layer(spec, config)
-    params = stack.init_layer(spec, config, jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (1, length, config.d_model))
-
-    def both_ways(params, x):
-        positions = jnp.arange(length, dtype=jnp.int32)[None]
-        shared = shared_arrays(plan.mixers(), positions, x.dtype)
-        inputs = LayerInputs(Placement(positions, None, shared))
-        layer = lambda params, x: nnx.merge(graph, params)(x, inputs).x  # noqa: E731
-        out, back = jax.vjp(layer, params, x)
-        return out, back(x)
-
-    compiled = jax.jit(both_ways).lower(params, x).compile()
-    run = lambda: jax.block_until_ready(compiled(params, x))  # noqa: E731
-    run()
-    timed = readings(run, count)
+    measured = layer.compiled(config, letter, length)
+    timed = readings(measured.run, count)
     return {
         "ms": 1e3 * min(seconds for seconds, _ in timed),
         "others": max(others for _, others in timed),
-        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+        "temporaries": measured.temporaries,
     }
 
 

@@ -8,22 +8,13 @@ mixer at its own defaults. Readings go round the letters in turn; the best quiet
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
-
-from benchmarks import machine
+from benchmarks import layer, machine
 from benchmarks.model import MODEL
 from benchmarks.workers import quiet, readings
-from hybrid.model import stack
-from hybrid.model.blocks.block import LayerInputs
 from hybrid.model.mixers import MIXERS
 from hybrid.model.mixers.attention import LOCAL
-from hybrid.model.mixers.protocol import Placement, shared_arrays
-from hybrid.model.pattern import plan_layers
 from hybrid.process.host import keep_freed_memory
 
 WINDOW = 1024
@@ -59,28 +50,11 @@ def run(letters: list[str], rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _layer(letter: str, length: int) -> tuple[Callable[[], Any], int]:
-    """A compiled layer that ran once, forward and backward, and its temporaries in bytes."""
+def _layer(letter: str, length: int) -> layer.Layer:
     config = dataclasses.replace(
         MODEL, pattern=letter, num_layers=1, last_layer="any", window_size=WINDOW
     )
-    plan = plan_layers(config)
-    (spec,) = plan.layers()
-    graph, _ = stack.abstract_layer(spec, config)
-    params = stack.init_layer(spec, config, jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (1, length, config.d_model))
-
-    def both_ways(params, x):
-        positions = jnp.arange(length, dtype=jnp.int32)[None]
-        shared = shared_arrays(plan.mixers(), positions, x.dtype)
-        inputs = LayerInputs(Placement(positions, None, shared))
-        out, back = jax.vjp(lambda params, x: nnx.merge(graph, params)(x, inputs).x, params, x)
-        return out, back(x)
-
-    compiled = jax.jit(both_ways).lower(params, x).compile()
-    jax.block_until_ready(compiled(params, x))
-    temporaries = compiled.memory_analysis().temp_size_in_bytes
-    return lambda: jax.block_until_ready(compiled(params, x)), temporaries
+    return layer.compiled(config, letter, length)
 
 
 def markdown(result: dict[str, Any]) -> str:
