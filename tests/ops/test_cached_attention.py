@@ -12,7 +12,8 @@ from inference.small_models import config_of, params_of
 from hybrid import model
 from hybrid.inference.session import Session
 from hybrid.ops import rope
-from hybrid.ops.attention import attend_cached, cached, reference
+from hybrid.ops.attention import CACHED_ATTENTION, attend_cached, cached, reference
+from hybrid.ops.attention.request import CachedAttentionRequest
 from hybrid.ops.attention.slots import Slots, Stored
 from hybrid.ops.band import Band
 
@@ -189,3 +190,33 @@ def step_flops(session, cache):
     compiled = jax.jit(step).lower(session.params, cache).compile()
     cost = compiled.cost_analysis()
     return cost["flops"], cost["bytes accessed"]
+
+
+# --- The door ---------------------------------------------------------------------------------
+
+
+def request(**keys):
+    base = CachedAttentionRequest(
+        backend="tpu",
+        dtype="bfloat16",
+        stored_dtype="bfloat16",
+        head_dim=512,
+        query_length=1,
+        num_slots=4096,
+        num_heads=32,
+        num_kv_heads=4,
+        window_size=None,
+    )
+    return dataclasses.replace(base, **keys)
+
+
+def test_it_serves_few_tokens_on_tpus_and_comes_first_there():
+    assert CACHED_ATTENTION.choose(request()).name == "fused"
+    assert CACHED_ATTENTION.choose(request(query_length=16)).name == "fused"
+    assert CACHED_ATTENTION.explain(request(query_length=17)) == {
+        "fused": "17 new tokens, it takes 16 at most",
+        "tiled": None,
+    }
+    for backend in ("cpu", "gpu"):
+        refusals = CACHED_ATTENTION.explain(request(backend=backend))
+        assert refusals == {"fused": "its kernel is compiled for TPUs", "tiled": None}

@@ -1,4 +1,4 @@
-"""The kernels of decoding, interpreted on a CPU: what they give, what they read, what they change.
+"""The kernels of decoding, interpreted on a CPU: what they give and what they read.
 
 Run this file as a script to see what eight simulated devices give.
 """
@@ -12,15 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import simulated
-from inference.small_models import LAYOUTS, config_of, logits_of, params_of, tokens_of
+from inference.small_models import LAYOUTS
 
-from hybrid import model
-from hybrid.model import cache as state
-from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.ops import dispatch, rope
-from hybrid.ops.attention import CACHED_ATTENTION, attend_cached, reference, writing
-from hybrid.ops.attention.pallas import decode, decode_operands, write
-from hybrid.ops.attention.request import CachedAttentionRequest
+from hybrid.ops.attention import attend_cached, reference, writing
+from hybrid.ops.attention.pallas import decode, decode_operands
 from hybrid.ops.attention.slots import Slots, Stored
 from hybrid.ops.band import Band
 
@@ -329,110 +325,6 @@ def test_planted_mistakes_are_noticed(mistake, monkeypatch):
         np.testing.assert_allclose(
             fused(case, q, slots, sinks), oracle(case, q, *keys_values, sinks), atol=1e-2
         )
-
-
-# --- Writing ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("num_slots", "time", "is_ring"), [(96, 1, False), (75, 5, False), (40, 16, True), (7, 5, True)]
-)
-@pytest.mark.parametrize("dtype", ["int8", "float32"])
-def test_blocks_are_written_as_the_scatter_writes(num_slots, time, is_ring, dtype):
-    rng = np.random.default_rng(0)
-
-    def random(*shape):
-        return jnp.asarray(rng.integers(-127, 127, shape), dtype)
-
-    old = {"v": random(LAYERS, 2, 2, num_slots, 8), "scales": random(LAYERS, 2, 2, num_slots)}
-    new = {"v": random(2, 2, time, 8), "scales": random(2, 2, time)}
-
-    @jax.jit
-    def both(old, new, at):
-        with dispatch.use_backend("tpu"):
-            got = writing.write(old, jnp.int32(ROW), new, at, num_slots)
-        return got, writing.write(old, ROW, new, at, num_slots)
-
-    for start in range(0, num_slots, 3):
-        # Rows at different places; tokens behind the second row's end, or an overrun, go nowhere.
-        positions = np.stack([start + np.arange(time), (start + 31) + np.arange(time)])
-        at = positions % num_slots if is_ring else np.minimum(positions, num_slots)
-        at[1, time // 2 + 1 :] = num_slots
-        got, wanted = both(old, new, jnp.asarray(at, jnp.int32))
-        jax.tree.map(np.testing.assert_array_equal, got, wanted)
-
-
-def test_blocks_that_tokens_fall_into_are_all_visited():
-    for size, num_slots in ((32, 40), (32, 96), (32, 33)):
-        for start in range(num_slots):
-            at = jnp.asarray((start + np.arange(16))[None] % num_slots, jnp.int32)
-            visits = write._visits(at, num_slots, size)
-            assert set(np.asarray(at[0]) // size) == set(visits[0].tolist())
-
-
-# --- Whole models -----------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [
-        ("unified", "value"),
-        ("unified ones reused from inside a period", "value_and_rotated"),
-    ],
-)
-def test_decoding_equals_the_forward(name, layout):
-    """Five tokens, then one at a time, with donors' slots read by other layers."""
-    config = config_of(name)
-    tokens, plan = tokens_of(config), model.layer_plan(config)
-    wanted = logits_of(config, tokens)
-    form = CacheFormat(45, "float64", slack=4, unified=layout)
-    cache = state.allocate(plan, form, len(tokens))
-    slots = model.slot_arrays(plan, form, "float64")
-
-    @jax.jit
-    def step(params, cache, part):
-        with dispatch.use_backend("tpu"):
-            num_new = jnp.full(len(part), part.shape[1], jnp.int32)
-            x, cache = model.extend(config, params, part, num_new, cache, slots)
-            return cache, model.head(config, params, x)
-
-    for part in (slice(0, 5), *(slice(i, i + 1) for i in range(5, tokens.shape[1]))):
-        cache, logits = step(params_of(config), cache, tokens[:, part])
-        np.testing.assert_allclose(logits, wanted[:, part], atol=1e-10)
-
-
-# --- The door ---------------------------------------------------------------------------------
-
-
-def request(**keys):
-    base = CachedAttentionRequest(
-        backend="tpu",
-        dtype="bfloat16",
-        stored_dtype="bfloat16",
-        head_dim=512,
-        query_length=1,
-        num_slots=4096,
-        num_heads=32,
-        num_kv_heads=4,
-        window_size=None,
-    )
-    return dataclasses.replace(base, **keys)
-
-
-def test_it_serves_few_tokens_on_tpus_and_comes_first_there():
-    assert CACHED_ATTENTION.choose(request()).name == "fused"
-    assert CACHED_ATTENTION.choose(request(query_length=16)).name == "fused"
-    assert CACHED_ATTENTION.explain(request(query_length=17)) == {
-        "fused": "17 new tokens, it takes 16 at most",
-        "tiled": None,
-    }
-    for backend in ("cpu", "gpu"):
-        refusals = CACHED_ATTENTION.explain(request(backend=backend))
-        assert refusals == {"fused": "its kernel is compiled for TPUs", "tiled": None}
-    for call in ((1, "blocks"), (17, "scatter")):
-        assert writing.CACHE_WRITE.choose(writing.WriteRequest("tpu", call[0])).name == call[1]
-    assert writing.CACHE_WRITE.choose(writing.WriteRequest("cpu", 1)).name == "scatter"
 
 
 # --- Eight devices ----------------------------------------------------------------------------
