@@ -45,13 +45,14 @@ def unit(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
     return rms_norm(x, None, eps=eps / size) * size**-0.5
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """x in at least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _rms_norm(x, scale, eps, offset):
     return _forward(x, scale, eps, offset)[0]
-
-
-def _wide(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _gain(scale, offset, like):
@@ -62,7 +63,7 @@ def _gain(scale, offset, like):
 
 
 def _forward(x, scale, eps, offset):
-    x_wide = _wide(x)
+    x_wide = wide(x)
     inverse = jax.lax.rsqrt(jnp.mean(x_wide * x_wide, axis=-1, keepdims=True) + eps)
     y = x_wide * inverse * _gain(scale, offset, x_wide)  # (1)
     return y.astype(x.dtype), (x, scale, inverse)
@@ -70,7 +71,7 @@ def _forward(x, scale, eps, offset):
 
 def _backward(eps, offset, kept, dy):
     x, scale, inverse = kept
-    x_wide, dy = _wide(x), _wide(dy)
+    x_wide, dy = wide(x), wide(dy)
     u = dy * _gain(scale, offset, x_wide)  # (2)
     along = jnp.mean(u * x_wide, axis=-1, keepdims=True)
     dx = inverse * (u - x_wide * (inverse * inverse * along))  # (3)

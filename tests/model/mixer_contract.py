@@ -8,6 +8,7 @@ of fixed size and those with keys and values do besides. Values against the mixe
 step-by-step form, and against an independent implementation, are tests of the mixer's own file.
 """
 
+import abc
 import dataclasses
 import functools
 import json
@@ -227,7 +228,7 @@ class StateMixer(MixerBehaviour):
         assert short["state"] == long["state"] > 0
 
 
-class AttentionMixer(MixerBehaviour):
+class AttentionMixer(MixerBehaviour, abc.ABC):
     """The checks of mixers that keep keys and values."""
 
     @pytest.mark.parametrize("before", [3, 9, TIME])
@@ -266,9 +267,9 @@ class AttentionMixer(MixerBehaviour):
         weights = planned - 256 * mixer.flops_per_token(config, 256)[1]
         assert counted - self.mixing_flops(config, 256) == pytest.approx(weights, rel=0.02)
 
+    @abc.abstractmethod
     def mixing_flops(self, config, time) -> int:
         """FLOPs of the products of queries, keys and values as they are compiled."""
-        raise NotImplementedError
 
 
 FIRST = 7  # tokens of the first document of `packed`

@@ -32,6 +32,10 @@ def test_a_segment_is_drawn_once_with_its_repetitions():
     assert "layers 12 to 13" in words
 
 
+def test_no_two_letters_have_one_colour():
+    assert len({row.look.colour for row in MIXERS.values()}) == len(MIXERS)
+
+
 def test_each_kind_keeps_its_colour_and_its_card():
     both, local = draw(), draw(pattern="L", num_layers=2, last_layer="any")
     fills = {rect.get("fill") for rect in local.iter(RECT)}

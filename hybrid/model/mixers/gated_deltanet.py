@@ -6,7 +6,7 @@
     S = e^g S + β k (v − e^g Sᵀk)ᵀ            o = Sᵀq
     y = (rms(o) · silu(x·Wz)) Wo
 
-The convolutions are causal, over `conv_width` tokens of one channel. With `negative_eigenvalues`
+The convolutions are causal, over `conv_size` tokens of one channel. With `negative_eigenvalues`
 β is 2·sigmoid(x·Wb), so that a state can be turned over at a key (2411.12537). Every head has
 queries and keys of its own; Qwen3-Next shares each among two heads of values.
 
@@ -38,7 +38,7 @@ from hybrid.model.mixers.convolution import ShortConvolution
 from hybrid.model.mixers.protocol import LayerState, Letter, Look, Placement
 from hybrid.model.mixers.recurrent import RecurrentSpec, Tokens
 from hybrid.ops import delta_rule
-from hybrid.ops.norm import unit
+from hybrid.ops.norm import unit, wide
 
 _STEPS = (0.001, 0.1)  # what softplus(dt_bias) starts in
 _INTO_HEADS = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
@@ -51,7 +51,7 @@ class DeltaNetConfig:
     num_heads: int = key(0, "heads; 0: model.num_heads", at_least=0)
     head_dim: int = key(0, "width of queries and keys; 0: model.head_dim", at_least=0)
     value_dim: int = key(0, "width of values; 0: as keys", at_least=0)
-    conv_width: int = key(4, "tokens that the convolutions of q, k and v see", at_least=1)
+    conv_size: int = key(4, "tokens that the convolutions of q, k and v see", at_least=1)
     negative_eigenvalues: bool = key(False, "beta in 0 … 2 in place of 0 … 1")
 
 
@@ -62,7 +62,7 @@ class GatedDeltaNetSpec(RecurrentSpec):
     num_heads: int
     head_dim: int
     value_dim: int
-    conv_width: int
+    conv_size: int
     negative_eigenvalues: bool
     dtype: str
 
@@ -80,7 +80,7 @@ class GatedDeltaNetSpec(RecurrentSpec):
         matrix = (self.num_heads, self.head_dim, self.value_dim)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         inputs = {
-            name: jax.ShapeDtypeStruct((self.conv_width - 1, self.num_heads * size), self.dtype)
+            name: jax.ShapeDtypeStruct((self.conv_size - 1, self.num_heads * size), self.dtype)
             for name, size in self.sizes.items()
         }
         return {"state": jax.ShapeDtypeStruct(matrix, wide)} | inputs
@@ -94,13 +94,11 @@ class GatedDeltaNetSpec(RecurrentSpec):
     def summary(self) -> str:
         """Heads and the size of the state."""
         heads = f"{self.num_heads} heads with a state of {self.head_dim} x {self.value_dim}"
-        return f"gated delta rule, {heads}, convolutions over {self.conv_width}"
+        return f"gated delta rule, {heads}, convolutions over {self.conv_size}"
 
-    def facts(self) -> Iterator[str]:
-        """Heads, work and memory."""
+    def facts_of_sizes(self) -> Iterator[str]:
+        """Heads and the size of their state."""
         yield f"{self.num_heads} heads of {self.head_dim} x {self.value_dim}"
-        yield "work O(t)"
-        yield "keeps one state"
 
 
 def _spec(config: ModelConfig, slot: int) -> GatedDeltaNetSpec:
@@ -110,7 +108,7 @@ def _spec(config: ModelConfig, slot: int) -> GatedDeltaNetSpec:
         num_heads=own.num_heads or config.num_heads,
         head_dim=head_dim,
         value_dim=own.value_dim or head_dim,
-        conv_width=own.conv_width,
+        conv_size=own.conv_size,
         negative_eigenvalues=own.negative_eigenvalues,
         dtype=config.dtype,
     )
@@ -139,7 +137,7 @@ class GatedDeltaNet(nnx.Module):
         linear = functools.partial(Linear, config=config, rngs=rngs)
         for name, size in spec.sizes.items():
             convolution = ShortConvolution(
-                spec.conv_width, heads * size, axes.HEADS, has_bias=False, config=config, rngs=rngs
+                spec.conv_size, heads * size, axes.HEADS, has_bias=False, config=config, rngs=rngs
             )
             setattr(self, f"{name}_proj", linear((width, heads, size), _INTO_HEADS))
             setattr(self, f"{name}_conv", convolution)
@@ -204,11 +202,6 @@ class GatedDeltaNet(nnx.Module):
     def _beta(self, x):
         most = 2 if self.spec.negative_eigenvalues else 1
         return most * jax.nn.sigmoid(wide(self.beta_proj(x)))
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """x in at least float32."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class DecayRate(nnx.Module):

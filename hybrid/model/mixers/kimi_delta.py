@@ -19,15 +19,11 @@ from flax import nnx
 
 from hybrid.config import key
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers.gated_deltanet import (
-    DecayRate,
-    GatedDeltaNet,
-    GatedDeltaNetSpec,
-    wide,
-)
+from hybrid.model.mixers.gated_deltanet import DecayRate, GatedDeltaNet, GatedDeltaNetSpec
 from hybrid.model.mixers.low_rank import LowRank
 from hybrid.model.mixers.protocol import Letter, Look
 from hybrid.ops import delta_rule
+from hybrid.ops.norm import wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +32,7 @@ class KimiDeltaConfig:
 
     num_heads: int = key(0, "heads; 0: model.num_heads", at_least=0)
     head_dim: int = key(0, "width of queries, keys and values; 0: model.head_dim", at_least=0)
-    conv_width: int = key(4, "tokens that the convolutions of q, k and v see", at_least=1)
+    conv_size: int = key(4, "tokens that the convolutions of q, k and v see", at_least=1)
     rank: int = key(0, "bottleneck of the decay and of the output gate; 0: head_dim", at_least=0)
 
 
@@ -59,7 +55,7 @@ class KimiDeltaSpec(GatedDeltaNetSpec):
     def summary(self) -> str:
         """Heads and the size of the state."""
         heads = f"{self.num_heads} heads with a state of {self.head_dim} x {self.value_dim}"
-        return f"delta rule with decays a channel, {heads}, convolutions over {self.conv_width}"
+        return f"delta rule with decays a channel, {heads}, convolutions over {self.conv_size}"
 
 
 def _spec(config: ModelConfig, slot: int) -> KimiDeltaSpec:
@@ -69,7 +65,7 @@ def _spec(config: ModelConfig, slot: int) -> KimiDeltaSpec:
         num_heads=own.num_heads or config.num_heads,
         head_dim=head_dim,
         value_dim=head_dim,
-        conv_width=own.conv_width,
+        conv_size=own.conv_size,
         negative_eigenvalues=False,
         dtype=config.dtype,
         rank=own.rank or head_dim,
@@ -81,7 +77,7 @@ LETTER = Letter(
     kind="state",
     title="Kimi Delta Attention",
     spec=_spec,
-    look=Look("#0f8b8d", "#e4f4f4", ("#63c5c7", "#075052"), line_style=(0, (6, 1, 1, 1, 1, 1))),
+    look=Look("#5b6b7b", "#edf0f3", ("#9aa8b5", "#2a343d"), line_style=(0, (6, 1, 1, 1, 1, 1))),
     citation="Kimi Linear (2510.26692)",
     section=("kimi_delta", KimiDeltaConfig),
 )

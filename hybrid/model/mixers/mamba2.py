@@ -104,13 +104,11 @@ class Mamba2Spec(RecurrentSpec):
         heads = f"{self.num_heads} heads{groups}, head_dim {self.head_dim}"
         return f"state space, {heads}, state of {self.state_dim}, convolution {self.conv_size}"
 
-    def facts(self) -> Iterator[str]:
-        """Heads, state, work and memory."""
+    def facts_of_sizes(self) -> Iterator[str]:
+        """What is seen, heads and state."""
         yield "sees all earlier tokens"
         yield f"{self.num_heads} heads of {self.head_dim}"
         yield f"state of {self.state_dim}"
-        yield "work O(t)"
-        yield "keeps one state"
 
 
 def _spec(config: ModelConfig, slot: int) -> Mamba2Spec:

@@ -8,7 +8,7 @@ middle of a packed row, and padding changes nothing (`Tokens`).
 import abc
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -42,6 +42,16 @@ class RecurrentSpec(MixerSpec):
         """Bytes of the arrays, the same for every capacity."""
         sizes = ((math.prod(each.shape), each.dtype.itemsize) for each in self.shapes().values())
         return sum(size * itemsize for size, itemsize in sizes)
+
+    def facts(self) -> Iterator[str]:
+        """Sizes, work and memory."""
+        yield from self.facts_of_sizes()
+        yield "work O(t)"
+        yield "keeps one state"
+
+    @abc.abstractmethod
+    def facts_of_sizes(self) -> Iterator[str]:
+        """The lines of `facts` before what that costs."""
 
 
 class Tokens(NamedTuple):

@@ -81,12 +81,10 @@ class RGLRUSpec(RecurrentSpec):
         gates = f"gates in {self.num_blocks} block{'' if self.num_blocks == 1 else 's'}"
         return f"gated linear recurrence of {self.width}, {gates}, convolution {self.conv_size}"
 
-    def facts(self) -> Iterator[str]:
-        """Channels, work and memory."""
+    def facts_of_sizes(self) -> Iterator[str]:
+        """What is seen, and channels."""
         yield "sees all earlier tokens"
         yield f"state of {self.width}"
-        yield "work O(t)"
-        yield "keeps one state"
 
 
 def _spec(config: ModelConfig, slot: int) -> RGLRUSpec:

@@ -99,11 +99,9 @@ class Rwkv7Spec(RecurrentSpec):
         ranks = f"{self.decay_rank}, {self.erase_rank} and {self.gate_rank}"
         return f"RWKV-7, {heads}, bottlenecks of {ranks}"
 
-    def facts(self) -> Iterator[str]:
-        """Heads, work and memory."""
+    def facts_of_sizes(self) -> Iterator[str]:
+        """Heads and the size of their state."""
         yield f"{self.num_heads} heads of {self.head_dim} x {self.head_dim}"
-        yield "work O(t)"
-        yield "keeps one state"
 
 
 def _spec(config: ModelConfig, slot: int) -> Rwkv7Spec:

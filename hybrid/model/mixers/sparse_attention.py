@@ -6,6 +6,7 @@ those of `attention.py`; who sees whom is the band's.
 Read next: `longformer.py`, `bigbird.py`.
 """
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar
@@ -47,9 +48,9 @@ class SparseSpec(AttentionSpec):
         """None: there is one implementation."""
         return None
 
+    @abc.abstractmethod
     def shortened(self, num_tokens: int, window_size: int) -> SparseBand:
         """The band with a window of about `window_size` tokens, for a picture of a short row."""
-        raise NotImplementedError
 
     def picture(self, num_tokens: int, window_size: int) -> np.ndarray:
         """The band of a short row."""
