@@ -99,6 +99,7 @@ def main(command: Command | str, argv: Sequence[str] | None = None) -> int:
 
 def ending(error: BaseException) -> tuple[int, str]:
     """The status that a command ends with after an exception, and the line that tells why."""
+    error = signals.stop_behind(error) or error
     if isinstance(error, ConfigError):
         return WRONG_INPUT, f"error: {error}"
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # by a flag or a key

@@ -40,6 +40,17 @@ class Ended(BaseException):
         self.status = status
 
 
+def stop_behind(error: BaseException | None) -> BaseException | None:
+    """The stop that an exception was made of, or None.
+
+    A handler that raises below a C extension that looks for no exception (numpy hashing a dtype)
+    comes out of it as a SystemError whose cause is what was raised.
+    """
+    while error is not None and not isinstance(error, (Preempted, KeyboardInterrupt, Ended)):
+        error = error.__cause__
+    return error
+
+
 class Interrupts:
     """The signals that this process has received so far.
 

@@ -160,6 +160,22 @@ def test_a_signal_while_a_command_is_imported_ends_it_with_its_status(tmp_path, 
     assert "Traceback" not in done.stderr
 
 
+def test_a_signal_that_an_extension_made_a_system_error_of_is_still_the_end(tmp_path):
+    """As numpy does where the handler raises while it hashes a dtype."""
+    (tmp_path / "slow_command.py").write_text(
+        "import signal\n"
+        "try:\n"
+        "    signal.raise_signal(signal.SIGHUP)\n"
+        "except BaseException as stop:\n"
+        "    raise SystemError('returned a result with an exception set') from stop\n"
+    )
+    done = run_snippet(f"""
+        sys.path.append({str(tmp_path)!r})
+        sys.exit(cli.main("slow_command", []))
+    """)
+    assert (done.returncode, done.stderr) == (143, "stopped: SIGHUP: stopped at once\n")
+
+
 # --- In a run ------------------------------------------------------------------------------------
 
 
