@@ -1,100 +1,140 @@
-"""All documents as one stream of tokens on disk, made once for a text and a tokenizer.
+"""Small corpora: stores in the cache folder, made once for a text and a tokenizer.
 
-The stream is `[BOS] tokens [EOS]` of every document in the order of their hashes. That order
-mixes the documents and is the same on every machine. A cache is a folder of
+A split is a store of its own. Documents to train on stand in the order of their hashes, which mixes
+them and is the same on every machine; those held out in the order of the source. A store appears
+by renaming a finished folder, so it is whole or absent; of two writers the first one wins and the
+other takes what it finds. One that does not match its checksums is made anew. Its name is a
+hash of everything it depends on.
 
-    tokens.bin   the stream, uint16 or uint32, little-endian, mapped and not read
-    starts.bin   where each document starts in it, int64
-    meta.json    format, sizes and checksums
-
-It appears by renaming a finished folder, so it is whole or absent; of two writers the first
-one wins and the other takes what it finds. One that does not match its checksums is made anew.
-Its name is a hash of everything it depends on. Read next: `packing.py`.
+Beside them stand notes: which stores belong to a list of files, each with the size and time of
+change that it had then. So a later start reads no text; it does again where a file is younger.
+Read next: `packing.py`.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import pathlib
 import shutil
 import tempfile
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from hybrid.config import ConfigError, opened_path
-from hybrid.data.sources import Document, Documents
-from hybrid.data.tokenizers import Tokenizer
-from hybrid.process.files import check_writable, write_json, write_whole
+from hybrid.data import sources
+from hybrid.data.config import DataConfig
+from hybrid.data.sources import Documents
+from hybrid.data.store import manifest
+from hybrid.data.store.build import Entry, Writer, check_ids
+from hybrid.data.store.encode import CHUNK_BYTES, Asked, Encoder, Tokens, encoded, num_cores
+from hybrid.data.store.manifest import Manifest, Split, Store
+from hybrid.process.files import check_writable, write_json
 
-FORMAT = 1
-_CHUNK_BYTES = 1 << 20  # of text, between two calls of `progress`
+FORMAT = 2
 _STALE_SECONDS = 24 * 3600
+_FRESH_SECONDS = 2.0  # a file may change again within its own time of change
+_VERIFIED_BYTES = 1 << 30
+_ALONE_BYTES = 4 << 20  # text that starting processes for would cost more than it saves
 Progress = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenStream:
-    """Every document's tokens, one after another.
+class StoredText:
+    """A split of a text in a store, and what is known of the text.
 
     Attributes:
-      tokens: unsigned integers [num_tokens], mapped from disk.
-      starts: int64 [num_documents], where each document begins.
-      num_empty: how many documents gave no token, not even BOS or EOS; they have no start.
+      split: `train` or `eval`.
+      fingerprint: of the split's texts.  corpus: of those of both splits, empty where unknown.
+      held_out_below: of a split by hash, the hash that parts it, in hex.
+      description: one line for a log.
     """
 
-    tokens: np.ndarray
-    starts: np.ndarray
-    num_empty: int = 0
+    store: Store
+    split: str
+    fingerprint: str
+    corpus: str
+    held_out_below: str | None
+    description: str
+
+    @property
+    def about(self) -> Split:
+        return self.store.manifest.split(self.split)
 
 
-def token_stream(
-    documents: Documents,
-    tokenizer: Tokenizer,
+def noted(
+    config: DataConfig, split: str, encoder: Encoder, held_out_below: bytes | None = None
+) -> StoredText | None:
+    """The split as an earlier start has left it, if no file has changed since; reads no text."""
+    with contextlib.suppress(ConfigError, OSError, ValueError, KeyError, TypeError):
+        root = cache_root(config.cache_dir)
+        note = _note(root, config, split, encoder, held_out_below)
+        held = json.loads(note.read_bytes())
+        if any(change >= held["noted"] - _FRESH_SECONDS for _, _, change in _files(config, split)):
+            return None
+        store = _whole(root / held.pop("store"))
+        held.pop("noted")
+        part = "eval" if split == "eval" else "train"
+        return None if store is None else StoredText(store, part, **held)
+    return None
+
+
+def stored(
+    config: DataConfig,
+    split: str,
+    encoder: Encoder,
     *,
-    with_bos: bool,
     vocab_size: int,
-    cache_dir: str = "",
     progress: Progress | None = None,
     before_tokenizing: Callable[[], Any] = lambda: None,
-) -> TokenStream:
-    """The stream of `documents`, from the cache or tokenized into it.
+) -> StoredText:
+    """The split from the cache, or tokenized into it.
 
     `before_tokenizing()` is called where it has to be tokenized.
     `progress(done, total)` is called with bytes of text about every megabyte; whatever it
     raises, and any interrupt, leaves no trace on disk.
-    Raises: ConfigError for ids beyond `vocab_size`, text the tokenizer can't read, or a
-      cache folder that can't be written.
+    Raises: ConfigError for wrong files, ids beyond `vocab_size`, text the tokenizer can't read, or
+      a cache folder that can't be written.
     """
-    bos = [tokenizer.bos_id] if with_bos else []
-    eos = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
-    root = cache_root(cache_dir)
-    version = getattr(tokenizer, "version", "")
-    parts = [FORMAT, documents.fingerprint, tokenizer.fingerprint, version, bos, eos]
-    folder = root / hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-    stream = _load(folder, vocab_size)
-    if stream is not None:
-        return stream
-    check_writable(root, "data.cache_dir")
-    before_tokenizing()
-    pieces = _pieces(documents.by_hash, tokenizer, bos, eos, progress)
-    try:
-        with _temporary_folder(root) as temporary:
-            _write(temporary / "cache", pieces, tokenizer.vocab_size, vocab_size)
-            _publish(temporary / "cache", folder)
-        stream = _load(folder, vocab_size)
-    except OSError as error:
-        problem = f"can't be written ({error.strerror})"
-        raise ConfigError("data.cache_dir", problem, str(root), "a writable folder") from error
-    if stream is None:
-        raise ConfigError("data.cache_dir", "does not hold what was written", str(root))
-    return stream
+    found = noted(config, split, encoder)
+    if found is not None:
+        check_ids(found.store.manifest.largest_id, vocab_size)
+        return found
+    began, part = time.time(), "eval" if split == "eval" else "train"
+    documents = sources.documents(config, split)
+    store = token_store(
+        documents,
+        encoder,
+        part,
+        vocab_size=vocab_size,
+        cache_dir=config.cache_dir,
+        progress=progress,
+        before_tokenizing=before_tokenizing,
+    )
+    skipped = store.manifest.split(part).num_without_token
+    below = documents.held_out_below
+    about = {
+        "fingerprint": documents.fingerprint,
+        "corpus": documents.corpus,
+        "held_out_below": below.hex() if below else None,
+        "description": described(documents, skipped),
+    }
+    note = {**about, "store": store.folder.name, "noted": began}
+    with contextlib.suppress(OSError):  # a later start reads the text again
+        root = cache_root(config.cache_dir)
+        write_json(_note(root, config, split, encoder, None), note)
+    return StoredText(store, part, **about)
+
+
+def described(documents: Documents, num_without_token: int) -> str:
+    """One line about a text, for a log."""
+    skipped = f", {num_without_token:,} without a token skipped" if num_without_token else ""
+    return documents.description + skipped
 
 
 def cache_root(cache_dir: str = "") -> pathlib.Path:
@@ -103,101 +143,124 @@ def cache_root(cache_dir: str = "") -> pathlib.Path:
     return pathlib.Path(opened_path("data.cache_dir", base)).absolute()
 
 
-def check_ids(largest: int, vocab_size: int) -> None:
-    """Raises: ConfigError when an id does not fit the model's vocabulary."""
-    if largest >= vocab_size:
-        problem = f"is too small for the tokenizer's id {largest}"
-        raise ConfigError("model.vocab_size", problem, vocab_size, f"at least {largest + 1}")
+# --- Stores --------------------------------------------------------------------------------------
 
 
-def undecodable(document: Document, error: UnicodeDecodeError) -> ConfigError:
-    """The error for a text that is not the UTF-8 its tokenizer needs."""
-    problem = f"{document.name} is not UTF-8 (byte {document.start + error.start})"
-    accepted = "UTF-8 text, or data.tokenizer=byte, which takes any bytes"
-    return ConfigError("data.paths", problem, accepted=accepted)
-
-
-# --- Reading ---------------------------------------------------------------------------------
-
-
-def _load(folder: pathlib.Path, vocab_size: int) -> TokenStream | None:
-    """The cache in `folder`, or None where there is none or it is damaged."""
+def token_store(
+    documents: Documents,
+    encoder: Encoder,
+    split: str,
+    *,
+    vocab_size: int,
+    cache_dir: str = "",
+    progress: Progress | None = None,
+    before_tokenizing: Callable[[], Any] = lambda: None,
+) -> Store:
+    """The store of `documents` as its `train` or `eval`, from the cache or tokenized into it; see `stored`."""
+    root = cache_root(cache_dir)
+    order = () if split == "train" else (documents.names, documents.listing.digest.tobytes())
+    parts = (FORMAT, split, documents.fingerprint, order, sorted(encoder.identity.items()))
+    folder = root / _hash(parts)
+    store = _whole(folder)
+    if store is not None:
+        check_ids(store.manifest.largest_id, vocab_size)
+        return store
+    check_writable(root, "data.cache_dir")
+    before_tokenizing()
     try:
-        meta = json.loads((folder / "meta.json").read_bytes())
-        tokens = np.memmap(folder / "tokens.bin", np.dtype(meta["dtype"]), "r")
-        starts = np.fromfile(folder / "starts.bin", "<i8")
-        whole = meta["checksums"] == [_checksum(tokens), _checksum(starts)]
-        largest = int(meta["largest_id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not whole:
-        return None
-    check_ids(largest, vocab_size)
-    has_tokens = np.diff(starts, append=len(tokens)) > 0
-    return TokenStream(tokens, starts[has_tokens], int(np.sum(~has_tokens)))
+        with _temporary_folder(root) as temporary:
+            made = temporary / "store"
+            made.mkdir()
+            entries = _entries(documents, encoder, progress, split == "eval")
+            if split == "train":
+                entries = _by_hash(entries, documents, temporary / "spool")
+            writer = Writer(made, encoder, vocab_size)
+            for entry in entries:
+                if writer.add(split, entry):
+                    writer.end_round()
+            writer.end_round()
+            counts = writer.counts
+            if not counts.shards[split]:
+                problem = "the text has no token to predict (all of it is blank)"
+                raise ConfigError("data.paths", problem)
+            parts_of = {split: counts.split(split, documents.origin, documents.fingerprint)}
+            about = Manifest(
+                tokenizer=encoder.identity,
+                largest_id=counts.largest_id,
+                corpus="",
+                held_out_below=None,
+                source={},
+                train=parts_of.get("train", Split()),
+                eval=parts_of.get("eval", Split()),
+            )
+            manifest.write(made, about)
+            _publish(made, folder)
+        store = _whole(folder)
+    except OSError as error:
+        problem = f"can't be written ({error.strerror})"
+        raise ConfigError("data.cache_dir", problem, str(root), "a writable folder") from error
+    if store is None:
+        raise ConfigError("data.cache_dir", "does not hold what was written", str(root))
+    return store
 
 
-def _checksum(array: np.ndarray) -> int:
-    data, total = array.view(np.uint8), 0
-    for start in range(0, len(data), 1 << 24):
-        total = zlib.crc32(data[start : start + (1 << 24)].tobytes(), total)
-    return total
+def _entries(
+    documents: Documents, encoder: Encoder, progress: Progress | None, with_bytes: bool
+) -> Iterator[Entry]:
+    """The documents, tokenized, in their order."""
+    is_alone = documents.num_bytes < _ALONE_BYTES or encoder.tokenizer.is_fast
+    listing, done, told = documents.listing, 0, 0
+    digests = listing.digest.astype(">u8")
+    asked = (Asked(document, with_bytes) for document in documents)
+    found = encoded(asked, encoder, 0 if is_alone else num_cores())
+    for number, (asked_for, tokens) in enumerate(found):
+        document = asked_for.document
+        place = int(listing.place[number])
+        file = documents.files.names[listing.file[number]]
+        yield Entry(file, place, len(document.text), digests[number].tobytes(), tokens)
+        done += len(document.text)
+        if progress is not None and (done - told >= CHUNK_BYTES or done == documents.num_bytes):
+            progress(done, documents.num_bytes)
+            told = done
 
 
-# --- Writing ---------------------------------------------------------------------------------
+def _by_hash(
+    entries: Iterator[Entry], documents: Documents, spool: pathlib.Path
+) -> Iterator[Entry]:
+    """The entries in the order of their hashes, by way of a file on disk.
 
-
-def _pieces(documents, tokenizer, bos, eos, progress) -> Iterator[list[np.ndarray]]:
-    """Each document's tokens with BOS and EOS, about a megabyte of text at a time."""
-    before, after = np.asarray(bos, int), np.asarray(eos, int)
-    ends = itertools.accumulate(reference.num_bytes for reference in documents.references)
-    listed = zip(documents, ends, strict=True)
-    for _, group in itertools.groupby(listed, lambda pair: pair[1] // _CHUNK_BYTES):
-        chunk, done = zip(*group, strict=True)
-        encoded = _encode(tokenizer, chunk)
-        yield [np.concatenate([before, ids, after], dtype=np.int64) for ids in encoded]
-        if progress is not None:
-            progress(done[-1], documents.num_bytes)
-
-
-def _encode(tokenizer: Tokenizer, chunk: Sequence[Document]) -> list[np.ndarray]:
-    try:
-        return tokenizer.encode_batch([document.text for document in chunk])
-    except UnicodeDecodeError:
-        for document in chunk:  # which one was it?
-            try:
-                document.text.decode()
-            except UnicodeDecodeError as error:
-                raise undecodable(document, error) from None
-        raise
-
-
-def _write(folder: pathlib.Path, pieces, tokenizer_size: int, vocab_size: int) -> None:
-    """Makes and fills `folder`.
-
-    Raises: ConfigError for an id beyond `vocab_size`, or no token at all.
+    Tokens that are not predicted stand in it as -1 - id.
     """
-    folder.mkdir()
-    dtype = np.dtype("<u2" if tokenizer_size <= 1 << 16 else "<u4")
-    largest, checksum, lengths = 0, 0, []
-    with open(folder / "tokens.bin", "wb") as file:
-        for chunk in pieces:
-            joined = np.concatenate(chunk)
-            largest = max(largest, int(joined.max(initial=0)))
-            check_ids(largest, vocab_size)
-            data = joined.astype(dtype).tobytes()
-            checksum = zlib.crc32(data, checksum)
-            lengths += [len(piece) for piece in chunk]
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    if not any(lengths):
-        raise ConfigError("data.paths", "the text has no token to predict (all of it is blank)")
-    starts = np.cumsum([0, *lengths[:-1]]).astype("<i8")
-    write_whole(folder / "starts.bin", starts.tobytes())
-    sums = [checksum, _checksum(starts)]
-    meta = {"format": FORMAT, "dtype": dtype.str, "largest_id": largest, "checksums": sums}
-    write_json(folder / "meta.json", meta)
+    about: list[tuple[str, int, int, bytes]] = []
+    ends = array("q")
+    with open(spool, "wb") as file:
+        for entry in entries:
+            ids = entry.tokens.ids
+            if entry.tokens.predicted is not None:
+                ids = np.where(entry.tokens.predicted, ids, -1 - ids)
+            file.write(ids.astype(np.int32).tobytes())
+            ends.append(file.tell() // 4)
+            about.append((entry.file, entry.place, entry.num_bytes, entry.digest))
+    held = np.memmap(spool, np.int32, "r") if ends and ends[-1] else np.zeros(0, np.int32)
+    for number in documents.by_hash.tolist():
+        kept = held[ends[number - 1] if number else 0 : ends[number]]
+        is_whole = kept.min(initial=0) >= 0
+        ids = np.array(kept) if is_whole else np.where(kept < 0, -1 - kept, kept)
+        yield Entry(*about[number], Tokens(ids, predicted=None if is_whole else kept >= 0))
+    del held
+    spool.unlink()
+
+
+def _whole(folder: pathlib.Path) -> Store | None:
+    """The store in `folder`, or None where there is none or it is damaged."""
+    try:
+        store = manifest.read(folder, "data.cache_dir")
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        if size <= _VERIFIED_BYTES:  # larger ones are checked block by block as they are read
+            store.verify()
+    except (ConfigError, OSError):
+        return None
+    return store
 
 
 @contextlib.contextmanager
@@ -227,8 +290,44 @@ def _publish(ready: pathlib.Path, folder: pathlib.Path) -> None:
             ready.rename(folder)
             return
         except OSError:
-            if _load(folder, 1 << 32) is not None:
+            if _whole(folder) is not None:
                 return  # another writer was first
             with contextlib.suppress(OSError):
                 folder.rename(ready.with_name(f"damaged-{time.monotonic_ns()}"))
     ready.rename(folder)
+
+
+# --- Notes ---------------------------------------------------------------------------------------
+
+
+def _note(
+    root: pathlib.Path,
+    config: DataConfig,
+    split: str,
+    encoder: Encoder,
+    held_out_below: bytes | None,
+) -> pathlib.Path:
+    """Where the note on a split of these very files is."""
+    parts = (
+        FORMAT,
+        split,
+        sorted(encoder.identity.items()),
+        config.source,
+        config.text_field,
+        config.eval_fraction,
+        held_out_below,
+        _files(config, split),
+    )
+    return root / f"{_hash(parts)}.json"
+
+
+def _files(config: DataConfig, split: str) -> list[tuple[str, int, float]]:
+    """Every file that decides a split: its path, its size, and when it last changed."""
+    named = split if config.eval_paths else "train"
+    found, _, _ = sources.files_of(config, named)
+    about = ((path, os.stat(path)) for path in found.paths)
+    return [(path, stat.st_size, max(stat.st_mtime, stat.st_ctime)) for path, stat in about]
+
+
+def _hash(parts: Any) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -1,6 +1,6 @@
 """The `data.` section: which text, cut into which tokens, or which made-up task.
 
-Read next: `sources.py`, and `tasks/` for the tasks.
+Read next: `sources/`, and `tasks/` for the tasks.
 """
 
 import dataclasses
@@ -8,7 +8,8 @@ import dataclasses
 from hybrid.config import ConfigError, key, section
 
 TASKS = ("mqar", "needle")  # rows of the table in `tasks/`
-SOURCES = ("stdlib", "text", "jsonl", *TASKS)
+SOURCES = ("stdlib", "text", "jsonl", "parquet", "datasets", "prepared", *TASKS)
+PACKINGS = ("stream", "best_fit", "document")
 WITHOUT_PATHS = ("stdlib", *TASKS)
 BOS_POLICIES = ("auto", "document", "window", "never")
 
@@ -57,16 +58,18 @@ class DataConfig:
     source: str = key(
         "stdlib",
         "stdlib: the running Python's own library sources; text: a file is a document; "
-        "jsonl: a line is a document; mqar, needle: examples made by rule, which need no tokenizer",
+        "jsonl: a line is one; parquet, datasets (folders that Hugging Face datasets saved): a row "
+        "is one; prepared: a store that hybrid.prepare made; mqar, needle: examples made by rule, "
+        "which need no tokenizer",
         choices=SOURCES,
     )
     paths: tuple[str, ...] = key(
         (),
-        "files or globs (** goes into folders) of the sources text and jsonl; quotes protect "
-        "commas: 'a,b.txt','c.txt'",
+        "files, globs (** goes into folders) or folders; text and JSON lines also as .gz or .zst; "
+        "quotes protect commas: 'a,b.txt','c.txt'",
         path=True,
     )
-    text_field: str = key("text", "field of a jsonl line that holds the document's text")
+    text_field: str = key("text", "field of a line, or column, that holds the document's text")
     tokenizer: str = key(
         "byte",
         "byte (byte b is id b, pad 256, BOS 257, EOS 258) or the path of a tokenizer.json",
@@ -81,12 +84,19 @@ class DataConfig:
     )
     eval_paths: tuple[str, ...] = key(
         (),
-        "files or globs to evaluate on; empty: a part of the documents is held out by hash, of a "
+        "files, globs or folders to evaluate on; empty: a part of the documents is held out by hash, of a "
         "single document its end",
         path=True,
     )
     eval_fraction: float = key(
         0.05, "part of the documents held out when eval_paths is empty", more_than=0, at_most=0.99
+    )
+    packing: str = key(
+        "stream",
+        "how documents fill training rows: stream (cut through, nothing lost or padded), best_fit "
+        "(whole ones, cut only where longer than a row), document (one a row, what is longer is "
+        "left out)",
+        choices=PACKINGS,
     )
     cross_document: bool = key(
         False, "packed documents of a training row see each other (an axis for ablations)"
@@ -103,6 +113,11 @@ class DataConfig:
         is_set = f"is set although data.source is {self.source}"
         if self.source in WITHOUT_PATHS and self.paths:
             raise ConfigError("paths", is_set, self.paths, "set data.source to text or jsonl")
+        if self.source == "prepared" and self.eval_paths:
+            remedy = "leave it empty: the store holds out what it was prepared with"
+            raise ConfigError("eval_paths", is_set, self.eval_paths, remedy)
+        if self.source == "prepared" and len(self.paths) != 1:
+            raise ConfigError("paths", "must name one store", self.paths, "its folder")
         if self.is_task and self.eval_paths:
             raise ConfigError("eval_paths", is_set, self.eval_paths, "leave it empty")
         if self.is_task and self.bos != "auto":

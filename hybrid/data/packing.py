@@ -1,96 +1,263 @@
-"""The stream cut into rows of one length, every token predicted exactly once.
+"""A stream of documents cut into rows of one length, in one of three ways.
 
-A row predicts T = `context_length` tokens and so holds T + 1. Neighbours share their boundary
-token: it is the last target of one row and the first input of the next,
+A row predicts T = `context_length` tokens and so holds T + 1. It is made of pieces, stretches of
+the stream that lie in one document or go on over documents,
 
     stream   b0 h e l l o e0 b1 w o r l d e1          (b: BOS, e: EOS; T = 5)
     row 0    b0 h e l l o                             predicts h e l l o
     row 1               o e0 b1 w o r                 predicts e0, not b1, then w o r
     row 2                         r l d e1 . .        predicts l d e1; the rest is padding
 
-so row r is stream[r*T : r*T + T + 1]. A target that begins a document is not predicted. Within
-a row each document is a segment, numbered from 1, with positions from 0; one that goes on from
-the row before starts anew there. Padding is segment 0.
+`stream`     one piece a row: row r is stream[r*T : r*T + T + 1]. Nothing is lost, nothing padded but
+             the end; neighbours share their boundary token, the last target of one row and the
+             first input of the next.
+`best_fit`   whole documents, each put where the least room is left for it, the longest first
+             (2404.10830). One that is longer than a row is cut as above, others never.
+`document`   one document a row; what is beyond T tokens is left out.
 
-With `bos=window` a row that begins inside a document opens with one more BOS, in front of the
-boundary token, which is not predicted again; such a row moves on by T - 1.
+A target that begins a document is not predicted. Within a row each document is a segment, numbered
+from 1, with positions from 0; one that goes on from another row before starts anew there. Padding
+is segment 0.
+
+With `bos=window` a piece that begins inside a document opens with one more BOS, in front of the
+boundary token, which is not predicted again. So that rows stand at multiples of T - 1, a row of
+`stream` that begins with a document leaves its last place empty.
 Read next: `pipeline.py`.
 """
 
+import bisect
 import dataclasses
 import functools
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from hybrid.data.cache import TokenStream
+Span = tuple[int, int]  # [start, stop) of the stream
+Row = dict[str, np.ndarray]
+
+
+@runtime_checkable  # for the tests, which check types
+class Stream(Protocol):
+    """Every document's tokens, one after another, wherever they are kept.
+
+    Attributes:
+      num_tokens: of all documents.
+      starts: int64 [num_documents], where each document begins.
+    """
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def starts(self) -> np.ndarray: ...
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Unsigned integers [stop - start]."""
+
+    def predicted(self, start: int, stop: int) -> np.ndarray | None:
+        """Which of these tokens are predicted, where not all of them, bool [stop - start]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How rows are laid out.
+
+    Attributes:
+      context_length: predicted tokens a row (T), at least 1; 2 with `window_bos`.
+      pad_id: fills what is left of a row.
+      packing: `stream`, `best_fit` or `document`.
+      window_bos: BOS to open pieces with that begin inside a document, or None.
+      cross_document: a row is one segment.
+    """
+
+    context_length: int
+    pad_id: int
+    packing: str = "stream"
+    window_bos: int | None = None
+    cross_document: bool = False
+
+    @property
+    def step(self) -> int:
+        """From a piece that begins inside a document to the next."""
+        return self.context_length - (self.window_bos is not None)
+
+    def num_stream_rows(self, num_tokens: int) -> int:
+        """Rows of a stream that is cut through."""
+        return -(-max(num_tokens - 1, 0) // self.step)
+
+
+class StreamRows:
+    """The rows of `packing=stream`, known by arithmetic."""
+
+    def __init__(self, stream: Stream, layout: Layout):
+        self.num_rows = layout.num_stream_rows(stream.num_tokens)
+        self._num_tokens, self._layout = stream.num_tokens, layout
+
+    def pieces(self, row: int) -> list[Span]:
+        """The stretches of the stream that the row holds."""
+        start = row * self._layout.step
+        return [(start, min(start + self._layout.step + 1, self._num_tokens))]
+
+
+@dataclasses.dataclass(frozen=True)
+class ListedRows:
+    """Rows whose pieces are listed.
+
+    Attributes:
+      spans: int64 [num_pieces, 2], row after row.
+      ends: int64 [num_rows], how many pieces the rows up to and with each have.
+      num_left_out: tokens that would be predicted and are in no row.
+    """
+
+    spans: np.ndarray
+    ends: np.ndarray
+    num_left_out: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.ends)
+
+    def pieces(self, row: int) -> list[Span]:
+        """The stretches of the stream that the row holds."""
+        first = int(self.ends[row - 1]) if row else 0
+        return [(int(a), int(b)) for a, b in self.spans[first : int(self.ends[row])]]
+
+
+Rows = StreamRows | ListedRows
+
+
+def rows_of(stream: Stream, layout: Layout) -> Rows:
+    """Which pieces each row holds; but for `stream` this looks at every document's length."""
+    if layout.packing == "stream":
+        return StreamRows(stream, layout)
+    starts = np.asarray(stream.starts)
+    stops = np.append(starts[1:], stream.num_tokens)
+    has_target = stops - starts > 1
+    starts, stops = starts[has_target], stops[has_target]
+    if layout.packing == "document":
+        kept = np.minimum(stops, starts + layout.context_length + 1)
+        ends = np.arange(1, len(starts) + 1)
+        return ListedRows(np.stack([starts, kept], 1), ends, int((stops - kept).sum()))
+    pieces = np.array(list(_cut(starts, stops, layout)), np.int64).reshape(-1, 2)
+    opened = 0 if layout.window_bos is None else ~np.isin(pieces[:, 0], starts)
+    return _best_fit(pieces, pieces[:, 1] - pieces[:, 0] + opened, layout.context_length + 1)
+
+
+def _cut(starts: np.ndarray, stops: np.ndarray, layout: Layout) -> Iterator[Span]:
+    """Documents, those longer than a row cut; pieces share their boundary tokens."""
+    room = layout.context_length + 1
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        end = min(start + room, stop)
+        yield start, end
+        while end < stop:
+            start, end = end - 1, min(end + layout.step, stop)
+            yield start, end
+
+
+def _best_fit(pieces: np.ndarray, lengths: np.ndarray, room: int) -> ListedRows:
+    """Each piece, the longest first, into the row with the least room that is enough."""
+    rooms: list[int] = []  # that some row has left, ascending, each once
+    rows_with: dict[int, list[int]] = {}
+    row_of, num_rows = np.empty(len(pieces), np.int64), 0
+    for piece in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[piece])
+        place = bisect.bisect_left(rooms, length)
+        if place == len(rooms):
+            row, left, num_rows = num_rows, room - length, num_rows + 1
+        else:
+            left = rooms[place] - length
+            row = rows_with[rooms[place]].pop()
+            if not rows_with[rooms[place]]:
+                del rows_with[rooms.pop(place)]
+        row_of[piece] = row
+        if left > 1:  # no piece is shorter
+            if left not in rows_with:
+                bisect.insort(rooms, left)
+            rows_with.setdefault(left, []).append(row)
+    order = np.argsort(row_of, kind="stable")
+    return ListedRows(pieces[order], np.cumsum(np.bincount(row_of, minlength=num_rows)))
+
+
+# --- One row -------------------------------------------------------------------------------------
+
+
+def row_of(stream: Stream, layout: Layout, pieces: Sequence[Span]) -> Row:
+    """The row that holds these pieces, by the fields of `Batch`, each [context_length]."""
+    room = layout.context_length + 1
+    tokens = np.full(room, layout.pad_id, np.int32)
+    is_start, is_predicted = np.zeros(room, bool), np.zeros(room, bool)
+    starts, place = stream.starts, 0
+    for start, stop in pieces:
+        first, last = (int(n) for n in np.searchsorted(starts, (start, stop)))
+        is_start[place] = True
+        if layout.window_bos is not None and (first == last or starts[first] != start):
+            tokens[place] = layout.window_bos
+            place += 1
+        end = place + stop - start
+        tokens[place:end] = stream.tokens(start, stop)
+        predicted = stream.predicted(start, stop)
+        is_predicted[place:end] = True if predicted is None else predicted
+        is_predicted[place] = False  # the boundary, which another row predicts, or a start
+        is_start[starts[first:last] - start + place] = True
+        place = end
+    is_predicted &= ~is_start
+    places = np.arange(room)
+    is_real = places < place
+    if layout.cross_document:
+        is_start = places == 0
+    segments = np.cumsum(is_start, dtype=np.int32)
+    begins = np.maximum.accumulate(np.where(is_start, places, 0))
+    positions = (places - begins).astype(np.int32)
+    return {
+        "tokens": tokens[:-1],
+        "targets": tokens[1:],
+        "segment_ids": np.where(is_real, segments, 0)[:-1],
+        "positions": np.where(is_real, positions, 0)[:-1],
+        "loss_mask": is_predicted[1:],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStream:
+    """A stream that is held in arrays.
+
+    Attributes:
+      held: unsigned integers [num_tokens].
+      starts: int64 [num_documents], where each document begins.
+      is_predicted: bool [num_tokens]; None: all.
+    """
+
+    held: np.ndarray
+    starts: np.ndarray
+    is_predicted: np.ndarray | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.held)
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        return self.held[start:stop]
+
+    def predicted(self, start: int, stop: int) -> np.ndarray | None:
+        return None if self.is_predicted is None else self.is_predicted[start:stop]
 
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """A stream cut into rows.
+    """The rows of one stream."""
 
-    Attributes:
-      stream: the tokens and where documents start in them.
-      context_length: predicted tokens a row (T), at least 1; 2 with `window_bos`.
-      pad_id: fills the last row.
-      window_bos: BOS to open rows with that begin inside a document, or None.
-      cross_document: a row is one segment.
-    """
-
-    stream: TokenStream
-    context_length: int
-    pad_id: int
-    window_bos: int | None = None
-    cross_document: bool = False
+    stream: Stream
+    layout: Layout
 
     @functools.cached_property
-    def row_starts(self) -> np.ndarray:
-        """int64 [num_rows], where each row begins in the stream."""
-        last, length = len(self.stream.tokens) - 1, self.context_length
-        if self.window_bos is None:
-            return np.arange(0, last, length, dtype=np.int64)
-        begins, starts, place = set(self.stream.starts.tolist()), [], 0
-        while place < last:
-            starts.append(place)
-            place += length - (place not in begins)
-        return np.asarray(starts, np.int64)
+    def _rows(self) -> Rows:
+        return rows_of(self.stream, self.layout)
 
     @property
     def num_rows(self) -> int:
-        return len(self.row_starts)
+        return self._rows.num_rows
 
-    @property
-    def num_predicted(self) -> int:
-        """Predicted tokens of all rows: everything but each document's first token."""
-        return len(self.stream.tokens) - len(self.stream.starts)
-
-    def row(self, index: int) -> dict[str, np.ndarray]:
+    def row(self, index: int) -> Row:
         """Row `index` below num_rows, by the fields of `Batch`, each [context_length]."""
-        start, places = int(self.row_starts[index]), np.arange(self.context_length + 1)
-        starts = self.stream.starts
-        first = int(np.searchsorted(starts, start))
-        begins_inside = first == len(starts) or starts[first] != start
-        bos = [self.window_bos] if self.window_bos is not None and begins_inside else []
-        opened = len(bos)
-        text = self.stream.tokens[start : start + len(places) - opened]
-        tokens = np.full(len(places), self.pad_id, np.int32)
-        tokens[:opened] = bos
-        tokens[opened : opened + len(text)] = text
-        is_real = places < opened + len(text)
-        is_start = places == 0
-        last = int(np.searchsorted(starts, start + len(text)))
-        is_start[starts[first:last] - start + opened] = True
-        predicted = is_real[1:] & ~is_start[1:]
-        predicted[:opened] = False  # the boundary token was predicted by the row before
-        if self.cross_document:
-            is_start = places == 0
-        segments = np.cumsum(is_start, dtype=np.int32)
-        begins = np.maximum.accumulate(np.where(is_start, places, 0))
-        positions = (places - begins).astype(np.int32)
-        return {
-            "tokens": tokens[:-1],
-            "targets": tokens[1:],
-            "segment_ids": np.where(is_real, segments, 0)[:-1],
-            "positions": np.where(is_real, positions, 0)[:-1],
-            "loss_mask": predicted,
-        }
+        return row_of(self.stream, self.layout, self._rows.pieces(index))

@@ -1,9 +1,9 @@
 """From the `data.` section to rows for training and what is held out for evaluation.
 
 `open_rows` gives an endless run of rows. Row r is a pure function of (fingerprint, seed, r): a
-permutation for each epoch (`order.py`) of a source's rows, which are cut from a cached stream of
-text (`packing.py`) or made by a task (`tasks/`). So the state of the data in a checkpoint is one
-integer, the next row, and any number of processes cuts the same global batches from it. Grain
+permutation for each epoch (`order.py`) of a source's rows, which are cut from a store of tokens
+(`store/`, `packing.py`) or made by a task (`tasks/`). So the state of the data in a checkpoint is
+one integer, the next row, and any number of processes cuts the same global batches from it. Grain
 maps, batches and reads ahead in threads, but owns no order.
 
 `open_held_out` gives whole documents, which the evaluation cuts into windows itself, or a task's
@@ -12,20 +12,38 @@ examples.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
 from hybrid.config import ConfigError
-from hybrid.data import cache, order, packing, sources, tokenizers
+from hybrid.data import cache, order, sources, tokenizers
 from hybrid.data.batch import stacked
+from hybrid.data.cache import StoredText
 from hybrid.data.config import DataConfig
+from hybrid.data.eval_documents import EvalDocuments, StoredArrays, StoredNames
+from hybrid.data.packing import Layout, Row
+from hybrid.data.store import prepared
+from hybrid.data.store.build import check_ids
+from hybrid.data.store.encode import Encoder
+from hybrid.data.store.rows import StoreRows
 from hybrid.data.tasks import Examples
 
 _READ_THREADS, _READ_AHEAD = 2, 8  # batches ahead of the consumer
 _ENDLESS = 1 << 40  # batches
+_ROWS = 2  # changes with what rows a text gives
+
+
+@runtime_checkable  # for the tests, which check types
+class RowSource(Protocol):
+    """The rows of one epoch, unshuffled."""
+
+    num_rows: int
+
+    def row(self, index: int) -> Row:
+        """Row `index` below num_rows, by the fields of `Batch`, each [context_length]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +59,7 @@ class Rows:
       corpus: of text, the fingerprint of all of `data.paths`.
     """
 
-    source: packing.Packing | Examples
+    source: RowSource | Examples
     seed: int
     fingerprint: str
     description: str
@@ -52,7 +70,7 @@ class Rows:
         """Rows an epoch."""
         return self.source.num_rows
 
-    def row(self, index: int) -> dict[str, np.ndarray]:
+    def row(self, index: int) -> Row:
         """Row `index` >= 0 of the run, over epochs; fields of `Batch`, each [context_length]."""
         return self.source.row(order.row_at(index, self.num_rows, self.seed))
 
@@ -69,7 +87,7 @@ class Rows:
         own = range(batch_size) if own is None else own
         share = len(own)
 
-        def read(index: int) -> dict[str, np.ndarray]:
+        def read(index: int) -> Row:
             batch, place = divmod(index, share)
             return self.row(first_row + batch * batch_size + own[place])
 
@@ -99,44 +117,59 @@ def open_rows(
     if config.is_task:
         examples = Examples(config.source, config.task, split, context_length, vocab_size)
         return Rows(examples, seed, examples.fingerprint, examples.description)
-    tokenizer, bos = _tokenizer(config, vocab_size)
+    encoder, bos = encoder_of(config, vocab_size)
     if bos == "window" and context_length < 2:
         problem = "must be at least 2 with data.bos=window"
         raise ConfigError("training.context_length", problem, context_length)
-    documents = sources.documents(config, split)
-    if split == "train" and config.eval_paths:
-        sources.documents(config, "eval")  # what is wrong there shows before anything is written
-    stream = cache.token_stream(
-        documents,
-        tokenizer,
-        with_bos=bos != "never",
-        vocab_size=vocab_size,
-        cache_dir=config.cache_dir,
-        progress=progress,
-        before_tokenizing=before_tokenizing,
-    )
-    window_bos = tokenizer.bos_id if bos == "window" else None
-    pad_id = _pad_id(tokenizer, vocab_size)
-    packed = packing.Packing(stream, context_length, pad_id, window_bos, config.cross_document)
-    if not packed.num_predicted:
+    text = _stored(config, split, encoder, vocab_size, progress, before_tokenizing)
+    if not text.about.total("num_predicted"):
         raise ConfigError("data.paths", "the text has no token to predict", list(config.paths))
-    text = (documents.fingerprint, tokenizer.fingerprint, bos, tokenizer.bos_id, tokenizer.eos_id)
-    fingerprint = _fingerprint(cache.FORMAT, *text, context_length, config.cross_document)
-    description = _described(documents, stream.num_empty)
-    return Rows(packed, seed, fingerprint, description, documents.corpus)
+    tokenizer = encoder.tokenizer
+    layout = Layout(
+        context_length,
+        _pad_id(tokenizer, vocab_size),
+        config.packing,
+        tokenizer.bos_id if bos == "window" else None,
+        config.cross_document,
+    )
+    rows = StoreRows(text.store, text.split, layout, cache.cache_root(config.cache_dir))
+    ids = (tokenizer.fingerprint, bos, tokenizer.bos_id, tokenizer.eos_id)
+    shards = [shard.num_tokens for shard in text.about.shards]
+    form = (context_length, config.cross_document, config.packing, shards)
+    fingerprint = _fingerprint(_ROWS, text.fingerprint, *ids, *form)
+    description = f"{text.description}; {rows.shares.description}"
+    return Rows(rows, seed, fingerprint, description, text.corpus)
 
 
-def _described(documents: sources.Documents, num_empty: int) -> str:
-    skipped = f", {num_empty:,} without a token skipped" if num_empty else ""
-    return documents.description + skipped
+def _stored(
+    config: DataConfig,
+    split: str,
+    encoder: Encoder,
+    vocab_size: int,
+    progress: cache.Progress | None,
+    before_tokenizing: Callable[[], Any],
+) -> StoredText:
+    """A split's tokens, prepared or from the cache, where those of the other split get too."""
+    if config.source == "prepared":
+        return prepared.opened(config, split, encoder, vocab_size)
+    keys: Any = {"vocab_size": vocab_size}
+    if split == "train" and config.eval_paths and cache.noted(config, "eval", encoder) is None:
+        sources.documents(config, "eval")  # what is wrong there shows before anything is written
+    text = cache.stored(
+        config, split, encoder, **keys, progress=progress, before_tokenizing=before_tokenizing
+    )
+    if split == "train":
+        cache.stored(config, "eval", encoder, **keys)
+    return text
 
 
-def _tokenizer(config: DataConfig, vocab_size: int) -> tuple[tokenizers.Tokenizer, str]:
+def encoder_of(config: DataConfig, vocab_size: int) -> tuple[Encoder, str]:
+    """How documents are tokenized, and the BOS policy.  Raises: ConfigError."""
     tokenizer = tokenizers.load(config.tokenizer)
     bos = tokenizers.resolve_bos(config.bos, tokenizer)
-    used = (tokenizer.eos_id, None if bos == "never" else tokenizer.bos_id)
-    cache.check_ids(max((i for i in used if i is not None), default=0), vocab_size)
-    return tokenizer, bos
+    encoder = Encoder(tokenizer, None if bos == "never" else tokenizer.bos_id, tokenizer.eos_id)
+    check_ids(max(encoder.bos_id or 0, encoder.eos_id or 0), vocab_size)
+    return encoder, bos
 
 
 def _pad_id(tokenizer: tokenizers.Tokenizer, vocab_size: int) -> int:
@@ -149,52 +182,6 @@ def _fingerprint(*parts) -> str:
 
 
 # --- Evaluation ------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalDocuments:
-    """The documents of an evaluation in the order of the source, tokenized; each has a token.
-
-    Attributes:
-      tokens: for each document int32 [n], its text's tokens and EOS where the tokenizer has
-        one; no BOS.
-      num_bytes: for each document int64 [n], bytes of text of each token (EOS: 0); None where
-        it is unknown for one of them.
-      names: where each document came from.
-      bos: `document`, `window` or `never`: where the evaluation puts `bos_id`.
-      bos_id: None where `bos` is never.
-      pad_id: a valid id to fill rows with.
-      fingerprint: of text, tokenizer and BOS policy.
-      description: one line about the text, for a log.
-      identity: fingerprints of what an evaluation rests on, as the record of a run keeps them.
-      has_eos: whether the last token of each document is EOS.
-    """
-
-    tokens: tuple[np.ndarray, ...]
-    num_bytes: tuple[np.ndarray, ...] | None
-    names: tuple[str, ...]
-    bos: str
-    bos_id: int | None
-    pad_id: int
-    fingerprint: str
-    description: str
-    identity: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
-    has_eos: bool = False
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def without_eos(self) -> "EvalDocuments":
-        """The same documents, the EOS of each left out."""
-        if not self.has_eos:
-            return self
-        counts = self.num_bytes
-        return dataclasses.replace(
-            self,
-            tokens=tuple(tokens[:-1] for tokens in self.tokens),
-            num_bytes=None if counts is None else tuple(each[:-1] for each in counts),
-            has_eos=False,
-        )
 
 
 def open_held_out(
@@ -215,53 +202,80 @@ def open_held_out(
     """
     if config.is_task:
         return Examples(config.source, config.task, "eval", context_length, vocab_size)
-    tokenizer, bos = _tokenizer(config, vocab_size)
-    documents = sources.documents(config, split, held_out_below)
-    tokens, num_bytes, names, done = [], [], [], 0
-    for document in documents:
-        ids, counts = _with_eos(document, tokenizer, vocab_size)
-        if ids.size:
-            tokens.append(ids)
-            num_bytes.append(counts)
-            names.append(document.name)
-        done += len(document.text)
-        if progress is not None:
-            progress(done, documents.num_bytes)
-    if not tokens:
+    encoder, bos = encoder_of(config, vocab_size)
+    tokenizer = encoder.tokenizer
+    text = documents = None
+    if config.source == "prepared":
+        text = prepared.opened(config, "eval", encoder, vocab_size)
+    elif split == "eval":
+        text = cache.noted(config, "eval", encoder, held_out_below)
+    if text is not None:
+        check_ids(text.store.manifest.largest_id, vocab_size)
+        below, corpus = text.held_out_below, text.corpus
+        arrays, fingerprint = _of_store(text, encoder), text.fingerprint
+        description = text.description
+    else:
+        documents = sources.documents(config, split, held_out_below)
+        below = documents.held_out_below.hex() if documents.held_out_below else None
+        corpus, fingerprint = documents.corpus, documents.fingerprint
+        arrays = _in_memory(documents, encoder, vocab_size, progress)
+        description = cache.described(documents, len(documents) - len(arrays["tokens"]))
+    if not len(arrays["tokens"]):
         key = "data.eval_paths" if split == "eval" and config.eval_paths else "data.paths"
         raise ConfigError(key, "the text has no token to predict (all of it is blank)")
-    known = [counts for counts in num_bytes if counts is not None]
-    below = documents.held_out_below
     return EvalDocuments(
-        tokens=tuple(tokens),
-        num_bytes=tuple(known) if len(known) == len(tokens) else None,
-        names=tuple(names),
+        **arrays,
         bos=bos,
         bos_id=None if bos == "never" else tokenizer.bos_id,
         pad_id=_pad_id(tokenizer, vocab_size),
-        fingerprint=_fingerprint(documents.fingerprint, tokenizer.fingerprint, bos),
+        fingerprint=_fingerprint(fingerprint, tokenizer.fingerprint, bos),
         identity={
-            "corpus_fingerprint": documents.corpus or None,
+            "corpus_fingerprint": corpus or None,
             "tokenizer_fingerprint": tokenizer.fingerprint,
-            "held_out_fingerprint": documents.fingerprint,
-            "held_out_below": below.hex() if below else None,
+            "held_out_fingerprint": fingerprint,
+            "held_out_below": below,
         },
-        description=_described(documents, len(documents) - len(tokens)),
+        description=description,
         has_eos=tokenizer.eos_id is not None,
     )
 
 
-def _with_eos(
-    document: sources.Document, tokenizer: tokenizers.Tokenizer, vocab_size: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    try:
-        ids, num_bytes = tokenizer.encode_with_bytes(document.text)
-    except UnicodeDecodeError as error:
-        raise cache.undecodable(document, error) from None
-    if not ids.size:
-        num_bytes = np.zeros(0, np.int64)  # no token stands for the blanks
-    cache.check_ids(int(ids.max(initial=0)), vocab_size)
-    if tokenizer.eos_id is not None:
-        ids = np.append(ids, np.int32(tokenizer.eos_id))
-        num_bytes = None if num_bytes is None else np.append(num_bytes, 0)
-    return ids, num_bytes
+def _of_store(text: StoredText, encoder: Encoder) -> dict[str, Any]:
+    """The documents as `EvalDocuments` names them, read when they are asked for."""
+    store, after = text.store, int(encoder.bos_id is not None)
+    masked = any("predicted" in store.shard("eval", n) for n in range(len(text.about.shards)))
+    return {
+        "tokens": StoredArrays(store, "tokens", np.int32, after),
+        "num_bytes": StoredArrays(store, "token_bytes", np.int64, after)
+        if text.about.has_token_bytes
+        else None,
+        "names": StoredNames(store),
+        "predicted": StoredArrays(store, "predicted", bool, after) if masked else None,
+    }
+
+
+def _in_memory(
+    documents: sources.Documents,
+    encoder: Encoder,
+    vocab_size: int,
+    progress: cache.Progress | None,
+) -> dict[str, Any]:
+    """The same of documents that no store holds yet."""
+    found: dict[str, list] = {"tokens": [], "num_bytes": [], "names": [], "predicted": []}
+    after, done = int(encoder.bos_id is not None), 0
+    for document in documents:
+        tokens = encoder.one(document)
+        check_ids(int(tokens.ids.max(initial=0)), vocab_size)
+        if len(tokens.ids) > after:
+            counts, mask = tokens.num_bytes, tokens.predicted
+            found["tokens"].append(tokens.ids[after:])
+            found["num_bytes"].append(None if counts is None else counts[after:].astype(np.int64))
+            found["names"].append(document.name)
+            found["predicted"].append(None if mask is None else mask[after:])
+        done += len(document.text)
+        if progress is not None:
+            progress(done, documents.num_bytes)
+    for name in ("num_bytes", "predicted"):
+        if any(array is None for array in found[name]):
+            found[name] = None  # type: ignore[assignment]
+    return {name: arrays if arrays is None else tuple(arrays) for name, arrays in found.items()}

@@ -36,6 +36,7 @@ class Tokenizer(Protocol):
       vocab_size: one more than the largest id.
       control_tokens: ids of the tokens that are never text, by how they are spelled.
       fingerprint: changes when the ids of a text could.
+      is_fast: whether encoding takes no longer than reading.
     """
 
     bos_id: int | None
@@ -44,6 +45,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     control_tokens: Mapping[str, int]
     fingerprint: str
+    is_fast: bool
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """int32 [n] without special tokens.  Raises: UnicodeDecodeError if it needs UTF-8."""
@@ -104,6 +106,7 @@ class ByteTokenizer:
     vocab_size = 259
     control_tokens: Mapping[str, int] = {}  # no bytes spell them
     fingerprint = "byte"
+    is_fast = True
 
     def encode(self, text: str | bytes) -> np.ndarray:
         data = text.encode() if isinstance(text, str) else text
@@ -140,6 +143,8 @@ class JsonTokenizer:
 
     Without an EOS documents end without one; without a pad token EOS, else id 0, fills rows.
     """
+
+    is_fast = False
 
     def __init__(self, content: bytes, config: dict[str, Any] | None = None):
         import tokenizers  # only runs that use one pay for the import

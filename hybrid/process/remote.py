@@ -74,6 +74,11 @@ class RemotePath(gpath.PosixGPath):
         with _as_os_error(self):
             return _store().cat_file(str(self))
 
+    def read_range(self, start: int, stop: int) -> bytes:
+        """The bytes [start, stop), fewer where the object ends."""
+        with _as_os_error(self):
+            return _store().cat_file(str(self), start=start, end=stop)
+
     def read_text(self, encoding: str | None = None) -> str:
         return self.read_bytes().decode()
 

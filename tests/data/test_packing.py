@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid.data.cache import TokenStream
-from hybrid.data.packing import Packing
+from hybrid.data.packing import Layout, Packing, TokenStream
 
 PAD, BOS, EOS = 256, 257, 258
 DOCUMENTS = st.lists(st.lists(st.integers(0, 9), max_size=9), min_size=1, max_size=8)
@@ -20,12 +19,11 @@ def lay_out(documents, policy):
     return pieces, TokenStream(np.concatenate(pieces).astype(np.uint16), starts)
 
 
-def packed(documents, policy, context_length, cross_document=False):
+def packed(documents, policy, context_length, cross_document=False, packing="stream"):
     pieces, stream = lay_out(documents, policy)
     bos = BOS if policy == "window" else None
-    return pieces, Packing(
-        stream, context_length, pad_id=PAD, window_bos=bos, cross_document=cross_document
-    )
+    layout = Layout(context_length, PAD, packing, window_bos=bos, cross_document=cross_document)
+    return pieces, Packing(stream, layout)
 
 
 def test_the_drawing_in_the_docstring_is_what_happens():
@@ -50,10 +48,10 @@ def test_a_window_opens_with_bos_and_does_not_score_the_boundary_again():
     first, second = rows.row(0), rows.row(1)
     assert rows.num_rows == 2
     assert first["tokens"].tolist() == [BOS, *b"hel"]
-    assert first["targets"].tolist() == [*b"hell"]
-    assert second["tokens"].tolist() == [BOS, *b"lo", EOS]
-    assert second["targets"].tolist() == [*b"lo", EOS, PAD]
-    assert second["loss_mask"].tolist() == [False, True, True, False]
+    assert first["targets"].tolist() == [*b"hel", PAD]
+    assert second["tokens"].tolist() == [BOS, *b"llo"]
+    assert second["targets"].tolist() == [*b"llo", EOS]
+    assert second["loss_mask"].tolist() == [False, True, True, True]
     assert second["segment_ids"].tolist() == [1, 1, 1, 1]
     assert second["positions"].tolist() == [0, 1, 2, 3]
 
@@ -65,7 +63,6 @@ def test_every_token_is_predicted_once_in_order(documents, policy, length, cross
     fields = [rows.row(r) for r in range(rows.num_rows)]
     predicted = [t for row in fields for t in row["targets"][row["loss_mask"]].tolist()]
     assert predicted == [token for piece in pieces for token in piece[1:]]
-    assert rows.num_predicted == len(predicted)
     assert all(len(values) == length for row in fields for values in row.values())
 
 
@@ -111,3 +108,50 @@ def test_documents_come_back_from_the_rows():
     joined = [token for piece in pieces for token in piece]
     assert stream[: len(joined)] == joined
     assert set(stream[len(joined) :]) <= {PAD}
+
+
+# --- Whole documents -----------------------------------------------------------------------------
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(DOCUMENTS, POLICIES, st.integers(2, 12))
+def test_best_fit_cuts_only_what_is_longer_than_a_row_and_loses_nothing(documents, policy, length):
+    pieces, rows = packed(documents, policy, length, packing="best_fit")
+    fields = [rows.row(r) for r in range(rows.num_rows)]
+    predicted = [t for row in fields for t in row["targets"][row["loss_mask"]].tolist()]
+    assert sorted(predicted) == sorted(token for piece in pieces for token in piece[1:])
+    whole = [piece for piece in pieces if 1 < len(piece) <= length + 1]
+    found = []
+    for row in fields:
+        tokens = np.append(row["tokens"], row["targets"][-1:])
+        segments = np.append(row["segment_ids"], row["segment_ids"][-1:])
+        found += [tokens[segments == s].tolist() for s in range(1, segments.max() + 1)]
+    for piece in whole:
+        assert any(piece == segment[: len(piece)] for segment in found)
+    lengths = [min(len(piece), length + 1) for piece in pieces if len(piece) > 1]
+    if max(lengths) <= length and policy != "window":  # best fit decreasing's bound on bins
+        assert rows.num_rows <= 2 * -(-sum(lengths) // (length + 1))
+
+
+def test_best_fit_fills_rows_that_a_stream_would_cut():
+    _, rows = packed([b"abcdef", b"ab", b"abc", b"abcd"], "document", 9, packing="best_fit")
+    segments = [rows.row(r)["segment_ids"].tolist() for r in range(rows.num_rows)]
+    assert segments == [[1] * 8 + [0], [1] * 4 + [2] * 5, [1] * 5 + [0] * 4]
+
+
+def test_a_row_a_document_leaves_out_what_is_too_long():
+    pieces, rows = packed([b"abc", b"abcdefgh", b""], "document", 5, packing="document")
+    fields = [rows.row(r) for r in range(rows.num_rows)]
+    assert [row["targets"].tolist() for row in fields] == [
+        [*b"abc", EOS, PAD], [*b"abcde"], [EOS, PAD, PAD, PAD, PAD]]  # fmt: skip
+    assert [int(row["loss_mask"].sum()) for row in fields] == [4, 5, 1]
+    assert all(row["segment_ids"].max() == 1 for row in fields)
+
+
+def test_what_a_mask_leaves_out_is_context_alone():
+    _, stream = lay_out([b"question", b"answer"], "document")
+    is_predicted = np.isin(stream.held, [*b"qs"])
+    rows = Packing(TokenStream(stream.held, stream.starts, is_predicted), Layout(20, PAD))
+    row = rows.row(0)
+    assert bytes(row["targets"][row["loss_mask"]].astype(np.uint8)) == b"qss"
+    np.testing.assert_array_equal(row["tokens"][:18], stream.held[:18])

@@ -70,7 +70,7 @@ def test_an_epoch_predicts_every_token_once_and_the_next_is_shuffled_anew(config
         [rows.row(r) for r in range(first, first + rows.num_rows)] for first in (0, rows.num_rows)
     ]
     for epoch in epochs:
-        assert sum(int(row["loss_mask"].sum()) for row in epoch) == rows.source.num_predicted
+        assert sum(int(row["loss_mask"].sum()) for row in epoch) == rows.source.shares.predicted
     first, second = ([row["tokens"].tolist() for row in epoch] for epoch in epochs)
     assert first != second
     assert sorted(first) == sorted(second)
@@ -88,7 +88,8 @@ def test_a_fingerprint_and_a_seed_decide_the_rows(config):
         open_rows(DataConfig(**{**vars(config), "cross_document": True})),
     ]
     assert len({other.fingerprint for other in [rows, *others]}) == 5
-    assert rows.description.startswith(f"text (train): {len(rows.source.stream.starts)} documents")
+    held_out = pipeline.open_held_out(config, vocab_size=259)
+    assert rows.description.startswith(f"text (train): {30 - len(held_out)} documents")
 
 
 def test_train_and_eval_hold_all_text(config):
@@ -96,7 +97,7 @@ def test_train_and_eval_hold_all_text(config):
     held_out = pipeline.open_held_out(config, vocab_size=259)
     everything = pipeline.open_held_out(config, vocab_size=259, split="all")
     assert len(everything) == 30
-    assert rows.source.num_predicted == sum(map(len, everything.tokens)) - sum(
+    assert rows.source.shares.predicted == sum(map(len, everything.tokens)) - sum(
         map(len, held_out.tokens)
     )
     assert (held_out.bos, held_out.bos_id, held_out.pad_id) == ("document", 257, 256)
@@ -115,7 +116,7 @@ def test_bos_never_leaves_the_first_token_as_context(config):
     never = DataConfig(**{**vars(config), "bos": "never"})
     rows = open_rows(never)
     assert all(257 not in rows.row(r)["tokens"] for r in range(rows.num_rows))
-    assert rows.source.num_predicted < open_rows(config).source.num_predicted
+    assert rows.source.shares.predicted < open_rows(config).source.shares.predicted
     assert pipeline.open_held_out(never, vocab_size=259).bos_id is None
 
 
@@ -140,7 +141,7 @@ def test_a_tokenizer_without_special_tokens_packs_bare_documents(tmp_path):
     config = words(tmp_path, [])
     rows = open_rows(config, vocab_size=3, split="all", context_length=8)
     row = rows.row(0)
-    assert rows.source.num_predicted == 6 - 3
+    assert rows.source.shares.predicted == 6 - 3
     assert row["segment_ids"].tolist().count(0) == 2
     assert sorted(row["tokens"][:6].tolist()) == [1, 1, 1, 2, 2, 2]
     found = pipeline.open_held_out(config, vocab_size=3, split="all")
@@ -203,8 +204,8 @@ def blank_words(folder, names, texts):
 def test_documents_without_a_token_are_counted_and_skipped(tmp_path):
     config = blank_words(tmp_path, [], ["a b a", " ", "\n", "b b", "  \t "])
     rows = open_rows(config, vocab_size=3, split="all", context_length=8)
-    assert rows.source.num_predicted == 5 - 2
-    assert rows.description.endswith(", 3 without a token skipped")
+    assert rows.source.shares.predicted == 5 - 2
+    assert ", 3 without a token skipped; " in rows.description
     found = pipeline.open_held_out(config, vocab_size=3, split="all")
     assert [tokens.tolist() for tokens in found.tokens] == [[1, 2, 1], [2, 2]]
     assert [name.rpartition(":")[2] for name in found.names] == ["1", "4"]
@@ -243,7 +244,8 @@ def test_one_file_is_enough_to_train_and_evaluate(tmp_path):
     keys = {"paths": (f"{tmp_path}/book.txt",), "cache_dir": str(tmp_path / "cache")}
     config = DataConfig(source="text", **keys)
     rows, held_out = open_rows(config), pipeline.open_held_out(config, vocab_size=259)
-    trained = rows.source.stream.tokens[1:-1].astype(np.uint8).tobytes()
+    stored = rows.source.store.shard("train", 0)
+    trained = stored.tokens(1, stored.num_tokens - 1).astype(np.uint8).tobytes()
     assert trained + held_out.tokens[0][:-1].astype(np.uint8).tobytes() == text
     assert "bytes of the one document" in rows.description
 

@@ -1,0 +1,152 @@
+"""Documents that an evaluation scores whole, one by one, held in arrays or read from a store."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from hybrid.data.store.manifest import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalDocuments:
+    """The documents of an evaluation in the order of the source, tokenized; each has a token.
+
+    Attributes:
+      tokens: for each document int32 [n], its text's tokens and EOS where the tokenizer has
+        one; no BOS.
+      num_bytes: for each document int64 [n], bytes of text of each token (EOS: 0); None where
+        it is unknown for one of them.
+      names: where each document came from.
+      bos: `document`, `window` or `never`: where the evaluation puts `bos_id`.
+      bos_id: None where `bos` is never.
+      pad_id: a valid id to fill rows with.
+      fingerprint: of text, tokenizer and BOS policy.
+      description: one line about the text, for a log.
+      identity: fingerprints of what an evaluation rests on, as the record of a run keeps them.
+      has_eos: whether the last token of each document is EOS.
+      predicted: for each document bool [n], which tokens are scored; None: all.
+    """
+
+    tokens: Sequence[np.ndarray]
+    num_bytes: Sequence[np.ndarray] | None
+    names: Sequence[str]
+    bos: str
+    bos_id: int | None
+    pad_id: int
+    fingerprint: str
+    description: str
+    identity: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    has_eos: bool = False
+    predicted: Sequence[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each document; a store tells them without reading the tokens."""
+        if isinstance(self.tokens, StoredArrays):
+            return self.tokens.lengths
+        return [len(tokens) for tokens in self.tokens]
+
+    def without_eos(self) -> "EvalDocuments":
+        """The same documents, the EOS of each left out."""
+        if not self.has_eos:
+            return self
+        return dataclasses.replace(
+            self,
+            tokens=_without_last(self.tokens),
+            num_bytes=None if self.num_bytes is None else _without_last(self.num_bytes),
+            predicted=None if self.predicted is None else _without_last(self.predicted),
+            has_eos=False,
+        )
+
+
+def _without_last(arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    if isinstance(arrays, StoredArrays):
+        return dataclasses.replace(arrays, without_last=True)
+    return tuple(array[:-1] for array in arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArrays(Sequence[np.ndarray]):
+    """One array of each document held out in a store, read when it is asked for.
+
+    Attributes:
+      name: `tokens`, `token_bytes` or `predicted`.
+      after: elements at each document's beginning that are left out, as BOS is.
+      without_last: whether the last one is left out.
+    """
+
+    store: Store
+    name: str
+    dtype: Any
+    after: int
+    without_last: bool = False
+
+    def __len__(self) -> int:
+        return self.store.manifest.eval.total("num_documents")
+
+    @property
+    def lengths(self) -> list[int]:
+        """Elements of each document."""
+        found: list[int] = []
+        for number, about in enumerate(self.store.manifest.eval.shards):
+            starts = self.store.shard("eval", number).starts
+            lengths = np.diff(starts, append=about.num_tokens)
+            found += (lengths - self.after - self.without_last).tolist()
+        return found
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[np.ndarray]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):  # iterating ends by this
+            raise IndexError(index)
+        number, place = _found(self.store, index)
+        shard = self.store.shard("eval", number)
+        start = int(shard.starts[place]) + self.after
+        is_last = place + 1 == len(shard.starts)
+        stop = shard.num_tokens if is_last else int(shard.starts[place + 1])
+        stop -= self.without_last
+        if self.name == "predicted":
+            return shard.predicted(start, stop)
+        return shard.array(self.name, start, stop).astype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredNames(Sequence[str]):
+    """Where each document held out in a store came from."""
+
+    store: Store
+
+    def __len__(self) -> int:
+        return self.store.manifest.eval.total("num_documents")
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number, place = _found(self.store, index)
+        return self.store.shard("eval", number).names(place, place + 1)[0]
+
+
+def _found(store: Store, index: int) -> tuple[int, int]:
+    """The shard that a document is in, and its number there."""
+    ends = np.cumsum([shard.num_documents for shard in store.manifest.eval.shards])
+    number = int(np.searchsorted(ends, index, "right"))
+    return number, index - (int(ends[number - 1]) if number else 0)

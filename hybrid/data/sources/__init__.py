@@ -1,0 +1,19 @@
+"""Where text comes from: files of four kinds, one sequence of documents, one fingerprint.
+
+Read in this order: `files.py` (which files paths name), `rows.py` (what stands in one), `form.py`
+(what of a row is text), `corpus.py` (documents, their hashes and splits), `stdlib.py`.
+"""
+
+from hybrid.data.sources.corpus import Document, Documents, Files, digest_of, documents, files_of
+from hybrid.data.sources.files import matches_of, names_something
+
+__all__ = [
+    "Document",
+    "Documents",
+    "Files",
+    "digest_of",
+    "documents",
+    "files_of",
+    "matches_of",
+    "names_something",
+]

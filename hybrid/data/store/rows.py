@@ -1,0 +1,127 @@
+"""Rows of a store's split: shard after shard, each packed by itself.
+
+Rows cut through (`packing=stream`) are arithmetic, so a split of any size opens at once. The other
+ways look at the length of every document; what they find is kept in the cache folder, a few
+numbers a document, and mapped from there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from hybrid.data import packing
+from hybrid.data.packing import Layout, ListedRows, Row
+from hybrid.data.store.manifest import Split, Store
+from hybrid.process.files import whole_folder
+
+_TOTALS = "totals.json"
+_LISTS_OPEN = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """What became of the places of an epoch's rows.
+
+    Attributes:
+      places: rows times context length.  predicted: places that predict a token.
+      left_out: tokens that would be predicted and are in no row.
+    """
+
+    places: int
+    predicted: int
+    left_out: int
+
+    @property
+    def description(self) -> str:
+        """For a log: how much is padding, and how much of the text was left out."""
+        padding = 1 - self.predicted / max(self.places, 1)
+        line = f"{padding:.1%} of the places predict nothing"
+        if self.left_out:
+            lost = self.left_out / (self.left_out + self.predicted)
+            line += f", {lost:.1%} of the text left out"
+        return line
+
+
+class StoreRows:
+    """The rows of a split, by number.
+
+    Attributes:
+      store: that holds the documents.
+      num_rows: of an epoch.
+      shares: how full they are.
+    """
+
+    def __init__(self, store: Store, split: str, layout: Layout, cache: pathlib.Path):
+        self.store, self._split, self._layout = store, split, layout
+        about = store.manifest.split(split)
+        predicted = about.total("num_predicted")
+        if layout.packing == "stream":
+            counts = [layout.num_stream_rows(shard.num_tokens) for shard in about.shards]
+            left_out, self._lists = 0, None
+        else:
+            self._lists = _Lists(store, split, layout, cache)
+            counts, left_out = self._lists.num_rows, self._lists.left_out
+        self._ends = np.cumsum(counts)
+        self.num_rows = int(self._ends[-1]) if counts else 0
+        places = self.num_rows * layout.context_length
+        self.shares = Shares(places, predicted - left_out, left_out)
+
+    def row(self, index: int) -> Row:
+        """Row `index` below num_rows, by the fields of `Batch`, each [context_length].
+
+        Raises: ConfigError where its shard is damaged.
+        """
+        number = int(np.searchsorted(self._ends, index, "right"))
+        local = index - (int(self._ends[number - 1]) if number else 0)
+        stream = self.store.shard(self._split, number)
+        if self._lists is None:
+            pieces = packing.StreamRows(stream, self._layout).pieces(local)
+        else:
+            pieces = self._lists.of(number).pieces(local)
+        return packing.row_of(stream, self._layout, pieces)
+
+
+class _Lists:
+    """Which pieces each row of each shard holds, kept on disk."""
+
+    def __init__(self, store: Store, split: str, layout: Layout, cache: pathlib.Path):
+        about = store.manifest.split(split)
+        shards = [(shard.file, shard.index_crc32) for shard in about.shards]
+        parts = (1, shards, layout.packing, layout.context_length, layout.window_bos is not None)
+        name = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+        self._folder = cache / f"rows-{name}"
+        if not (self._folder / _TOTALS).is_file():
+            with whole_folder(self._folder) as folder:
+                _write_lists(folder, store, split, layout, about)
+        totals = json.loads((self._folder / _TOTALS).read_bytes())
+        self.num_rows, self.left_out = totals["num_rows"], totals["left_out"]
+        self._open: OrderedDict[int, ListedRows] = OrderedDict()
+
+    def of(self, number: int) -> ListedRows:
+        found = self._open.get(number)
+        if found is None:
+            names = (self._folder / f"{number:05}-{part}.npy" for part in ("spans", "ends"))
+            found = ListedRows(*(np.load(name, mmap_mode="r") for name in names))
+            self._open[number] = found
+            if len(self._open) > _LISTS_OPEN:
+                self._open.popitem(last=False)
+        return found
+
+
+def _write_lists(
+    folder: pathlib.Path, store: Store, split: str, layout: Layout, about: Split
+) -> None:
+    totals: dict[str, Any] = {"num_rows": [], "left_out": 0}
+    for number in range(len(about.shards)):
+        rows = packing.rows_of(store.shard(split, number), layout)
+        assert isinstance(rows, ListedRows)
+        np.save(folder / f"{number:05}-spans.npy", rows.spans)
+        np.save(folder / f"{number:05}-ends.npy", rows.ends)
+        totals["num_rows"].append(rows.num_rows)
+        totals["left_out"] += rows.num_left_out
+    (folder / _TOTALS).write_text(json.dumps(totals))
