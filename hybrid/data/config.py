@@ -72,7 +72,8 @@ class DataConfig:
     text_field: str = key("text", "field of a line, or column, that holds the document's text")
     tokenizer: str = key(
         "byte",
-        "byte (byte b is id b, pad 256, BOS 257, EOS 258) or the path of a tokenizer.json",
+        "byte (byte b is id b, pad 256, BOS 257, EOS 258), or the path of a tokenizer.json, a "
+        "SentencePiece .model, or a folder that holds one",
         path="remote",
     )
     bos: str = key(

@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes as they are, or a Hugging Face `tokenizer.json`.
+"""Text to ids and back: bytes as they are, a Hugging Face `tokenizer.json`, or SentencePiece.
 
 `encode` gives the ids of the text alone. BOS and EOS are added where documents are laid out
 (`cache.py`, the evaluation), exactly once, whatever the tokenizer's own post-processor does.
@@ -66,23 +66,40 @@ class Tokenizer(Protocol):
         """Bytes of text each id stands for, int64 [n], special tokens 0; None: unknown."""
 
 
+FILES = ("tokenizer.json", "tokenizer.model")  # of a folder; the first that is there is read
+
+
 def load(name: str) -> Tokenizer:
-    """The tokenizer of `data.tokenizer`: `byte`, a tokenizer.json or a folder that holds one.
+    """The tokenizer of `data.tokenizer`: `byte`, a file, or a folder that holds one.
 
     Raises: ConfigError under data.tokenizer for a missing or broken file.
     """
     if name == "byte":
         return ByteTokenizer()
-    path = path_of("data.tokenizer", name)
-    path = path / "tokenizer.json" if is_dir(path) else path
-    accepted = "byte or the path of a tokenizer.json"
-    if not is_file(path):
-        raise ConfigError("data.tokenizer", "no such file", name, accepted)
+    path = file_of(name)
     try:
+        if path.suffix == ".model":
+            from hybrid.data.sentencepiece import SentencePieceTokenizer  # built on this module
+
+            return SentencePieceTokenizer(path.read_bytes())
         return JsonTokenizer(path.read_bytes(), neighbour_config(path))
-    except Exception as error:  # the library raises bare Exception for a broken file
+    except Exception as error:  # the libraries raise bare exceptions for a broken file
         problem = f"can't be loaded ({' '.join(str(error).split())[:100]})"
-        raise ConfigError("data.tokenizer", problem, str(path), accepted) from error
+        raise ConfigError("data.tokenizer", problem, str(path), _ACCEPTED) from error
+
+
+def file_of(name: str) -> AnyPath:
+    """The file that a tokenizer's path means.  Raises: ConfigError where there is none."""
+    path = path_of("data.tokenizer", name)
+    if is_dir(path):
+        files = [path / name for name in FILES]
+        path = next((file for file in files if is_file(file)), files[0])
+    if not is_file(path):
+        raise ConfigError("data.tokenizer", "no such file", name, _ACCEPTED)
+    return path
+
+
+_ACCEPTED = "byte, or the path of a tokenizer.json or a SentencePiece .model"
 
 
 def resolve_bos(bos: str, tokenizer: Tokenizer) -> str:

@@ -6,13 +6,7 @@ from hybrid.data import tokenizers as ours
 from hybrid.process.files import path_of, write_json
 from hybrid.process.remote import AnyPath
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.model",
-    "chat_template.jinja",
-)
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _SPECIAL = {
     ours.BYTE_PAD: ("pad_token", "<pad>"),
     ours.BYTE_BOS: ("bos_token", "<bos>"),
@@ -35,28 +29,29 @@ def write_tokenizer(
         _write_byte_tokenizer(folder, adds_bos)
         return {f"{role}_id": token for token, (role, _) in _SPECIAL.items()}
     copy_files(tokenizer, folder)
-    path = folder / FILES[0]
-    loaded = ours.JsonTokenizer(path.read_bytes(), ours.neighbour_config(path))
+    loaded = ours.load(tokenizer)
     ids = {"bos": loaded.bos_id, "eos": loaded.eos_id, "pad": loaded.pad_id}
     return {f"{role}_token_id": token for role, token in ids.items()}
 
 
 def copy_files(tokenizer: str, folder: AnyPath) -> None:
-    """Copies a tokenizer.json (or the one of a folder) and what stands beside it into a folder.
+    """Copies a tokenizer's file and what stands beside it into a folder, under their usual names.
 
-    The tokenizer.json comes last: where it is, all of them are.
+    The tokenizer's own file comes last: where it is, all of them are.
     """
-    source = path_of("data.tokenizer", tokenizer)
-    beside = source if source.is_dir() else source.parent
-    for name in reversed(FILES):
-        file = source if name == FILES[0] and source.is_file() else beside / name
+    source = ours.file_of(tokenizer)
+    is_model = source.suffix == ".model"
+    own, other = ours.FILES[is_model], ours.FILES[not is_model]
+    beside = BESIDE if is_model else (*BESIDE, other)
+    for name in [*beside, own]:
+        file = source if name == own else source.parent / name
         if file.is_file():
             (folder / name).write_bytes(file.read_bytes())
 
 
 def raw_text_warning(folder: pathlib.Path) -> list[str]:
     """A line if the folder's model was tuned to chat: a warning where it scores plain text."""
-    config = ours.neighbour_config(folder / FILES[0]) or {}
+    config = ours.neighbour_config(folder / ours.FILES[0]) or {}
     chats = "chat_template" in config or (folder / "chat_template.jinja").is_file()
     if not chats and not folder.resolve().name.endswith("-it"):
         return []

@@ -9,13 +9,14 @@ def keep(tokenizer: str, workdir: AnyPath) -> None:
     """Copies the files of `data.tokenizer` into the workdir, where they aren't there yet."""
     if tokenizer == "byte":
         return
-    from hybrid.pretrained.tokenizer import FILES, copy_files  # only such runs pay for it
+    from hybrid.data.tokenizers import FILES  # only such runs pay for it
+    from hybrid.pretrained.tokenizer import copy_files
 
     own = workdir / TOKENIZER
-    if (own / FILES[0]).exists():
+    if any((own / name).exists() for name in FILES):
         return
     if isinstance(own, RemotePath):
-        copy_files(tokenizer, own)  # FILES[0] comes last
+        copy_files(tokenizer, own)  # the tokenizer's own file comes last
         return
     with whole_folder(own) as folder:
         copy_files(tokenizer, folder)

@@ -1,6 +1,8 @@
 """Ids, special ids and bytes of each token, for bytes and for tokenizer.json files."""
 
 import json
+import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -153,3 +155,75 @@ def test_a_missing_or_broken_file_is_refused_by_key(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"data\.tokenizer: (no such file|can't be loaded)"):
         tokenizers.load(str(path))
+
+
+# --- SentencePiece -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a tokenizer.model that falls back to bytes."""
+    import io
+
+    import sentencepiece
+
+    content = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([TEXT] * 9),
+        model_writer=content,
+        vocab_size=330,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=0.98,
+        pad_id=3,
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "tokenizer.model").write_bytes(content.getvalue())
+    return folder
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(text=st.text(alphabet="aeé日 \n<s>/\U0001f600", max_size=40))
+def test_sentencepiece_counts_every_byte_once_and_reads_no_control_symbol(model, text):
+    tokenizer = tokenizers.load(str(model))
+    ids, counts = tokenizer.encode_with_bytes(text.encode())
+    assert ids.tolist() == tokenizer.encode(text).tolist()
+    assert not set(ids.tolist()) & set(tokenizer.control_tokens.values())
+    assert tokenizer.encode_batch([text.encode()])[0].tolist() == ids.tolist()
+    if ids.size and counts is not None:
+        assert counts.sum() == len(text.encode())
+        assert counts.min() >= 0
+
+
+def test_sentencepiece_names_its_special_ids_and_goes_into_processes(model):
+    tokenizer = tokenizers.load(str(model / "tokenizer.model"))
+    assert isinstance(tokenizer, tokenizers.Tokenizer)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 3)
+    assert 256 < tokenizer.vocab_size <= 330
+    assert tokenizer.encode_parsed("<s>de</s>").tolist()[0] == 1
+    assert tokenizer.decode([1, *tokenizer.encode("den Wolken"), 2]) == "den Wolken"
+    assert tokenizer.token_num_bytes([1, *tokenizer.encode("é")]).tolist()[0] == 0
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode(TEXT).tolist() == tokenizer.encode(TEXT).tolist()
+    assert again.fingerprint == tokenizer.fingerprint
+
+
+def test_a_broken_model_is_refused_and_a_json_beside_it_comes_first(model, tmp_path):
+    (tmp_path / "x.model").write_bytes(b"no model")
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: can't be loaded"):
+        tokenizers.load(str(tmp_path / "x.model"))
+    shutil.copy(model / "tokenizer.model", tmp_path)
+    byte_level().save(str(tmp_path / "tokenizer.json"))
+    assert isinstance(tokenizers.load(str(tmp_path)), tokenizers.JsonTokenizer)
+
+
+def test_a_copy_has_the_usual_name(model, tmp_path):
+    from hybrid.pretrained.tokenizer import copy_files
+
+    shutil.copy(model / "tokenizer.model", tmp_path / "mine.model")
+    (tmp_path / "copy").mkdir()
+    copy_files(str(tmp_path / "mine.model"), tmp_path / "copy")
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["tokenizer.model"]
+    assert tokenizers.load(str(tmp_path / "copy")).fingerprint == tokenizers.load(str(model)).fingerprint

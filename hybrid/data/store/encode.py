@@ -13,7 +13,9 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import types
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -175,7 +177,8 @@ def encoded(
     waiting: collections.deque = collections.deque()
     try:
         for chunk in chunks:
-            waiting.append((chunk, pool.submit(_encode_here, _texts(chunk))))
+            with _nothing_to_import():
+                waiting.append((chunk, pool.submit(_encode_here, _texts(chunk))))
             if len(waiting) > _AHEAD * num_workers:
                 chunk, future = waiting.popleft()
                 yield from zip(chunk, future.result(), strict=True)
@@ -214,6 +217,20 @@ def _encode(encoder: Encoder, texts: Sequence[tuple[Document, bool]]) -> list[To
     return [
         encoder.one(document) if with_bytes else next(plain) for document, with_bytes in texts
     ]
+
+
+@contextlib.contextmanager
+def _nothing_to_import() -> Iterator[None]:
+    """A process that is spawned within does not run the caller's script again.
+
+    It needs nothing of it, and a script without `if __name__ == "__main__"` would start over.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 # --- A process of its own ------------------------------------------------------------------------

@@ -137,7 +137,8 @@ class Store:
 def write(folder: AnyPath, manifest: Manifest) -> None:
     """Makes the folder's shards a store."""
     values = dataclasses.asdict(manifest)
-    write_json(folder / MANIFEST, values | {_CHECKSUM: _checksum(values)}, indent=1)
+    checked = {"format": FORMAT} | values | {_CHECKSUM: _checksum(values)}
+    write_json(folder / MANIFEST, checked, indent=1)
 
 
 def read(folder: AnyPath, key: str) -> Store:

@@ -26,7 +26,7 @@ from hybrid.data.store.build import SHARD_TOKENS, Counts, Entry, Writer
 from hybrid.data.store.encode import Asked, Encoder, encoded
 from hybrid.data.store.manifest import MANIFEST, Manifest
 from hybrid.process.files import check_writable, log_of
-from hybrid.process.remote import AnyPath
+from hybrid.process.remote import AnyPath, RemotePath
 from hybrid.workdir.lock import FILE as LOCK
 from hybrid.workdir.lock import writer_lock
 
@@ -61,6 +61,8 @@ def prepare(
     Raises: ConfigError for wrong files, text or ids; what this call has written is gone then.
     """
     job = _Job.of(config, encoder, shard_tokens)
+    if not isinstance(folder, RemotePath) and not folder.absolute().parent.is_dir():
+        raise ConfigError("--output", "its parent folder doesn't exist", str(folder))
     check_writable(folder, "--output")
     with writer_lock(folder) as lock:
         found = _finished(folder, job)
