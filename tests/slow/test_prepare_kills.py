@@ -1,0 +1,100 @@
+"""`hybrid.prepare` killed at any time, twice at once, and at ten times the size."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import small_run
+
+pytestmark = pytest.mark.slow
+
+MEASURE = """
+import resource, sys
+from hybrid.data import pipeline
+from hybrid.data.config import DataConfig
+config = DataConfig(source="prepared", paths=(sys.argv[1],))
+held_out = pipeline.open_held_out(config, vocab_size=259)
+rows = pipeline.open_rows(config, context_length=1024, seed=0, vocab_size=259)
+for place in range(64):
+    rows.row(place)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Nine megabytes of JSON lines in three files."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    for number in range(3):
+        with open(folder / f"{number}.jsonl", "w") as file:
+            for _ in range(3000):
+                text = "".join(chr(draw.randrange(97, 123)) for _ in range(1000))
+                file.write(json.dumps({"text": text}) + "\n")
+    return folder
+
+
+def start(source, output, *words):
+    command = [sys.executable, "-m", "hybrid.prepare", "--config=configs/tiny.py"]
+    command += ["--config.data.source=jsonl", f"--config.data.paths={source}"]
+    command += [f"--output={output}", "--shard_tokens=300000", *words]
+    environment = os.environ | {"PYTHONPATH": str(small_run.ROOT)}
+    return subprocess.Popen(
+        command, cwd=small_run.ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def prepared(source, output, *words):
+    process = start(source, output, *words)
+    assert process.wait(300) == 0, process.stderr.read()
+    return {path.name: path.read_bytes() for path in output.iterdir()}
+
+
+def test_killed_ten_times_the_store_has_the_same_bits(corpus, tmp_path):
+    begun = time.monotonic()
+    expected = prepared(corpus, tmp_path / "whole")
+    takes = time.monotonic() - begun
+    draw = random.Random(1)
+    rounds = []
+    for _ in range(10):
+        process = start(corpus, tmp_path / "killed")
+        time.sleep(draw.uniform(0.3, 0.9) * takes)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        journal = tmp_path / "killed" / "journal.jsonl"
+        rounds.append(len(journal.read_bytes().splitlines()) if journal.exists() else 0)
+    assert prepared(corpus, tmp_path / "killed") == expected
+    assert rounds == sorted(rounds) or rounds[-1] == 0  # what is done stays done
+    assert max(rounds) > 2
+
+
+def test_of_two_at_once_one_is_refused_and_the_store_is_whole(corpus, tmp_path):
+    expected = prepared(corpus, tmp_path / "whole")
+    pair = [start(corpus, tmp_path / "both", "--workers=0") for _ in range(2)]
+    codes = sorted(process.wait(300) for process in pair)
+    errors = "".join(process.stderr.read() for process in pair)
+    assert codes in ([0, 0], [0, 2]), errors  # the second may find it finished
+    assert "Traceback" not in errors
+    assert {p.name: p.read_bytes() for p in (tmp_path / "both").iterdir()} == expected
+
+
+def test_a_start_takes_the_same_memory_at_ten_times_the_text(corpus, tmp_path):
+    peaks = []
+    for times in (1, 10):
+        source = tmp_path / f"x{times}"
+        source.mkdir()
+        for number in range(times):
+            for path in corpus.iterdir():
+                text = path.read_text().replace('": "', f'": "{number} ')
+                (source / f"{number}-{path.name}").write_text(text)
+        prepared(source, tmp_path / f"s{times}")
+        command = [sys.executable, "-c", MEASURE, str(tmp_path / f"s{times}")]
+        environment = os.environ | {"PYTHONPATH": str(small_run.ROOT)}
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        peaks.append(int(found.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 12, peaks  # MB
