@@ -36,7 +36,7 @@ def get_config():
     config.base.model.num_kv_heads = 4
     config.base.model.global_head_dim = 0
     config.base.model.unified_kv = False
-    config.base.training.num_steps = 200
+    config.base.training.num_steps = 150
 
     config.cells = CELLS
     config.arms = [
