@@ -39,7 +39,7 @@ class Benchmark:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all prompts and replies, at most."""
+        """Tokens of all prompts and replies, at most; of MRCR's files as their bins count them."""
         return sum(group.count * group.length for group in self.groups)
 
 
