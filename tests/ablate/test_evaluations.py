@@ -1,16 +1,29 @@
 """Benchmarks of retrieval as evaluations of a sweep: asked once, gone on with, pooled, reported."""
 
 import csv
+import dataclasses
 import json
+import re
 import shutil
 
+import example_results
 import pytest
+from from_json import sweep_results
 
 from hybrid import config as config_lib
 from hybrid.ablate.__main__ import main
-from hybrid.ablate.statistics.benchmarks import pooled, scored
+from hybrid.ablate.report import figures
+from hybrid.ablate.report import page as page_lib
+from hybrid.ablate.statistics.benchmarks import (
+    BenchmarkScore,
+    GroupScore,
+    LengthScore,
+    pooled,
+    scored,
+)
 from hybrid.evaluation import intervals
 from hybrid.evaluation.__main__ import main as evaluate
+from hybrid.evaluation.intervals import Estimate
 from hybrid.evaluation.retrieval import command
 from hybrid.evaluation.retrieval.sample_log import Scored
 from hybrid.pages import load_page
@@ -283,6 +296,59 @@ def test_a_dry_run_says_what_they_cost(page, capsys):
     shown = capsys.readouterr().out
     # 4 runs of 2 lengths, 2 depths and 3 samples; (12 + 16) tokens at 2 depths and 3 samples
     assert "needles, all (needle_keys): 48 samples of at most 672 tokens in all, 4 runs" in shown
+
+
+# --- Report ------------------------------------------------------------------------------------
+
+
+def with_benchmarks(*benchmarks):
+    """Invented results whose cells were all asked these."""
+    held = sweep_results(example_results.SWEEPS["ratio"]())
+    arms = tuple(
+        dataclasses.replace(
+            arm,
+            cells=tuple(dataclasses.replace(cell, benchmarks=benchmarks) for cell in arm.cells),
+        )
+        for arm in held.arms
+    )
+    return dataclasses.replace(held, arms=arms)
+
+
+def benchmark(name, *groups):
+    score, difference = Estimate(40.0, 30.0, 50.0), Estimate(-3.0, -5.0, -1.0)
+    found = tuple(GroupScore(*group[:3], score, 9, group[3]) for group in groups)
+    lengths = tuple(LengthScore(length, score) for length in sorted({each[1] for each in groups}))
+    return BenchmarkScore(name, score, difference, lengths, found)
+
+
+def test_tasks_and_floors_have_rows():
+    floors = {"random": 21.0}
+    groups = [(f"mrcr_{num}needle", 8192, None, floors) for num in (2, 4)]
+    results_ = with_benchmarks(benchmark("mrcr", *groups))
+    text = " ".join(re.sub("<[^>]+>", " ", page_lib.render(results_)).split())
+    assert "mrcr by task; a floor is" in text
+    assert text.count("mrcr_4needle 40.0 30.0 to 50.0 random reply 21.0") == len(
+        results_.arms[0].cells
+    )
+    assert "−3.0 worse −5.0 to −1.0" in text
+    assert "40.0, 30.0 to 50.0; worse than its baseline" in text
+    plain = with_benchmarks(benchmark("vt", ("vt", 64, None, {}), ("vt", 128, None, {})))
+    assert "by task" not in page_lib.render(plain)  # the table by length says it all
+
+
+def test_results_with_benchmarks_are_read_back():
+    results_ = with_benchmarks(benchmark("vt", ("vt", 64, None, {"random": 1.0})))
+    again = sweep_results(json.loads(json.dumps(results_.to_dict())))
+    assert again.arms == results_.arms
+
+
+def test_names_alike_have_figures_of_their_own(tmp_path):
+    table = [("needle_keys", 64, depth, {}) for depth in (0.0, 100.0)]
+    drawn = figures.write(
+        with_benchmarks(benchmark("a b", *table), benchmark("a,b", *table)), tmp_path
+    )
+    names = [each.name for each in drawn if each.kind == "score_by_depth"]
+    assert names == ["a_b_0_needle_keys_score_by_depth", "a_b_1_needle_keys_score_by_depth"]
 
 
 # --- Statistics --------------------------------------------------------------------------------

@@ -85,8 +85,11 @@ def _figures(arm: Arm) -> Iterator[tuple[str, str, str, Figure]]:
     for kind, panels in charts(arm).items():
         title = kind.replace("_", " ").replace("axis", arm.axis)
         yield kind, kind, title, figure_of(arm, kind, panels)
+    files = [_file_name(benchmark) for benchmark in arm.benchmarks]
     for benchmark, task, maps in heat_maps.tables(arm):
-        name = f"{_file_name(benchmark)}_{_file_name(task)}_score_by_depth"
+        place = arm.benchmarks.index(benchmark)
+        file = files[place] + f"_{place}" * (files.count(files[place]) > 1)
+        name = f"{file}_{_file_name(task)}_score_by_depth"
         title = f"{benchmark}: {task}, accuracy by length and depth"
         yield name, "score_by_depth", title, heat_maps.figure_of(maps)
 
