@@ -64,23 +64,23 @@ class Tokenizer(Protocol):
         """Bytes of text each id stands for, int64 [n], special tokens 0; None: unknown."""
 
 
-def load(name: str) -> Tokenizer:
+def load(name: str, key: str = "data.tokenizer") -> Tokenizer:
     """The tokenizer of `data.tokenizer`: `byte`, a tokenizer.json or a folder that holds one.
 
-    Raises: ConfigError under data.tokenizer for a missing or broken file.
+    Raises: ConfigError under `key` for a missing or broken file.
     """
     if name == "byte":
         return ByteTokenizer()
-    path = path_of("data.tokenizer", name)
+    path = path_of(key, name)
     path = path / "tokenizer.json" if is_dir(path) else path
     accepted = "byte or the path of a tokenizer.json"
     if not is_file(path):
-        raise ConfigError("data.tokenizer", "no such file", name, accepted)
+        raise ConfigError(key, "no such file", name, accepted)
     try:
         return JsonTokenizer(path.read_bytes(), neighbour_config(path))
     except Exception as error:  # the library raises bare Exception for a broken file
         problem = f"can't be loaded ({' '.join(str(error).split())[:100]})"
-        raise ConfigError("data.tokenizer", problem, str(path), accepted) from error
+        raise ConfigError(key, problem, str(path), accepted) from error
 
 
 def resolve_bos(bos: str, tokenizer: Tokenizer) -> str:
