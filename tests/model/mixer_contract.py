@@ -25,8 +25,8 @@ from training.tiny_run import experiment_of, rows
 import hybrid
 from hybrid import experiment, model
 from hybrid.config import ConfigError
-from hybrid.costs import model_costs
-from hybrid.costs.flops import count_flops
+from hybrid.costs import hlo, model_costs
+from hybrid.costs.flops import count_flops, flops_by_part
 from hybrid.data.batch import Batch
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.session import Session
@@ -203,10 +203,14 @@ class MixerBehaviour:
         return forward.lower(model.abstract(config), tokens).compile()
 
     def _flops(self, time):
-        """FLOPs of the forward pass, as compiled and as planned."""
+        """FLOPs of the forward pass, as compiled under the letter's kind, and as planned.
+
+        The head has no scope of its own, so it counts for the layer that it is made from.
+        """
         config = self.config(pattern=self.letter, last_layer="any", num_layers=1)
         planned = time * model_costs.forward_flops_per_token(config, time)
-        return count_flops(self._compiled(time).as_text()), planned
+        counted = flops_by_part(hlo.parse(self._compiled(time).as_text()))
+        return counted[MIXERS[self.letter].kind], planned
 
 
 class StateMixer(MixerBehaviour):
