@@ -96,22 +96,31 @@ def called(module):
 
 # --- Gated DeltaNet --------------------------------------------------------------------------
 
-LINEAR_HEADS = {
-    "hidden_size": WIDTH,
-    "linear_num_key_heads": HEADS,
-    "linear_num_value_heads": HEADS,
-    "linear_key_head_dim": HEAD,
-    "linear_value_head_dim": 2 * HEAD,
-    "num_hidden_layers": 4,
-    "rms_norm_eps": 1e-6,
-}
+
+def linear_heads(values):
+    """Keys of transformers for `values` heads of values on each of HEADS heads of keys."""
+    return {
+        "hidden_size": WIDTH,
+        "linear_num_key_heads": HEADS,
+        "linear_num_value_heads": values * HEADS,
+        "linear_key_head_dim": HEAD,
+        "linear_value_head_dim": 2 * HEAD,
+        "num_hidden_layers": 4,
+        "rms_norm_eps": 1e-6,
+    }
 
 
-def test_gated_deltanet_equals_qwen3_next():
+def delta_heads(values):
+    """The same of ours."""
+    return {"num_heads": values * HEADS, "num_key_heads": HEADS, "value_dim": 2 * HEAD}
+
+
+@pytest.mark.parametrize("values", [1, 2])
+def test_gated_deltanet_equals_qwen3_next(values):
     from transformers.models.qwen3_next import modeling_qwen3_next as peer
 
     def tensors(params):
-        def by_head(*names):  # [n, ..., d] of a head's rows one behind the other
+        def by_head(*names):  # [k, ..., d] of a head's rows one behind the other
             parts = [params[f"{name}_proj"]["kernel"].reshape(WIDTH, HEADS, -1) for name in names]
             return rows(jnp.concatenate(parts, axis=-1))
 
@@ -125,12 +134,13 @@ def test_gated_deltanet_equals_qwen3_next():
             "out_proj.weight": output(params["o_proj"]["kernel"]),
         }
 
-    module = peer.Qwen3NextGatedDeltaNet(transformers.Qwen3NextConfig(**LINEAR_HEADS), 0)
-    assert_parity(Ours("D", deltanet={"value_dim": 2 * HEAD}), tensors, called(module))
+    config = transformers.Qwen3NextConfig(**linear_heads(values))
+    module = peer.Qwen3NextGatedDeltaNet(config, 0)
+    assert_parity(Ours("D", deltanet=delta_heads(values)), tensors, called(module))
 
 
-@pytest.mark.parametrize("negative", [False, True])
-def test_gated_deltanet_equals_olmo_hybrid(negative):
+@pytest.mark.parametrize(("negative", "values"), [(False, 1), (True, 1), (True, 3)])
+def test_gated_deltanet_equals_olmo_hybrid(negative, values):
     from transformers.models.olmo_hybrid import modeling_olmo_hybrid as peer
 
     def tensors(params):
@@ -147,8 +157,9 @@ def test_gated_deltanet_equals_olmo_hybrid(negative):
             "o_proj.weight": output(params["o_proj"]["kernel"]),
         }
 
-    config = transformers.OlmoHybridConfig(**LINEAR_HEADS, linear_allow_neg_eigval=negative)
-    keys = {"value_dim": 2 * HEAD, "negative_eigenvalues": negative}
+    keys = linear_heads(values) | {"linear_allow_neg_eigval": negative}
+    config = transformers.OlmoHybridConfig(**keys)
+    keys = delta_heads(values) | {"negative_eigenvalues": negative}
     ours = Ours("D", deltanet=keys, norm_eps=1e-5)
     assert_parity(ours, tensors, called(peer.OlmoHybridGatedDeltaNet(config, 0)))
 

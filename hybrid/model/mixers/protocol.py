@@ -8,6 +8,7 @@ A letter of the pattern is a row of a table (`mixers/__init__.py`): a `Letter`, 
     grow, earliest_rewind             how that changes with the cache
     shared_key, shared, reads_slots   arrays made once for all layers that read the same
     flops_per_token, reach            costs, and how far back a layer sees
+    split_sizes                       what the tensor axis of a mesh must divide
     summary, facts, picture           for tables and figures
     LACKS, SPLITS_TIME                for refusals
 
@@ -189,6 +190,10 @@ class MixerSpec(abc.ABC):
     def request(self, config: ModelConfig, length: int) -> Any:
         """What the layer requests of the door to attention for rows of `length`; None: nothing."""
         return None
+
+    def split_sizes(self) -> Mapping[str, int]:
+        """Sizes that `mesh.tensor` must divide, by their key under `model.`; others are copied."""
+        return {}
 
     # --- For people --------------------------------------------------------------------------
 
