@@ -10,6 +10,7 @@ from hybrid.model.mixers import MIXERS
 KEYS: dict[str, dict[str, Any]] = {
     "D": {"deltanet": {"num_key_heads": 2}},
     "M": {"mamba2": {"head_dim": 8, "state_dim": 6}},
+    "W": {"rwkv7": {"value_residual": True}},
 }
 STATE_LETTERS = tuple(letter for letter, row in MIXERS.items() if row.kind == "state")
 

@@ -116,8 +116,8 @@ class MixerSpec(abc.ABC):
     A mixer overrides what is abstract; the rest has the default of a mixer without it.
 
     Attributes:
-      donor: index of the layer whose keys and values this one reuses; None: it has its own.
-      donates: whether later layers reuse this layer's keys and values.
+      donor: index of the layer whose keys and values this one reads; None: it has its own.
+      donates: whether later layers read this layer's keys and values.
     """
 
     # What the mixer does not do, and why: "kv_sharing", "rewind" or "export".
@@ -132,9 +132,15 @@ class MixerSpec(abc.ABC):
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         """The module: (x [b, t, d], placement, donated, state) -> (y, keys and values, state).
 
-        `donated` is what the donor's module gave second. `state` is a `LayerState` behind a cache,
-        else None; the state that comes back holds x's real tokens and no trace of padding.
+        `donated` is what the donor's module gave second: keys and values, or one of them. `state`
+        is a `LayerState` behind a cache, else None; the state that comes back holds x's real tokens
+        and no trace of padding.
         """
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether later layers of the letter read what the first one's module gives second."""
+        return False
 
     # --- State -------------------------------------------------------------------------------
 
