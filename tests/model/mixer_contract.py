@@ -3,9 +3,10 @@
     class TestMamba2(StateMixer):
         letter, keys = "M", {"mamba2": {"state_dim": 8}}
 
-`MixerBehaviour` has what all letters do, `StateMixer` and `AttentionMixer` what those with a state
-of fixed size and those with keys and values do besides. Values against the mixer's own
-step-by-step form, and against an independent implementation, are tests of the mixer's own file.
+`MixerBehaviour` has what all letters do; `FixedState` and `Rewinds` what those do besides that have
+a state of fixed size, or can be rewound; `StateMixer` and `AttentionMixer` what those that keep one
+state alone, or keys and values. Values against the mixer's own step-by-step form, and against an
+independent implementation, are tests of the mixer's own file.
 """
 
 import abc
@@ -213,14 +214,8 @@ class MixerBehaviour:
         return counted[MIXERS[self.letter].kind], planned
 
 
-class StateMixer(MixerBehaviour):
-    """The checks of mixers with a state of fixed size, which can't be rewound."""
-
-    def test_a_rewind_is_refused_with_a_reason(self):
-        config = self.config()
-        cache, _ = _read(_session(config), tokens_of(config, time=5))
-        with pytest.raises(ValueError, match=rf"{MIXERS[self.letter].title} layers can't: \w+"):
-            cache.rewind(1)
+class FixedState(MixerBehaviour):
+    """The checks of mixers with a state of fixed size."""
 
     def test_the_plan_counts_what_is_compiled(self):
         counted, planned = self._flops(256)
@@ -232,8 +227,18 @@ class StateMixer(MixerBehaviour):
         assert short["state"] == long["state"] > 0
 
 
-class AttentionMixer(MixerBehaviour, abc.ABC):
-    """The checks of mixers that keep keys and values."""
+class StateMixer(FixedState):
+    """The checks of mixers with one state, which can't be rewound."""
+
+    def test_a_rewind_is_refused_with_a_reason(self):
+        config = self.config()
+        cache, _ = _read(_session(config), tokens_of(config, time=5))
+        with pytest.raises(ValueError, match=rf"{MIXERS[self.letter].title} layers can't: \w+"):
+            cache.rewind(1)
+
+
+class Rewinds(MixerBehaviour):
+    """The checks of mixers that can be rewound."""
 
     @pytest.mark.parametrize("before", [3, 9, TIME])
     @pytest.mark.usefixtures("x64")
@@ -246,6 +251,10 @@ class AttentionMixer(MixerBehaviour, abc.ABC):
         logits = session.prefill(cache.rewind(2), other)[1]
         cold = _read(session, np.concatenate([tokens[:, : before - 2], other], axis=1))[1]
         np.testing.assert_allclose(logits, cold, atol=1e-9)
+
+
+class AttentionMixer(Rewinds, abc.ABC):
+    """The checks of mixers that keep keys and values."""
 
     @pytest.mark.usefixtures("x64")
     def test_a_grown_cache_goes_on_as_before(self):
