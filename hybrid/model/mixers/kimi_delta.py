@@ -52,6 +52,10 @@ class KimiDeltaSpec(GatedDeltaNetSpec):
         weights = 2 * width * heads * (4 * size + 1) + 4 * self.rank * (width + heads * size)
         return weights, heads * delta_rule.flops_per_token(context, size, size, has_channels=True)
 
+    def split_sizes(self) -> dict[str, int]:
+        """Heads."""
+        return {"kimi_delta.num_heads": self.num_heads}
+
     def summary(self) -> str:
         """Heads and the size of the state."""
         heads = f"{self.num_heads} heads with a state of {self.head_dim} x {self.value_dim}"
@@ -60,9 +64,10 @@ class KimiDeltaSpec(GatedDeltaNetSpec):
 
 def _spec(config: ModelConfig, slot: int) -> KimiDeltaSpec:
     own = config.section("kimi_delta")
-    head_dim = own.head_dim or config.head_dim
+    head_dim, num_heads = own.head_dim or config.head_dim, own.num_heads or config.num_heads
     return KimiDeltaSpec(
-        num_heads=own.num_heads or config.num_heads,
+        num_heads=num_heads,
+        num_key_heads=num_heads,
         head_dim=head_dim,
         value_dim=head_dim,
         conv_size=own.conv_size,
