@@ -8,7 +8,7 @@ from typing import Any
 from hybrid.model.mixers import MIXERS
 
 KEYS: dict[str, dict[str, Any]] = {
-    "D": {"deltanet": {"num_key_heads": 2}},
+    "D": {"delta": {"num_key_heads": 2}},
     "M": {"mamba2": {"head_dim": 8, "state_dim": 6}},
     "W": {"rwkv7": {"value_residual": True}},
 }

@@ -142,7 +142,7 @@ def test_gated_deltanet_equals_qwen3_next(values):
 
     config = transformers.Qwen3NextConfig(**linear_heads(values))
     module = peer.Qwen3NextGatedDeltaNet(config, 0)
-    assert_parity(Ours("D", deltanet=delta_heads(values)), tensors, called(module))
+    assert_parity(Ours("D", delta=delta_heads(values)), tensors, called(module))
 
 
 @pytest.mark.parametrize(("negative", "values"), [(False, 1), (True, 1), (True, 3)])
@@ -166,7 +166,7 @@ def test_gated_deltanet_equals_olmo_hybrid(negative, values):
     keys = linear_heads(values) | {"linear_allow_neg_eigval": negative}
     config = transformers.OlmoHybridConfig(**keys)
     keys = delta_heads(values) | {"negative_eigenvalues": negative}
-    ours = Ours("D", deltanet=keys, norm_eps=1e-5)
+    ours = Ours("D", delta=keys, norm_eps=1e-5)
     assert_parity(ours, tensors, called(peer.OlmoHybridGatedDeltaNet(config, 0)))
 
 

@@ -47,7 +47,7 @@ _INTO_HEADS = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
 
 @dataclasses.dataclass(frozen=True)
 class DeltaNetConfig:
-    """Keys under `model.deltanet.`."""
+    """Keys under `model.delta.`."""
 
     num_heads: int = key(0, "heads of values, each with a state; 0: model.num_heads", at_least=0)
     num_key_heads: int = key(
@@ -115,10 +115,10 @@ class GatedDeltaNetSpec(RecurrentSpec):
 
 
 def _spec(config: ModelConfig, slot: int) -> GatedDeltaNetSpec:
-    own = config.section("deltanet")
+    own = config.section("delta")
     head_dim, num_heads = own.head_dim or config.head_dim, own.num_heads or config.num_heads
     num_key_heads = own.num_key_heads or num_heads
-    of_values = "model.deltanet.num_heads" if own.num_heads else "model.num_heads"
+    of_values = "model.delta.num_heads" if own.num_heads else "model.num_heads"
     check_divides("deltanet.num_key_heads", num_key_heads, of_values, num_heads)
     return GatedDeltaNetSpec(
         num_heads=num_heads,
@@ -138,7 +138,7 @@ LETTER = Letter(
     spec=_spec,
     look=Look("#2e8b57", "#e8f5ee", ("#74c69d", "#14502f"), line_style=(0, (6, 1, 1, 1))),
     citation="Gated DeltaNet (2412.06464)",
-    section=("deltanet", DeltaNetConfig),
+    section=("delta", DeltaNetConfig),
 )
 
 

@@ -28,7 +28,7 @@ from hybrid.ops.norm import wide
 
 @dataclasses.dataclass(frozen=True)
 class KimiDeltaConfig:
-    """Keys under `model.kimi_delta.`."""
+    """Keys under `model.kda.`."""
 
     num_heads: int = key(0, "heads; 0: model.num_heads", at_least=0)
     head_dim: int = key(0, "width of queries, keys and values; 0: model.head_dim", at_least=0)
@@ -63,7 +63,7 @@ class KimiDeltaSpec(GatedDeltaNetSpec):
 
 
 def _spec(config: ModelConfig, slot: int) -> KimiDeltaSpec:
-    own = config.section("kimi_delta")
+    own = config.section("kda")
     head_dim, num_heads = own.head_dim or config.head_dim, own.num_heads or config.num_heads
     return KimiDeltaSpec(
         num_heads=num_heads,
@@ -84,7 +84,7 @@ LETTER = Letter(
     spec=_spec,
     look=Look("#5b6b7b", "#edf0f3", ("#9aa8b5", "#2a343d"), line_style=(0, (6, 1, 1, 1, 1, 1))),
     citation="Kimi Linear (2510.26692)",
-    section=("kimi_delta", KimiDeltaConfig),
+    section=("kda", KimiDeltaConfig),
 )
 
 
