@@ -14,7 +14,7 @@ class TestGatedDeltaNet(StateMixer):
     """With two heads of values for one of queries and keys."""
 
     letter = "D"
-    keys: ClassVar = {"deltanet": {"num_heads": 4, "num_key_heads": 2, "value_dim": 6}}
+    keys: ClassVar = {"delta": {"num_heads": 4, "num_key_heads": 2, "value_dim": 6}}
     refused = ("num_key_heads", 3)
 
     @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ class TestGatedDeltaNet(StateMixer):
         mesh = AbstractMesh((1, 1, tensor, 1, 1), MESH_AXES)
         sizes = {"num_heads": 6, "num_kv_heads": 1, "vocab_size": 42}
         keys = dict(zip(("num_heads", "num_key_heads"), heads, strict=True))
-        message = f"model.deltanet.{wrong}: must be a multiple of mesh.tensor"
+        message = f"model.delta.{wrong}: must be a multiple of mesh.tensor"
         with pytest.raises(ConfigError, match=message):
-            self.experiment(deltanet=keys, **sizes).check_mesh(mesh)
-        self.experiment(deltanet={"num_key_heads": 3}, **sizes).check_mesh(mesh)
+            self.experiment(delta=keys, **sizes).check_mesh(mesh)
+        self.experiment(delta={"num_key_heads": 3}, **sizes).check_mesh(mesh)
