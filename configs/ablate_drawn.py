@@ -6,6 +6,7 @@ All are evaluated at window 64, the last tenth of every training has it. Publish
 keep short-context quality and reach further than either window alone (2509.24552, SWAX).
 """
 
+from hybrid.ablate import arms
 from hybrid.ablate import config as ablate
 
 CELLS = [
@@ -13,14 +14,6 @@ CELLS = [
     {"name": "8, then 64", "training.window_schedule": ((0.9, 8), (0.1, 64))},
     {"name": "8 or 64", "training.window_choices": ((0.5, 8), (0.5, 64))},
 ]
-NEEDLE = {
-    "data.source": "needle",
-    "data.needle.distances": (4, 8, 15, 24, 48, 96, 120),
-    "data.needle.num_eval_examples": 1400,
-    "model.vocab_size": 64,
-    "training.context_length": 128,
-    "training.num_steps": 150,
-}
 
 
 def get_config():
@@ -30,6 +23,6 @@ def get_config():
     config.base.training.num_steps = 200
 
     config.cells = CELLS
-    config.arms = [("text", {}), ("needle", NEEDLE)]
+    config.arms = [("text", {}), ("needle", arms.needle(4, 8, 15, 24, 48, 96, 120))]
     config.seeds = (0, 1, 2)
     return config

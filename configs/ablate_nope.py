@@ -6,16 +6,9 @@ Local layers turn all pairs throughout, and order reaches the global ones throug
 256 tokens, evaluated at 256, 512 and 1024; needles at distances within the trained length.
 """
 
+from hybrid.ablate import arms
 from hybrid.ablate import config as ablate
 
-NEEDLE = {
-    "data.source": "needle",
-    "data.needle.distances": (4, 15, 24, 48, 96, 120),
-    "data.needle.num_eval_examples": 1200,
-    "model.vocab_size": 64,
-    "training.context_length": 128,
-    "training.num_steps": 150,
-}
 CELLS = [
     {"name": "rotary", "model.global_rope_fraction": 1.0},
     {"name": "a quarter", "model.global_rope_fraction": 0.25},
@@ -30,6 +23,9 @@ def get_config():
     config.base.training.num_steps = 200
 
     config.cells = CELLS
-    config.arms = [("text", {"eval.context_length": (256, 512, 1024)}), ("needle", NEEDLE)]
+    config.arms = [
+        ("text", {"eval.context_length": (256, 512, 1024)}),
+        ("needle", arms.needle(4, 15, 24, 48, 96, 120)),
+    ]
     config.seeds = (0, 1, 2)
     return config

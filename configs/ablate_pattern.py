@@ -7,6 +7,7 @@ tokens, as much as the other mixers' states and blocks are small. The feed-forwa
 parameters equal.
 """
 
+from hybrid.ablate import arms
 from hybrid.ablate import config as ablate
 
 OTHERS = {
@@ -27,20 +28,6 @@ CELLS = [
         for letter, name in OTHERS.items()
     ),
 ]
-NEEDLE = {
-    "data.source": "needle",
-    "data.needle.distances": (4, 8, 15, 24, 36, 48, 72, 96, 120),
-    "data.needle.num_eval_examples": 1800,
-    "model.vocab_size": 64,
-    "training.context_length": 128,
-    "training.num_steps": 150,
-}
-MQAR = {
-    "data.source": "mqar",
-    "model.vocab_size": 256,
-    "training.context_length": 64,
-    "training.num_steps": 400,
-}
 
 
 def get_config():
@@ -49,10 +36,14 @@ def get_config():
     config.base.model.num_kv_heads = 4
     config.base.model.global_head_dim = 0
     config.base.model.unified_kv = False
-    config.base.training.num_steps = 200
+    config.base.training.num_steps = 150
 
     config.cells = CELLS
-    config.arms = [("text", {}), ("needle", NEEDLE), ("mqar", MQAR)]
+    config.arms = [
+        ("text", {}),
+        ("needle", arms.needle(4, 8, 15, 24, 36, 48, 72, 96, 120)),
+        ("mqar", arms.mqar()),
+    ]
     config.match = "params"
     config.seeds = (0, 1, 2)
     return config

@@ -26,6 +26,7 @@ def cells(letter, most):
 
 def get_config(letter: str = "L"):
     config = ablate.defaults("configs/micro.py")
+    config.base.model.pattern = "G"
     config.base.model.num_layers = 24 if letter == "L" else 8
     config.base.model.window_size = 16
     config.base.model.d_model = 48

@@ -5,6 +5,7 @@ python -m hybrid.ablate --config=configs/ablate_recall.py --workdir=runs/ablate_
 Four layers. All-local with window 16 sees 61 tokens back and must guess beyond.
 """
 
+from hybrid.ablate import arms
 from hybrid.ablate import config as ablate
 
 CELLS = [
@@ -12,20 +13,6 @@ CELLS = [
     {"name": "hybrid", "model.pattern": "LLLG"},
     {"name": "all local", "model.pattern": "L", "model.last_layer": "any"},
 ]
-NEEDLE = {
-    "data.source": "needle",
-    "data.needle.distances": (4, 8, 12, 15, 24, 36, 48, 60, 72, 96, 120),
-    "data.needle.num_eval_examples": 2200,
-    "model.vocab_size": 64,
-    "training.context_length": 128,
-    "training.num_steps": 150,
-}
-MQAR = {
-    "data.source": "mqar",
-    "model.vocab_size": 256,
-    "training.context_length": 64,
-    "training.num_steps": 600,
-}
 
 
 def get_config():
@@ -41,7 +28,10 @@ def get_config():
     config.base.eval.every_steps = 80
 
     config.cells = CELLS
-    config.arms = [("needle", NEEDLE), ("mqar", MQAR)]
+    config.arms = [
+        ("needle", arms.needle(4, 8, 12, 15, 24, 36, 48, 60, 72, 96, 120)),
+        ("mqar", arms.mqar(num_steps=600)),
+    ]
     config.baseline = [("model.pattern", "G")]
     config.learning_rates = (6e-3, 1e-2)  # recall is found suddenly, at some rates sooner
     config.seeds = (0, 1, 2)

@@ -6,14 +6,12 @@ On text the small hybrid LLLLLG is trained, whose last layer sees everything. Ne
 for by four local layers alone, which see as far as their windows carry: m·(w - 1) + 1 tokens.
 """
 
+from hybrid.ablate import arms
 from hybrid.ablate import config as ablate
 
 FULL = 256  # a window of the whole context
 
-NEEDLE = {
-    "data.source": "needle",
-    "data.needle.distances": (2, 5, 7, 12, 15, 24, 40, 60, 96),
-    "data.needle.num_eval_examples": 1800,
+NEEDLE = arms.needle(2, 5, 7, 12, 15, 24, 40, 60, 96, num_steps=200) | {
     "model.pattern": "L",
     "model.last_layer": "any",
     "model.num_layers": 4,
@@ -21,10 +19,7 @@ NEEDLE = {
     "model.num_heads": 2,
     "model.num_kv_heads": 2,
     "model.ffn_dim": 64,
-    "model.vocab_size": 64,
-    "training.num_steps": 200,
     "training.batch_size": 64,
-    "training.context_length": 128,
 }
 
 

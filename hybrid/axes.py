@@ -36,6 +36,8 @@ HEAD_DIM = "head_dim"
 FFN = "ffn"
 VOCAB = "vocab"
 EXPERTS = "experts"
+BLOCKS = "blocks"  # of a block-diagonal kernel, each a matrix of its own
+CONV = "conv"  # tokens that a depthwise convolution sees: its kernel is a vector a channel
 LAYER_EMBED = "layer_embed"
 
 # Logical axis names of activations.

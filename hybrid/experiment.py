@@ -123,12 +123,15 @@ class Experiment:
             raise ConfigError("mesh.expert", problem, got, "1")
         by_tensor = dict.fromkeys(("num_heads", "ffn_dim", "vocab_size"), "tensor")
         by_name = {"d_model": "fsdp context", **by_tensor, "num_experts": "expert"}
-        for name, of_mesh in by_name.items():
-            split = [axis for axis in of_mesh.split() if mesh.shape[axis] > 1]
+        sizes = {name: getattr(self.model, name) for name in by_name}
+        for mixer in plan_layers(self.model).mixers():
+            sizes |= mixer.split_sizes()
+        for name, size in sizes.items():
+            split = [axis for axis in by_name.get(name, "tensor").split() if mesh.shape[axis] > 1]
             parts = math.prod(mesh.shape[axis] for axis in split)
-            if getattr(self.model, name) % parts:
+            if size % parts:
                 problem = f"must be a multiple of mesh.{' × '.join(split)} ({parts})"
-                raise ConfigError(f"model.{name}", problem, getattr(self.model, name))
+                raise ConfigError(f"model.{name}", problem, size)
         rows = self.training.batch_size // self.training.num_microbatches
         parts = num_batch_parts(mesh)
         if rows % parts:

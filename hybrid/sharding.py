@@ -35,8 +35,10 @@ RULES: dict[str | None, tuple[str, ...]] = {
     axes.FFN: ("tensor",),
     axes.VOCAB: ("tensor",),
     axes.EXPERTS: ("expert",),
+    axes.BLOCKS: ("tensor",),
     axes.LAYER_EMBED: ("fsdp", "context"),
     axes.HEAD_DIM: (),
+    axes.CONV: (),
     axes.LAYERS: (),
 }
 

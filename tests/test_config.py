@@ -196,16 +196,18 @@ def test_a_tilde_is_opened_in_every_key_that_names_files(monkeypatch, tmp_path):
     assert {key.name for key in keys} == {
         "data.paths", "data.tokenizer", "data.eval_paths", "data.cache_dir", "init_from",
         "eval.retrieval.mrcr_paths", "eval.retrieval.squad_path", "eval.retrieval.hotpotqa_path",
-        "eval.long_perplexity.judge",
+        "eval.retrieval.mrcr_tokenizer", "eval.long_perplexity.judge",
     }  # fmt: skip
     data = {"source": "text", "paths": ["~/a/*.txt", "b~"], "eval_paths": "~/e"}
     data |= {"tokenizer": "~/t", "cache_dir": "~"}
     files = {"mrcr_paths": "~/m/*.jsonl", "squad_path": "~/s", "hotpotqa_path": "~/h"}
+    files |= {"mrcr_tokenizer": "~/o"}
     scored = {"retrieval": files, "long_perplexity": {"judge": "~/j"}}
     built = experiment.from_config({"data": data, "init_from": "~/run", "eval": scored})
     assert built.eval.retrieval.mrcr_paths == (f"{tmp_path}/m/*.jsonl",)
     assert built.eval.retrieval.squad_path == f"{tmp_path}/s"
     assert built.eval.retrieval.hotpotqa_path == f"{tmp_path}/h"
+    assert built.eval.retrieval.mrcr_tokenizer == f"{tmp_path}/o"
     assert built.eval.long_perplexity.judge == f"{tmp_path}/j"
     assert built.data.paths == (f"{tmp_path}/a/*.txt", "b~")
     assert built.data.eval_paths == (f"{tmp_path}/e",)

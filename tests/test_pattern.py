@@ -6,11 +6,15 @@ import pytest
 
 from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
+from hybrid.model.mixers.rwkv7 import Rwkv7Config
 from hybrid.model.pattern import layer_letters, plan_layers, segmented
 
 
 def plan(**keys):
     return plan_layers(ModelConfig(**keys))
+
+
+RESIDUAL = {"sections": (("rwkv7", Rwkv7Config(value_residual=True)),)}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,26 @@ def test_donors_end_a_segment_before_those_who_reuse_their_keys(first_reusing):
 def test_published_depths_with_reuse_stay_few_segments():
     assert [s.repetitions for s in segmented(with_reuse(35, 5, 15), 5).segments] == [2, 1, 4]
     assert [s.repetitions for s in segmented(with_reuse(42, 6, 24), 6).segments] == [3, 1, 3]
+
+
+def test_layers_that_read_the_first_of_their_letter_stand_behind_it():
+    layers = plan(pattern="WLG", num_layers=12, **RESIDUAL)
+    assert [(s.letters, s.repetitions) for s in layers.segments] == [("WLG", 1), ("WLG", 3)]
+    assert [mixer.donor for mixer in layers.mixers()] == [None] * 3 + [0, None, None] * 3
+
+
+@pytest.mark.parametrize(("pattern", "shared"), [("WLLG", 2), ("WLLG", 1), ("WWLLG", 3)])
+def test_layers_stand_behind_each_of_several_donors(pattern, shared):
+    """Values of the first, and keys and values of a donor that is of the readers' own period."""
+    num_layers = 4 * len(pattern)
+    layers = plan(pattern=pattern, num_layers=num_layers, num_kv_shared_layers=shared, **RESIDUAL)
+    donors = [mixer.donor for mixer in layers.mixers()]
+    assert donors[-shared:] != [None] * shared
+    for layer, donor in enumerate(donors):
+        if donor is not None:
+            place = layers.locate(donor)
+            assert place.segment < layers.locate(layer).segment
+            assert layers.segments[place.segment].repetitions == 1
 
 
 def test_layers_of_a_kind_have_that_kinds_geometry():

@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hybrid import config as config_lib
 from hybrid.ablate.config import SweepConfig
@@ -10,6 +10,7 @@ from hybrid.ablate.report import notation
 from hybrid.ablate.run import run_result
 from hybrid.ablate.run import sweep as sweep_lib
 from hybrid.ablate.run.cells import SweepRun, runs
+from hybrid.ablate.run.evaluations import benchmarks
 from hybrid.ablate.run.progress import SweepProgress
 from hybrid.config import ConfigError
 from hybrid.pages import load_page, split_spec
@@ -66,6 +67,7 @@ def _report(sweep: sweep_lib.Sweep) -> int:
 
 # --- --dry_run -------------------------------------------------------------------------------
 
+_ASKED = ("num_samples", "num_tokens")
 _HEAD = ["arm", "cell", "layers", "parameters", "FLOPs/token", "KV cache", "steps", "changed"]
 
 
@@ -78,7 +80,17 @@ def cell_table(config: SweepConfig, name: str) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     rates = f" × {len(config.learning_rates)} learning rates" if config.learning_rates else ""
     count = f"{len(cells)} cells{rates} × {len(config.seeds)} seeds = {len(all_runs)} runs"
-    return "\n".join([f"{name}: {count}, match={config.match}", "", *lines])
+    head = [f"{name}: {count}, match={config.match}", *_asked(config, all_runs), ""]
+    return "\n".join([*head, *lines])
+
+
+def _asked(config: SweepConfig, all_runs: Sequence[SweepRun]) -> Iterator[str]:
+    """What each benchmark costs, a line each."""
+    for name, asked in benchmarks(config, all_runs).items():
+        samples, tokens = (sum(getattr(each, kind) for each in asked) for kind in _ASKED)
+        tasks = ", ".join(dict.fromkeys(task for each in asked for task in each.tasks))
+        cost = f"{samples:,} samples of at most {notation.decimal(tokens)} tokens in all"
+        yield f"evaluation {name} ({tasks}): {cost}, {len(asked)} runs"
 
 
 def _row(config: SweepConfig, run: SweepRun) -> Iterator[str]:

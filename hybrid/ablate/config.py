@@ -5,6 +5,8 @@ A page starts from `defaults()` and fills in `base` (a run's config) and `axes` 
     axes   [("model.window_size", (8, 16, 64)), ("model.unified_kv", (False, True))]    6 cells
     cells  [{"model.pattern": "L"}, {"model.pattern": "LLLLLG", "name": "5:1"}]         2 cells
     arms   [("text", {}), ("needle", {"data.source": "needle"})]        every cell in each arm
+    evaluations  [("ruler", "configs/ruler.py:niah_single_1")]          asked of every run
+                 [("few", {"page": "configs/needles.py:keys", "eval.retrieval.num_samples": 9})]
 
 Overrides are a dict by dotted key. A ConfigDict takes one inside a list only, not as a value of
 its own, so `baseline` may also be pairs, [("model.window_size", 64)], or a nested dict.
@@ -19,12 +21,15 @@ from typing import Any
 import ml_collections
 
 from hybrid import config as config_lib
+from hybrid import experiment as experiment_lib
 from hybrid.config import MOST_SEED, ConfigError, key, section
 from hybrid.experiment import Experiment
 from hybrid.pages import load_page
 
 MATCHES = ("tokens", "flops", "params")
 NAME = "name"  # the one entry of a cell's dict that is no key of the base
+PAGE = "page"  # that of an evaluation's
+RETRIEVAL = "eval.retrieval."
 Overrides = dict[str, Any]
 
 
@@ -39,6 +44,11 @@ class SweepConfig:
     axes: Any = key(None, "pairs (key of base, values), crossed into cells")
     cells: Any = key(None, "dicts of overrides in place of axes; `name` in one names the cell")
     arms: Any = key(None, "pairs (name, overrides): every cell is run in each arm; empty: one arm")
+    evaluations: Any = key(
+        None,
+        "pairs (name, page or overrides of eval.*) of retrieval benchmarks that every run is asked "
+        "besides; `page` in overrides names a page whose eval.retrieval.* they change",
+    )
     baseline: Any = key(
         None, "the overrides that other cells are paired with; empty: those of the first cell"
     )
@@ -70,6 +80,7 @@ class SweepConfig:
                 _overrides("cells", cell, {NAME}) for cell in _list("cells", self.cells)
             ),
             "arms": _arms(self.arms),
+            "evaluations": _evaluations(self.evaluations),
             "baseline": _overrides("baseline", self.baseline),
         }
         for name, value in one_form.items():
@@ -112,6 +123,30 @@ def _axes(value: Any) -> tuple[tuple[str, tuple], ...]:
 def _arms(value: Any) -> tuple[tuple[str, Overrides], ...]:
     pairs = _pairs("arms", value, "(name, overrides)")
     return tuple((name, _overrides("arms", overrides)) for name, overrides in pairs)
+
+
+def _evaluations(value: Any) -> tuple[tuple[str, Overrides], ...]:
+    """Names with overrides of `eval.*`, those of pages among them: a sweep needs no page later."""
+    pairs = _pairs("evaluations", value, "(name, page or overrides)")
+    return tuple((name, _evaluation(name, entry)) for name, entry in pairs)
+
+
+def _evaluation(name: str, entry: Any) -> Overrides:
+    given = {PAGE: entry} if isinstance(entry, str) else entry
+    overrides = _overrides("evaluations", given, {PAGE})
+    page = overrides.pop(PAGE, None)
+    others = [each for each in overrides if not each.startswith("eval.")]
+    if others:
+        raise ConfigError("evaluations", f"{name} can't change {others[0]}", accepted="eval.*")
+    if page is None:
+        return overrides
+    try:
+        of_page = experiment_lib.from_config(load_page(page)).eval.retrieval
+    except ConfigError as error:
+        problem = f"{name}: {error.key}: {error.problem}"
+        raise ConfigError("evaluations", problem, error.got, error.accepted) from None
+    own = config_lib.to_dict(of_page)
+    return {f"{RETRIEVAL}{leaf}": value for leaf, value in own.items()} | overrides
 
 
 def _pairs(key: str, value: Any, form: str) -> list[tuple[str, Any]]:

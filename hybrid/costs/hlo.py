@@ -33,6 +33,7 @@ PARTS = {
     "loss": "embedding_and_loss",
     "local": "local",
     "global": "global",
+    "state": "state",
     "experts": "experts",
     "optimizer": "optimizer",
 }

@@ -67,16 +67,17 @@ class Tokenizer(Protocol):
 
 
 FILES = ("tokenizer.json", "tokenizer.model")  # of a folder; the first that is there is read
+_ACCEPTED = "byte, or the path of a tokenizer.json or a SentencePiece .model"
 
 
-def load(name: str) -> Tokenizer:
+def load(name: str, key: str = "data.tokenizer") -> Tokenizer:
     """The tokenizer of `data.tokenizer`: `byte`, a file, or a folder that holds one.
 
-    Raises: ConfigError under data.tokenizer for a missing or broken file.
+    Raises: ConfigError under `key` for a missing or broken file.
     """
     if name == "byte":
         return ByteTokenizer()
-    path = file_of(name)
+    path = file_of(name, key)
     try:
         if path.suffix == ".model":
             from hybrid.data.sentencepiece import SentencePieceTokenizer  # built on this module
@@ -85,21 +86,18 @@ def load(name: str) -> Tokenizer:
         return JsonTokenizer(path.read_bytes(), neighbour_config(path))
     except Exception as error:  # the libraries raise bare exceptions for a broken file
         problem = f"can't be loaded ({' '.join(str(error).split())[:100]})"
-        raise ConfigError("data.tokenizer", problem, str(path), _ACCEPTED) from error
+        raise ConfigError(key, problem, str(path), _ACCEPTED) from error
 
 
-def file_of(name: str) -> AnyPath:
+def file_of(name: str, key: str = "data.tokenizer") -> AnyPath:
     """The file that a tokenizer's path means.  Raises: ConfigError where there is none."""
-    path = path_of("data.tokenizer", name)
+    path = path_of(key, name)
     if is_dir(path):
-        files = [path / name for name in FILES]
+        files = [path / file for file in FILES]
         path = next((file for file in files if is_file(file)), files[0])
     if not is_file(path):
-        raise ConfigError("data.tokenizer", "no such file", name, _ACCEPTED)
+        raise ConfigError(key, "no such file", name, _ACCEPTED)
     return path
-
-
-_ACCEPTED = "byte, or the path of a tokenizer.json or a SentencePiece .model"
 
 
 def resolve_bos(bos: str, tokenizer: Tokenizer) -> str:

@@ -49,6 +49,13 @@ class RetrievalConfig:
         "by rule",
         path=True,
     )
+    mrcr_tokenizer: str = key(
+        "",
+        "what counts the tokens of MRCR's bins: own (the model's tokenizer) or the path of a "
+        "tokenizer.json (o200k_base's gives the published bins); empty: characters / 4.9, an "
+        "estimate of o200k_base's",
+        path=True,
+    )
     num_needles: tuple[int, ...] = key(
         (2, 4, 8), "equal requests in a conversation of mrcr", at_least=1, at_most=8
     )

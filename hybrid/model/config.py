@@ -133,7 +133,7 @@ class ModelConfig(OpenSection):
             problem, accepted = "is not a compute dtype served here", "one of " + ", ".join(DTYPES)
             raise ConfigError("dtype", problem, self.dtype, accepted)
         for name in ("num_kv_heads", "num_global_kv_heads"):
-            self._check_heads(name, getattr(self, name))
+            check_divides(name, getattr(self, name) or 1, "model.num_heads", self.num_heads)
         for name in ("head_dim", "global_head_dim"):
             if getattr(self, name) % 2:
                 raise ConfigError(name, "must be even (rotary pairs)", getattr(self, name))
@@ -144,12 +144,6 @@ class ModelConfig(OpenSection):
         self._check_kv()
         self._check_experts()
         self._check_remat()
-
-    def _check_heads(self, name: str, kv_heads: int) -> None:
-        if kv_heads and self.num_heads % kv_heads:
-            problem = f"must divide model.num_heads ({self.num_heads})"
-            fits = [n for n in range(1, self.num_heads + 1) if self.num_heads % n == 0]
-            raise ConfigError(name, problem, kv_heads, f"try one of {', '.join(map(str, fits))}")
 
     def _check_remat(self) -> None:
         for name in ("remat_save", "remat_offload"):
@@ -182,6 +176,14 @@ class ModelConfig(OpenSection):
         if self.num_active_experts > self.num_experts:
             problem = f"must not exceed model.num_experts ({self.num_experts})"
             raise ConfigError("num_active_experts", problem, self.num_active_experts)
+
+
+def check_divides(name: str, heads: int, whole_name: str, whole: int) -> None:
+    """Raises: ConfigError by `name` where so many heads can't each serve as many of the `whole`."""
+    if whole % heads:
+        fits = ", ".join(str(n) for n in range(1, whole + 1) if whole % n == 0)
+        problem = f"must divide {whole_name} ({whole})"
+        raise ConfigError(name, problem, heads, f"try one of {fits}")
 
 
 @dataclasses.dataclass(frozen=True)

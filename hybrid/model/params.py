@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from hybrid.axes import EXPERTS, LAYERS
+from hybrid.axes import BLOCKS, EXPERTS, LAYERS
 from hybrid.model.pattern import LayerPlan
 
-STACKS = (LAYERS, EXPERTS)  # axes along which a leaf holds many tensors
+STACKS = (LAYERS, EXPERTS, BLOCKS)  # axes along which a leaf holds many tensors
 ADAPTER = ("lora_a", "lora_b")
 
 Path = tuple[str | int, ...]
@@ -74,7 +74,7 @@ def map_axes(function: Callable[..., Any], logical_axes: Any, *trees: Any) -> An
 
 
 def tensor_axes(names: tuple) -> tuple:
-    """The axes of one tensor of a leaf: of one layer, and there of one expert."""
+    """The axes of one tensor of a leaf: of one layer, and there of one expert or block."""
     return tensor_axes(names[1:]) if names and names[0] in STACKS else names
 
 

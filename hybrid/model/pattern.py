@@ -9,9 +9,10 @@ it, and no other file decides what a layer is or which layers run together.
                                             are stacked [10, ...] and [2, ...]
       segment 1   LG      × 1               the tail, through the same code
 
-The plan is cut at the ends of periods and where layers begin to reuse the keys and values of
-others; runs of equal pieces are one segment. A piece that holds a donor differs from its
-neighbours, so it becomes a segment by itself and its keys and values leave it by name.
+The plan is cut at the ends of periods and where layers begin to read the keys and values of
+others, or else would be in one piece with their donor; runs of equal pieces are one segment. A
+piece that holds a donor differs from its neighbours, so it becomes a segment by itself and its keys
+and values leave it by name.
 
 Read next: `stack.py`, which runs a plan.
 """
@@ -193,7 +194,7 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
         LayerSpec(letter, MIXERS[letter].spec(config, layer % period), config.ffn_dim, experts)
         for layer, letter in enumerate(letters)
     )
-    return segmented(share_kv(specs, config), period)
+    return segmented(share_kv(share_first(specs), config), period)
 
 
 def layer_letters(pattern: str, num_layers: int, last_layer: str = "require_global") -> str:
@@ -233,6 +234,22 @@ def check_pattern(pattern: str) -> None:
             raise ConfigError("pattern", problem, pattern, accepted)
 
 
+def share_first(specs: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """`specs` with the first layer of each letter that asks for it the donor of its later ones."""
+    first: dict[str, int] = {}
+    result = list(specs)
+    for layer, spec in enumerate(specs):
+        donor = first.setdefault(spec.letter, layer)
+        if spec.mixer.reads_first and donor != layer:
+            result[layer] = _with_mixer(spec, donor=donor)
+            result[donor] = _with_mixer(specs[donor], donates=True)
+    return tuple(result)
+
+
+def _with_mixer(spec: LayerSpec, **changes: Any) -> LayerSpec:
+    return dataclasses.replace(spec, mixer=dataclasses.replace(spec.mixer, **changes))
+
+
 def share_kv(specs: tuple[LayerSpec, ...], config: ModelConfig) -> tuple[LayerSpec, ...]:
     """`specs` with the last `num_kv_shared_layers` reusing the last owner of their kind.
 
@@ -249,18 +266,21 @@ def share_kv(specs: tuple[LayerSpec, ...], config: ModelConfig) -> tuple[LayerSp
             problem = f"reaches a layer {spec.letter}, which {reason}" if reason else problem
             raise ConfigError("num_kv_shared_layers", problem, config.num_kv_shared_layers)
         donor = last[spec.letter]
-        reusing = dataclasses.replace(spec.mixer, donor=donor)
-        result[layer] = dataclasses.replace(spec, mixer=reusing, ffn_dim=width)
-        donating = dataclasses.replace(result[donor].mixer, donates=True)
-        result[donor] = dataclasses.replace(result[donor], mixer=donating)
+        result[layer] = dataclasses.replace(_with_mixer(spec, donor=donor), ffn_dim=width)
+        result[donor] = _with_mixer(result[donor], donates=True)
     return tuple(result)
 
 
 def segmented(specs: tuple[LayerSpec, ...], period: int) -> LayerPlan:
     """Cuts a list of specs into segments: runs of equal pieces, a piece at most one period long."""
-    reusing = [layer for layer, spec in enumerate(specs) if spec.mixer.donor is not None]
-    bounds = sorted({*range(0, len(specs), period), *reusing[:1], len(specs)})
-    pieces = (specs[start:end] for start, end in itertools.pairwise(bounds))
+    bounds, is_reading = [0], False
+    for layer, spec in enumerate(specs):
+        donor = spec.mixer.donor
+        begins = donor is not None and (not is_reading or donor >= bounds[-1])
+        is_reading = is_reading or begins
+        if layer and (begins or layer % period == 0):
+            bounds.append(layer)
+    pieces = (specs[start:end] for start, end in itertools.pairwise([*bounds, len(specs)]))
     segments: list[Segment] = []
     first_layer = 0
     for piece, equal in itertools.groupby(pieces):

@@ -20,10 +20,8 @@ from flax import nnx
 from hybrid import axes
 from hybrid.axes import Hidden
 from hybrid.model import lora
-from hybrid.model.blocks.block import Block, LayerInputs
+from hybrid.model.blocks.block import Block, Donation, LayerInputs
 from hybrid.model.config import ModelConfig
-from hybrid.model.mixers.kv import KV
-from hybrid.model.mixers.kv_cache import View
 from hybrid.model.mixers.protocol import LayerState
 from hybrid.model.pattern import LayerPlan, LayerSpec, Segment
 from hybrid.ops.backward_order import weights_first
@@ -168,7 +166,7 @@ def apply(
     Args:
       states: with `inputs.placement.step`, the layers of a `cache.py` Cache, [segment][run].
     """
-    donated: dict[int, KV | View] = {}
+    donated: dict[int, Donation] = {}
     router, new_states = {}, {}
     for index, segment in enumerate(plan.segments):
         own = states[index] if states else {run: {} for run in range(len(segment.runs))}

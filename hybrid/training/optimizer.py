@@ -7,10 +7,12 @@ makes no difference; the two others would mix layers if they took a stack for on
                 tensor: run per layer under vmap
     muon        orthogonalises matrices: the logical axes say which axes of a kernel are its
                 inputs and which its outputs; all others (the stack) are batch. Kernels of the
-                stack go to muon, embeddings and vectors to Adam; updates are scaled to an rms of
-                0.2 (Liu et al., 2502.16982), so that Adam's learning rate and decay fit both.
+                stack go to muon; embeddings, vectors and depthwise convolutions, which are a
+                vector a channel, to Adam; updates are scaled to an rms of 0.2 (Liu et al.,
+                2502.16982), so that Adam's learning rate and decay fit both.
 
-Kernels of experts, `[layers, experts, ...]`, are stacks twice over and treated alike.
+Kernels of experts, `[layers, experts, ...]`, and block-diagonal ones, `[layers, blocks, ...]`, are
+stacks twice over and treated alike.
 
 Moments kept in bfloat16 are computed in float32 and rounded when they are stored. That does no
 harm while a step moves them by more than bfloat16 resolves (2^-8): of normal gradients the mean
@@ -30,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hybrid.axes import EMBED, VOCAB
+from hybrid.axes import CONV, EMBED, VOCAB
 from hybrid.model.params import is_matrix, map_axes, tensor_axes
 from hybrid.training.config import OptimizerConfig
 
@@ -150,7 +152,7 @@ def _cast(state, dtype):
 def per_layer(
     transform: optax.GradientTransformation, logical_axes: Any
 ) -> optax.GradientTransformation:
-    """`transform` run on each tensor by itself, and on each layer and expert of a stacked one.
+    """`transform` run on each tensor by itself: each layer, expert and block of a stacked one.
 
     Its state is a tree like the parameters, with the transform's own state at each leaf, the
     leaves of stacked tensors stacked alike.
@@ -182,12 +184,12 @@ def muon_dimensions(logical_axes: Any) -> Any:
 
     Kernels are the stack's tensors of two axes or more: they read the residual stream
     ([embed, ...out]) or write to it ([...in, embed]); heads are flattened with their dims, experts
-    are matrices of their own.
+    and blocks are matrices of their own. Depthwise convolutions multiply no vectors by a matrix.
     """
 
     def dimensions(names: tuple) -> Any:
         kernel = tensor_axes(names)
-        if kernel == names or VOCAB in kernel or not is_matrix(names):
+        if kernel == names or {VOCAB, CONV} & {*kernel} or not is_matrix(names):
             return None
         first, end = len(names) - len(kernel), len(names)
         cut = first + 1 if kernel[0] in (EMBED, None) else end - 1

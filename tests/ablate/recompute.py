@@ -188,7 +188,7 @@ def scored(cell, other):
     others = {seed: raw for seed, raw in other.runs.items() if raw.scores} if other else {}
     names = ("difference_documents", "accuracy")
     lists = ("by_context", "by_position", "repeats", "accuracy_by_seed", "by_distance")
-    lists += ("by_num_pairs",)
+    lists += ("by_num_pairs", "benchmarks")
     found = dict.fromkeys(names) | {name: [] for name in lists}
     if not runs:
         return found

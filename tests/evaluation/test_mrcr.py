@@ -1,5 +1,6 @@
 """MRCR: rows of the public form, conversations made by rule, the published score, its floors."""
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -58,9 +59,43 @@ def test_the_score_is_the_published_one():
     assert mrcr.score("Xy1abx\n", "Xy1abc", "Xy1") == ratio == pytest.approx(4 / 7)
 
 
+# The example conversation of the data set's card (openai/mrcr, README.md): its question asks to
+# prepend aYooSG8CQg, and its answer is this. The card's grade() is the ratio 2·M/T of difflib.
+STRING, ANSWER = "aYooSG8CQg", "aYooSG8CQg(2nd poem about tapirs)"
+GRADES = {
+    ANSWER: 1,
+    f"{STRING}(1st poem about tapirs)": 2 * 20 / 46,  # "(" and " poem about tapirs)" match
+    f"{STRING}(2nd poem about tapirs": 2 * 22 / 45,
+    f"{ANSWER}\n": 2 * 23 / 47,  # nothing is stripped
+    f"{STRING}{ANSWER}": 2 * 23 / 56,  # the string is taken off once
+    STRING: 0,
+    "": 0,
+    "(2nd poem about tapirs)": 0,  # no string
+    f"Sure: {ANSWER}": 0,  # not in front
+    f"\n{ANSWER}": 0,
+    ANSWER.lower(): 0,  # another string
+}
+
+
+@pytest.mark.parametrize("reply", GRADES)
+def test_replies_to_the_cards_example_get_the_cards_grade(reply):
+    assert mrcr.score(reply, ANSWER, STRING) == pytest.approx(GRADES[reply], abs=1e-12)
+
+
+def test_the_ratio_has_difflibs_heuristic_for_long_texts():
+    """Characters that are more than 1 % of an answer of 200 and more begin no match."""
+    long = "ab" * 100
+    assert mrcr.score(f"k{long}", f"k{long}", "k") == 1
+    assert mrcr.score(f"kx{long}", f"k{long}", "k") == 0
+    assert mrcr.score(f"kx{long[:-2]}", f"k{long[:-2]}", "k") == pytest.approx(2 * 198 / 397)
+
+
 @pytest.mark.parametrize(
-    ("tokens", "end"),
-    [(4096, 8192), (4097, 8192), (8192, 8192), (8193, 16_384), (1_048_576, 1_048_576)],
+    ("tokens", "end"),  # the card: [4096, 8192], (8192, 16384], …, (524288, 1048576]
+    [
+        *((4096, 8192), (4097, 8192), (8192, 8192), (8193, 16_384), (131_072, 131_072)),
+        *((131_073, 262_144), (524_288, 524_288), (524_289, 1_048_576), (1_048_576, 1_048_576)),
+    ],
 )
 def test_bins_hold_their_upper_end(tokens, end):
     assert mrcr.bin_end(tokens) == end
@@ -148,6 +183,45 @@ def test_rows_are_sorted_into_bins_by_needles(tmp_path):
     short = RetrievalConfig(tasks=("mrcr",), mrcr_paths=(path,), lengths=(64,))
     with pytest.raises(ConfigError, match=r"^eval.retrieval.lengths: no row"):
         list(mrcr.groups(short, ENCODER))
+
+
+def test_bins_count_what_is_asked_for(tmp_path):
+    """Characters / 4.9, as published without its tokenizer; or a tokenizer's tokens."""
+    held = made(2, 20)
+    num_bytes = sum(len(turn.encode()) for turn in (*held.turns, held.answer))
+    count = mrcr.token_counter("", ENCODER.tokenizer)
+    assert count(held) == pytest.approx(num_bytes / 4.9, abs=1)
+    assert mrcr.token_counter("own", ENCODER.tokenizer)(held) == num_bytes
+    path = write(tmp_path / "rows.jsonl", [row(2, 20)])
+    ends = {}
+    for name in ("", "own"):
+        config = RetrievalConfig(
+            tasks=("mrcr",), mrcr_paths=(path,), lengths=(8192,), mrcr_tokenizer=name
+        )
+        (group,) = mrcr.groups(config, ENCODER)
+        ends[name] = group.length
+    assert ends == {"": mrcr.bin_end(round(num_bytes / 4.9)), "own": mrcr.bin_end(num_bytes)}
+    assert ends[""] < ends["own"]
+    with pytest.raises(ConfigError, match=r"^eval\.retrieval\.mrcr_tokenizer: no such file"):
+        mrcr.token_counter(str(tmp_path / "nowhere.json"), ENCODER.tokenizer)
+
+
+def test_replies_end_with_the_table_of_learned_positions(tmp_path):
+    held = row(2, 5)
+    config = RetrievalConfig(
+        tasks=("mrcr",), mrcr_paths=(write(tmp_path / "rows.jsonl", [held]),), lengths=(8192,)
+    )
+    whole = next(mrcr.groups(config, ENCODER)).make(0)
+    assert whole.tokens_to_generate == len(held["answer"]) + mrcr.SPARE_TOKENS
+    needed = len(whole.ids) + len(held["answer"])
+    for positions, spare in ((needed + 99, mrcr.SPARE_TOKENS), (needed + 3, 3), (needed, 0)):
+        encoder = dataclasses.replace(ENCODER, learned_positions=positions)
+        prompt = next(mrcr.groups(config, encoder)).make(0)
+        assert prompt.tokens_to_generate == len(held["answer"]) + spare
+    encoder = dataclasses.replace(ENCODER, learned_positions=needed - 1)
+    with pytest.raises(ConfigError, match=rf"row of {needed} tokens, beyond") as caught:
+        list(mrcr.groups(config, encoder))
+    assert caught.value.key == "eval.retrieval.lengths"
 
 
 MALFORMED = {

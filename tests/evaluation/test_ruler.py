@@ -272,10 +272,38 @@ def test_a_file_of_another_form_is_refused(tmp_path, content, said):
         questions.read_squad(str(path))
 
 
-def test_scores_are_the_published_ones():
-    assert scores.all_found("It is 12, then AB.", ("12", "ab", "cd", "ef")) == 0.5
-    assert scores.all_found("", ("x",)) == 0
-    assert scores.any_found("neither Yes nor no", ("maybe", "yes")) == 1
-    assert scores.any_found("hm", ("maybe", "yes")) == 0
-    assert scores.cleaned("\n a\tb\x00 \n") == "a\nb"
-    assert scores.all_found("a\tb", ("a\nb",)) == 1
+# What NVIDIA/RULER's string_match_all and string_match_part (scripts/eval/synthetic/constants.py)
+# give behind postprocess_pred (scripts/eval/evaluate.py), in percent to two digits.
+PUBLISHED = [
+    ("It is 12, then AB.", ("12", "ab", "cd", "ef"), 50, 100),
+    ("bravo and delta", ("ALPHA", "BRAVO", "CHARLIE", "DELTA"), 50, 100),
+    ("ALPHA bravo Charlie delta", ("alpha", "BRAVO", "charlie", "Delta"), 100, 100),
+    ("found 1111111 and 3333333", ("1111111", "2222222", "3333333", "4444444"), 50, 100),
+    ("1. ai 2. be", ("ai", "be", "ci"), 66.67, 100),
+    ("neither Yes nor no", ("maybe", "yes"), 50, 100),
+    ("  padded\x00answer  ", ("padded", "answer"), 100, 100),
+    ("a\tb", ("a\nb",), 100, 100),  # control characters are line ends
+    ("12345678", ("1234567",), 100, 100),  # anywhere, words or not
+    ("1,234,567", ("1234567",), 0, 0),
+    ("nothing at all", ("ALPHA", "BRAVO"), 0, 0),
+    ("", ("ALPHA",), 0, 0),
+]
+
+
+@pytest.mark.parametrize(("reply", "references", "all_found", "any_found"), PUBLISHED)
+def test_scores_are_the_published_ones(reply, references, all_found, any_found):
+    assert round(100 * scores.all_found(reply, references), 2) == all_found
+    assert round(100 * scores.any_found(reply, references), 2) == any_found
+
+
+@pytest.mark.parametrize(
+    ("reply", "cleaned"),
+    [
+        ("\n a\tb\x00 \n", "a\nb"),
+        ("  a\tb\x00c  ", "a\nb\nc"),
+        ("\x1fa\x7f", "a\x7f"),  # DEL is no control character there
+        ("a  b", "a  b"),
+    ],
+)
+def test_replies_are_cleaned_as_published(reply, cleaned):
+    assert scores.cleaned(reply) == cleaned

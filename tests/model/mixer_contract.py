@@ -3,9 +3,10 @@
     class TestMamba2(StateMixer):
         letter, keys = "M", {"mamba2": {"state_dim": 8}}
 
-`MixerBehaviour` has what all letters do, `StateMixer` and `AttentionMixer` what those with a state
-of fixed size and those with keys and values do besides. Values against the mixer's own
-step-by-step form, and against an independent implementation, are tests of the mixer's own file.
+`MixerBehaviour` has what all letters do; `FixedState` and `Rewinds` what those do besides that have
+a state of fixed size, or can be rewound; `StateMixer` and `AttentionMixer` what those that keep one
+state alone, or keys and values. Values against the mixer's own step-by-step form, and against an
+independent implementation, are tests of the mixer's own file.
 """
 
 import abc
@@ -25,8 +26,8 @@ from training.tiny_run import experiment_of, rows
 import hybrid
 from hybrid import experiment, model
 from hybrid.config import ConfigError
-from hybrid.costs import model_costs
-from hybrid.costs.flops import count_flops
+from hybrid.costs import hlo, model_costs
+from hybrid.costs.flops import count_flops, flops_by_part
 from hybrid.data.batch import Batch
 from hybrid.inference.config import InferenceConfig
 from hybrid.inference.session import Session
@@ -203,20 +204,18 @@ class MixerBehaviour:
         return forward.lower(model.abstract(config), tokens).compile()
 
     def _flops(self, time):
-        """FLOPs of the forward pass, as compiled and as planned."""
+        """FLOPs of the forward pass, as compiled under the letter's kind, and as planned.
+
+        The head has no scope of its own, so it counts for the layer that it is made from.
+        """
         config = self.config(pattern=self.letter, last_layer="any", num_layers=1)
         planned = time * model_costs.forward_flops_per_token(config, time)
-        return count_flops(self._compiled(time).as_text()), planned
+        counted = flops_by_part(hlo.parse(self._compiled(time).as_text()))
+        return counted[MIXERS[self.letter].kind], planned
 
 
-class StateMixer(MixerBehaviour):
-    """The checks of mixers with a state of fixed size, which can't be rewound."""
-
-    def test_a_rewind_is_refused_with_a_reason(self):
-        config = self.config()
-        cache, _ = _read(_session(config), tokens_of(config, time=5))
-        with pytest.raises(ValueError, match=rf"{MIXERS[self.letter].title} layers can't: \w+"):
-            cache.rewind(1)
+class FixedState(MixerBehaviour):
+    """The checks of mixers with a state of fixed size."""
 
     def test_the_plan_counts_what_is_compiled(self):
         counted, planned = self._flops(256)
@@ -228,8 +227,18 @@ class StateMixer(MixerBehaviour):
         assert short["state"] == long["state"] > 0
 
 
-class AttentionMixer(MixerBehaviour, abc.ABC):
-    """The checks of mixers that keep keys and values."""
+class StateMixer(FixedState):
+    """The checks of mixers with one state, which can't be rewound."""
+
+    def test_a_rewind_is_refused_with_a_reason(self):
+        config = self.config()
+        cache, _ = _read(_session(config), tokens_of(config, time=5))
+        with pytest.raises(ValueError, match=rf"{MIXERS[self.letter].title} layers can't: \w+"):
+            cache.rewind(1)
+
+
+class Rewinds(MixerBehaviour):
+    """The checks of mixers that can be rewound."""
 
     @pytest.mark.parametrize("before", [3, 9, TIME])
     @pytest.mark.usefixtures("x64")
@@ -242,6 +251,10 @@ class AttentionMixer(MixerBehaviour, abc.ABC):
         logits = session.prefill(cache.rewind(2), other)[1]
         cold = _read(session, np.concatenate([tokens[:, : before - 2], other], axis=1))[1]
         np.testing.assert_allclose(logits, cold, atol=1e-9)
+
+
+class AttentionMixer(Rewinds, abc.ABC):
+    """The checks of mixers that keep keys and values."""
 
     @pytest.mark.usefixtures("x64")
     def test_a_grown_cache_goes_on_as_before(self):

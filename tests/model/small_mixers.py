@@ -1,4 +1,4 @@
-"""Small keys for mixers whose defaults are wider than the models of tests: one table of letters.
+"""Keys of mixers in the small models of tests, where defaults are too wide or leave a part out.
 
 A letter without a row runs at its own defaults, so a new letter joins the tests that read this.
 """
@@ -8,7 +8,9 @@ from typing import Any
 from hybrid.model.mixers import MIXERS
 
 KEYS: dict[str, dict[str, Any]] = {
+    "D": {"delta": {"num_key_heads": 2}},
     "M": {"mamba2": {"head_dim": 8, "state_dim": 6}},
+    "W": {"rwkv7": {"value_residual": True}},
 }
 STATE_LETTERS = tuple(letter for letter, row in MIXERS.items() if row.kind == "state")
 

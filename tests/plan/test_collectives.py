@@ -167,7 +167,7 @@ backend_config={"known_trip_count":{"n":"9"}}
 def test_sums_name_every_part_and_each_operation():
     sizes = collective_bytes(hlo.parse(f"HloModule m\n{SUM}\nENTRY %main () -> f32[] {{\n}}\n"))
     sizes["all-gather", "local"], sizes["all-reduce", "local"] = 3, 4
-    parts = ["embedding_and_loss", "local", "global", "experts", "optimizer", "other"]
+    parts = ["embedding_and_loss", "local", "global", "state", "experts", "optimizer", "other"]
     assert by_part(sizes) == {"total": 7, **dict.fromkeys(parts, 0), "local": 7}
     assert by_operation(sizes) == {"all-gather": 3, "all-reduce": 4}
 
@@ -187,7 +187,9 @@ def test_sums_name_every_part_and_each_operation():
         ),
         ("jit(step)/jvp()/while/body/local/experts/btd,de->bte/dot_general", "experts"),
         ("jit(step)/transpose(jvp(local))/experts/mul", "experts"),
+        ("jit(step)/transpose(jvp())/while/body/state/while/body/dot_general", "state"),
         ("jit(step)/optimizer/sqrt", "optimizer"),
+        ("state.params", "other"),
         ("jit(step)/locals/mul", "other"),
         ("", "other"),
     ],

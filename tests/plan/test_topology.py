@@ -36,7 +36,7 @@ FIGURES = {
     "lower_seconds": 2.0,
     "compile_seconds": 40.0,
 }
-PARTS = {"embedding_and_loss", "local", "global", "experts", "optimizer", "other"}
+PARTS = {"embedding_and_loss", "local", "global", "state", "experts", "optimizer", "other"}
 
 
 @pytest.fixture

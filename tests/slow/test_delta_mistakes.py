@@ -1,48 +1,17 @@
-"""Mistakes planted in the delta rule and its mixers, each noticed by a check that stands elsewhere.
+"""Mistakes planted in the delta rule and its mixers: checks that stand elsewhere find each."""
 
-A mistake is a piece of a file's text and what is put in its place.
-"""
+import functools
 
-import inspect
-import sys
-import types
-
-import jax
 import jax.numpy as jnp
 import pytest
 from model.mixers import test_gated_deltanet, test_rwkv7
+from model.planted import assert_found, planted
 from ops.test_delta_rule import CHUNK, RULES, by_steps, in_chunks, inputs
 
-from hybrid import model
-from hybrid.model import stack
-from hybrid.model.mixers import MIXERS, gated_deltanet, kimi_delta, rwkv7
+from hybrid.model.mixers import gated_deltanet, kimi_delta, rwkv7
 from hybrid.ops import delta_rule
 
 pytestmark = pytest.mark.weekly
-
-
-@pytest.fixture(autouse=True)
-def no_plan_of_another_mistake():
-    """Plans are kept by config, with the mixers that the letters had when they were made."""
-    _forget_plans()
-    yield
-    _forget_plans()
-
-
-def _forget_plans():
-    for kept in (model.layer_plan, model.abstract, stack.abstract_layer):
-        kept.cache_clear()
-    jax.clear_caches()
-
-
-def with_mistake(module, right, wrong, monkeypatch):
-    """`module` made again from its text with `wrong` for `right`."""
-    text = inspect.getsource(module)
-    assert right in text, right
-    made = types.ModuleType(f"{module.__name__}_with_a_mistake")
-    monkeypatch.setitem(sys.modules, made.__name__, made)
-    exec(compile(text.replace(right, wrong), made.__name__, "exec"), made.__dict__)
-    return made
 
 
 # --- The recurrence --------------------------------------------------------------------------
@@ -68,17 +37,15 @@ RECURRENCE = {
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("mistake", RECURRENCE)
-def test_the_step_by_step_recurrence_notices(mistake, monkeypatch):
-    wrong = with_mistake(delta_rule, *RECURRENCE[mistake], monkeypatch)
+def test_the_step_by_step_recurrence_notices(mistake):
     cases = {rule: inputs(rule, 3 * CHUNK - 1, resets=(5, CHUNK + 3)) for rule in RULES}
     wanted = {rule: by_steps(rule, *case) for rule, case in cases.items()}
-    for name in ("delta_rule", "general_delta_rule"):
-        monkeypatch.setattr(delta_rule, name, getattr(wrong, name))
-    worst = max(
-        float(jnp.abs(got - each).max())
-        for rule, case in cases.items()
-        for got, each in zip(in_chunks(rule, *case), wanted[rule], strict=True)
-    )
+    with planted(delta_rule, *RECURRENCE[mistake]):
+        worst = max(
+            float(jnp.abs(got - each).max())
+            for rule, case in cases.items()
+            for got, each in zip(in_chunks(rule, *case), wanted[rule], strict=True)
+        )
     assert not worst < 1e-6
 
 
@@ -95,6 +62,16 @@ DELTANET = {
     ),
     "the convolution has no SiLU": ("jax.nn.silu(mixed)", "(mixed)"),
     "the convolution is turned": ("convolution(inputs,", "convolution(inputs[:, ::-1],"),
+    "heads of values take turns at the keys": (
+        "jnp.repeat(x, self.spec.num_heads // self.spec.num_key_heads, axis=2)",
+        "jnp.tile(x, (1, 1, self.spec.num_heads // self.spec.num_key_heads, 1))",
+    ),
+    "heads of values read the next keys": (
+        "return jnp.repeat(x,", "return jnp.repeat(jnp.roll(x, 1, axis=2),",
+    ),
+    "all heads of values read the first keys": (
+        "return jnp.repeat(x,", "return jnp.repeat(jnp.broadcast_to(x[:, :, :1], x.shape),",
+    ),
 }  # fmt: skip
 RWKV = {
     "decay grows": ("return -FASTEST *", "return FASTEST *"),
@@ -110,25 +87,30 @@ RWKV = {
         "(self._normed(values) + bonus * v) * self.gate(mixed[\"g\"]).astype(v.dtype)",
         "self._normed(values) * self.gate(mixed[\"g\"]).astype(v.dtype) + bonus * v",
     ),
-    "the norm's epsilon is that of others": ("NORM_EPS = 64e-5", "NORM_EPS = 1e-1"),
+    "the norm's epsilon is that of others": ("None, eps=NORM_EPS)", "None, eps=1e-1)"),
+    "the first values are not mixed in": ("v = v + (donated - v) * first", "v = v + 0 * first"),
+    "the share is that of the own values": (
+        "v = v + (donated - v) * first", "v = donated + (v - donated) * first",
+    ),
+    "the share is that of the keys": (
+        'self.value(mixed["v"]), self.value_bias', 'self.value(mixed["k"]), self.value_bias',
+    ),
 }  # fmt: skip
-FILES = {"D": gated_deltanet, "K": kimi_delta, "W": rwkv7}
+FILES = {"D": (gated_deltanet, DELTANET), "W": (rwkv7, RWKV)}
 
 
 @pytest.mark.parametrize(
-    ("letter", "mistake"), [("D", name) for name in DELTANET] + [("W", name) for name in RWKV]
+    ("letter", "mistake"),
+    [(letter, name) for letter, (_, table) in FILES.items() for name in table],
 )
-def test_parity_notices(letter, mistake, monkeypatch):
+def test_parity_notices(letter, mistake):
     parity = pytest.importorskip("slow.test_mixer_parity_delta")
     checks = {
-        "D": parity.test_gated_deltanet_equals_qwen3_next,
-        "W": parity.test_rwkv7_equals_the_package_rwkv,
+        "D": functools.partial(parity.test_gated_deltanet_equals_qwen3_next, 2),
+        "W": functools.partial(parity.test_rwkv7_equals_the_package_rwkv, 1),
     }
-    table = {"D": DELTANET, "W": RWKV}[letter]
-    wrong = with_mistake(FILES[letter], *table[mistake], monkeypatch)
-    monkeypatch.setitem(MIXERS, letter, wrong.LETTER)
-    with pytest.raises(AssertionError):
-        checks[letter]()
+    module, table = FILES[letter]
+    assert_found(checks[letter], module, *table[mistake])
 
 
 KIMI = {
@@ -142,12 +124,9 @@ KIMI = {
 
 
 @pytest.mark.parametrize("mistake", KIMI)
-def test_parity_of_kimi_delta_notices(mistake, monkeypatch):
+def test_parity_of_kimi_delta_notices(mistake):
     parity = pytest.importorskip("slow.test_mixer_parity_delta")
-    wrong = with_mistake(kimi_delta, *KIMI[mistake], monkeypatch)
-    monkeypatch.setitem(MIXERS, "K", wrong.LETTER)
-    with pytest.raises(AssertionError):
-        parity.test_kimi_delta_equals_kimi_linear()
+    assert_found(parity.test_kimi_delta_equals_kimi_linear, kimi_delta, *KIMI[mistake])
 
 
 STATE = {
@@ -178,12 +157,11 @@ STATE = {
     ("letter", "mistake"),
     [(letter, name) for letter, (_, table) in STATE.items() for name in table],
 )
-def test_the_contract_notices(letter, mistake, monkeypatch):
+def test_the_contract_notices(letter, mistake):
     contract, table = STATE[letter]
-    wrong = with_mistake(FILES[letter], *table[mistake], monkeypatch)
-    monkeypatch.setitem(MIXERS, letter, wrong.LETTER)
-    with pytest.raises((AssertionError, TypeError)):
-        _run(contract())
+    errors = (AssertionError, TypeError)  # of a scan whose state changes its dtype
+    check = functools.partial(_run, contract())
+    assert_found(check, FILES[letter][0], *table[mistake], error=errors)
 
 
 def _run(checks):

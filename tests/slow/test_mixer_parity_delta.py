@@ -24,25 +24,31 @@ BATCH, TIME, WIDTH, HEADS, HEAD = 2, 70, 24, 3, 8
 
 
 class Ours:
-    """One mixer with weights that differ everywhere, an input and a gradient of its output."""
+    """The mixer of the last layer with weights that differ everywhere, an input and a gradient of
+    its output; what the layer is donated is a parameter of that name."""
 
     def __init__(self, letter, **keys):
         sizes = {"d_model": WIDTH, "num_heads": HEADS, "head_dim": HEAD, "num_layers": 1}
         whole = {"pattern": letter, "last_layer": "any"} | sizes | keys
         config = experiment.from_config({"model": whole}).model
-        (spec,) = model.layer_plan(config).layers()
+        *_, spec = model.layer_plan(config).layers()
         graph, state = nnx.split(spec.mixer.build(config, nnx.Rngs(0)))
         rng = np.random.default_rng(0)
         self.params = jax.tree.map(
             lambda leaf: leaf + jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype),
             nnx.to_pure_dict(state),
         )
+        if spec.mixer.donor is not None:
+            values = rng.normal(size=(BATCH, TIME, HEADS, HEAD))
+            self.params["donated"] = jnp.asarray(values, jnp.float32)
         self.x = jnp.asarray(rng.normal(size=(BATCH, TIME, WIDTH)), jnp.float32)
         self.dy = jnp.asarray(rng.normal(size=(BATCH, TIME, WIDTH)), jnp.float32)
         positions = jnp.tile(jnp.arange(TIME, dtype=jnp.int32), (BATCH, 1))
 
         def run(params, x):
-            return nnx.merge(graph, params)(x, Placement(positions, None, {}))[0]
+            weights = {name: value for name, value in params.items() if name != "donated"}
+            placement = Placement(positions, None, {})
+            return nnx.merge(graph, weights)(x, placement, params.get("donated"))[0]
 
         self.run = jax.jit(run)
 
@@ -96,22 +102,31 @@ def called(module):
 
 # --- Gated DeltaNet --------------------------------------------------------------------------
 
-LINEAR_HEADS = {
-    "hidden_size": WIDTH,
-    "linear_num_key_heads": HEADS,
-    "linear_num_value_heads": HEADS,
-    "linear_key_head_dim": HEAD,
-    "linear_value_head_dim": 2 * HEAD,
-    "num_hidden_layers": 4,
-    "rms_norm_eps": 1e-6,
-}
+
+def linear_heads(values):
+    """Keys of transformers for `values` heads of values on each of HEADS heads of keys."""
+    return {
+        "hidden_size": WIDTH,
+        "linear_num_key_heads": HEADS,
+        "linear_num_value_heads": values * HEADS,
+        "linear_key_head_dim": HEAD,
+        "linear_value_head_dim": 2 * HEAD,
+        "num_hidden_layers": 4,
+        "rms_norm_eps": 1e-6,
+    }
 
 
-def test_gated_deltanet_equals_qwen3_next():
+def delta_heads(values):
+    """The same of ours."""
+    return {"num_heads": values * HEADS, "num_key_heads": HEADS, "value_dim": 2 * HEAD}
+
+
+@pytest.mark.parametrize("values", [1, 2])
+def test_gated_deltanet_equals_qwen3_next(values):
     from transformers.models.qwen3_next import modeling_qwen3_next as peer
 
     def tensors(params):
-        def by_head(*names):  # [n, ..., d] of a head's rows one behind the other
+        def by_head(*names):  # [k, ..., d] of a head's rows one behind the other
             parts = [params[f"{name}_proj"]["kernel"].reshape(WIDTH, HEADS, -1) for name in names]
             return rows(jnp.concatenate(parts, axis=-1))
 
@@ -125,12 +140,13 @@ def test_gated_deltanet_equals_qwen3_next():
             "out_proj.weight": output(params["o_proj"]["kernel"]),
         }
 
-    module = peer.Qwen3NextGatedDeltaNet(transformers.Qwen3NextConfig(**LINEAR_HEADS), 0)
-    assert_parity(Ours("D", deltanet={"value_dim": 2 * HEAD}), tensors, called(module))
+    config = transformers.Qwen3NextConfig(**linear_heads(values))
+    module = peer.Qwen3NextGatedDeltaNet(config, 0)
+    assert_parity(Ours("D", delta=delta_heads(values)), tensors, called(module))
 
 
-@pytest.mark.parametrize("negative", [False, True])
-def test_gated_deltanet_equals_olmo_hybrid(negative):
+@pytest.mark.parametrize(("negative", "values"), [(False, 1), (True, 1), (True, 3)])
+def test_gated_deltanet_equals_olmo_hybrid(negative, values):
     from transformers.models.olmo_hybrid import modeling_olmo_hybrid as peer
 
     def tensors(params):
@@ -147,9 +163,10 @@ def test_gated_deltanet_equals_olmo_hybrid(negative):
             "o_proj.weight": output(params["o_proj"]["kernel"]),
         }
 
-    config = transformers.OlmoHybridConfig(**LINEAR_HEADS, linear_allow_neg_eigval=negative)
-    keys = {"value_dim": 2 * HEAD, "negative_eigenvalues": negative}
-    ours = Ours("D", deltanet=keys, norm_eps=1e-5)
+    keys = linear_heads(values) | {"linear_allow_neg_eigval": negative}
+    config = transformers.OlmoHybridConfig(**keys)
+    keys = delta_heads(values) | {"negative_eigenvalues": negative}
+    ours = Ours("D", delta=keys, norm_eps=1e-5)
     assert_parity(ours, tensors, called(peer.OlmoHybridGatedDeltaNet(config, 0)))
 
 
@@ -203,13 +220,20 @@ VECTORS = {
 }
 
 
-def test_rwkv7_equals_the_package_rwkv():
+@pytest.mark.parametrize("layer", [0, 1])
+def test_rwkv7_equals_the_package_rwkv(layer):
+    """Layer 1 mixes its values with those of layer 0."""
     peer = rwkv_model()
 
     def tensors(params):
         named = {f"x_{name}": vector for name, vector in params["shift"].items()}
         named |= {name: params[own] for name, own in VECTORS.items()}
-        for name, own in {"w": "decay", "a": "erase", "g": "gate"}.items():
+        low_rank = {"w": "decay", "a": "erase", "g": "gate"}
+        if layer:
+            low_rank |= {"v": "value"}
+            named |= {"v0": params["value_bias"]}
+            named |= {"v_first": params["donated"].reshape(BATCH, TIME, -1)}
+        for name, own in low_rank.items():
             named[f"{name}1"] = params[own]["down_proj"]["kernel"]
             named[f"{name}2"] = rows(params[own]["up_proj"]["kernel"]).T
         for name in "rkv":
@@ -217,28 +241,29 @@ def test_rwkv7_equals_the_package_rwkv():
         return named | {"O_": output(params["o_proj"]["kernel"]).T}
 
     def run(x, tensors):
-        return torch.stack([row_of(x[row], tensors) for row in range(BATCH)])
-
-    def row_of(x, tensors):
-        """By single tokens: the function for rows writes into what a gradient needs."""
         zeros = torch.zeros(WIDTH, HEADS * HEAD)
-        unused = {"v_first": None, "v0": zeros[0], "v1": zeros, "v2": zeros}
-        given = unused | tensors
+        given = {"v0": zeros[0], "v1": zeros, "v2": zeros} | tensors
+        first = given.pop("v_first", torch.zeros(BATCH, TIME, HEADS * HEAD))
+        return torch.stack([row_of(x[row], first[row], given) for row in range(BATCH)])
+
+    def row_of(x, first, given):
+        """By single tokens: the function for rows writes into what a gradient needs."""
         last, state, values = torch.zeros(WIDTH), torch.zeros(HEADS, HEAD, HEAD), []
-        for token in x:
+        for token, v_first in zip(x, first, strict=True):
             y, last, state, _ = peer.RWKV_x070_TMix_one(
-                0, HEADS, HEAD, x=token, x_prev=last, state=state, **given
+                layer, HEADS, HEAD, x=token, x_prev=last, v_first=v_first, state=state, **given
             )
             values.append(y)
         with torch.no_grad():
-            state = torch.zeros(HEADS, HEAD, HEAD)
+            state, zeros = torch.zeros(HEADS, HEAD, HEAD), torch.zeros(WIDTH)
             whole, *_ = peer.RWKV_x070_TMix_seq(
-                0, HEADS, HEAD, x=x, x_prev=torch.zeros(WIDTH), state=state, **given
+                layer, HEADS, HEAD, x=x, x_prev=zeros, v_first=first, state=state, **given
             )
         torch.testing.assert_close(whole, torch.stack(values), atol=1e-5, rtol=1e-4)
         return torch.stack(values)
 
-    assert_parity(Ours("W", norm_eps=1e-6), tensors, run)
+    keys = {"num_layers": layer + 1, "rwkv7": {"value_residual": True}}
+    assert_parity(Ours("W", norm_eps=1e-6, **keys), tensors, run)
 
 
 def rwkv_model():

@@ -8,6 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from hybrid import experiment, model
+from hybrid.model.mixers import MIXERS
+from hybrid.model.params import flat
 from hybrid.training import optimizer
 from hybrid.training.config import OptimizerConfig
 
@@ -19,6 +22,8 @@ AXES = {
             "q_proj": ("layers", "embed", "heads", "head_dim"),
             "o_proj": ("layers", "heads", "head_dim", "embed"),
             "down_proj": ("layers", "ffn", "embed"),
+            "block_gate": ("layers", "blocks", "head_dim", None),
+            "conv": ("layers", "conv", "heads"),
             "norm": ("layers", "embed"),
             "layer_scalar": ("layers",),
         }
@@ -27,6 +32,7 @@ AXES = {
 }
 # down_proj has 128 in two axes, from where on adafactor factors the second moment.
 SIZES = {"vocab": 16, "embed": 132, "heads": 2, "head_dim": 6, "ffn": 128}
+SIZES |= {"blocks": 3, "conv": 4, None: 6}
 
 
 def tree(seed, scale=1.0):
@@ -138,6 +144,57 @@ def test_muon_takes_only_the_kernels_of_the_stack():
     assert layer["q_proj"] == ((1,), (2, 3))
     assert layer["o_proj"] == ((1, 2), (3,))
     assert layer["down_proj"] == ((1,), (2,))
+
+
+def test_muon_takes_the_kernels_of_every_mixer_but_their_convolutions():
+    keys = {"pattern": "".join(MIXERS), "num_layers": len(MIXERS), "last_layer": "any"}
+    config = experiment.from_config({"model": keys}).model
+    names = flat(model.logical_axes(config)["segments"])
+    dims = flat(optimizer.muon_dimensions(model.logical_axes(config))["segments"])
+    kernels = {path for path in names if path[-1] == "kernel"}
+    convolutions = {path for path in kernels if path[-2].endswith("conv")}
+    assert len(convolutions) == 9  # M: 2, R: 1, D and K: 3
+    assert {path for path in kernels if dims[path] is None} == convolutions
+    for path in kernels - convolutions:  # nothing but layers and blocks is left out
+        rest = {0, 1} if path[-2] in ("input_gate", "recurrence_gate") else {0}
+        assert {*range(len(names[path]))} - {*dims[path][0], *dims[path][1]} == rest, path
+
+
+def test_muon_orthogonalises_each_block_by_itself(x64):
+    config = OptimizerConfig(name="muon", warmup_fraction=0.0, clip_norm=0)
+    axes = {"kernel": ("layers", "blocks", "head_dim", None)}
+    params, gradient = np.random.default_rng(0).normal(size=(2, 2, 3, 6, 6))
+
+    def moved(take):
+        transform = optimizer.make_optimizer(config, NUM_STEPS, axes)
+        here, slope = ({"kernel": jnp.asarray(take(leaf))} for leaf in (params, gradient))
+        return transform.update(slope, transform.init(here), here)[0]["kernel"]
+
+    together = moved(lambda leaf: leaf)
+    for block in range(3):
+        alone = moved(lambda leaf, n=block: leaf[:, n : n + 1])
+        np.testing.assert_allclose(together[:, block], alone[:, 0], rtol=1e-9)
+
+
+def test_muon_moves_a_convolution_as_a_vector_of_the_same_numbers(x64):
+    config = OptimizerConfig(name="muon", warmup_fraction=0.0, clip_norm=0, weight_decay=0)
+    params, gradient = np.random.default_rng(0).normal(size=(2, NUM_LAYERS, 4, 6))
+
+    def moved(names, shape):
+        transform = optimizer.make_optimizer(config, NUM_STEPS, {"kernel": names})
+        here, slope = ({"kernel": jnp.asarray(x.reshape(shape))} for x in (params, gradient))
+        return transform.update(slope, transform.init(here), here)[0]["kernel"].ravel()
+
+    convolution, vector, matrix = (
+        moved(("layers", *names), shape)
+        for names, shape in (
+            (("conv", "heads"), params.shape),
+            (("embed",), (NUM_LAYERS, -1)),
+            (("embed", "heads"), params.shape),
+        )
+    )
+    np.testing.assert_array_equal(convolution, vector)
+    assert np.abs(convolution - matrix).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])

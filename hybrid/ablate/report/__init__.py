@@ -1,1 +1,1 @@
-"""Files and page: results, notation, view, sentences, figures, page."""
+"""Files and page: results, notation, view, sentences, heat_maps, figures, page."""

@@ -17,7 +17,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from hybrid.ablate.report import notation, view
+from hybrid.ablate.report import heat_maps, notation, view
 from hybrid.ablate.report.results import SweepResults
 from hybrid.ablate.report.view import Arm
 from hybrid.ablate.statistics.cell_summary import TEXT, CellSummary
@@ -36,8 +36,11 @@ KINDS = {
     "loss_by_context": ("context length of the evaluation (tokens)", "95 % interval"),
     "loss_by_position": ("position in the context (tokens before it)", _DOCUMENTS),
     "repeats_by_distance": ("distance to the earlier sight (tokens)", _DOCUMENTS),
+    "score_by_length": ("context (tokens)", "95 % interval over answers"),
+    "score_by_depth": ("context (tokens)", ""),
     "tokens_per_second": ("", ""),
 }
+_SCORE = "mean score"
 _ACCURACY, _LOSS, _SPEED = "accuracy", "loss (nats a token)", "training speed (tokens/s)"
 _MARKERS = "osD^vPX*<>"
 Lines = dict[str, list[tuple[float, Estimate]]]  # {cell's name: its points}
@@ -62,22 +65,37 @@ def write(results: SweepResults, folder: pathlib.Path) -> list[Drawn]:
     drawn, target = [], folder / "figures"
     target.mkdir(parents=True, exist_ok=True)
     for arm in view.arms(results):
-        prefix = (re.sub(r"[^A-Za-z0-9]+", "_", arm.name).strip("_") or "arm") + "_"
-        for kind, panels in charts(arm).items():
-            name = prefix * bool(arm.name) + kind
-            title = kind.replace("_", " ").replace("axis", arm.axis)
-            title = title[0].upper() + title[1:]
-            notes = filter(None, [KINDS[kind][1], results.settings.get("machine")])
-            with style():
-                figure = figure_of(arm, kind, panels)
-                svg = save(figure, target / name, title, " · ".join(notes))
-            drawn.append(Drawn(name, kind, arm.name, title, svg))
+        prefix = f"{_file_name(arm.name) or 'arm'}_" * bool(arm.name)
+        with style():
+            for name, kind, title, figure in _figures(arm):
+                notes = filter(None, [KINDS[kind][1], results.settings.get("machine")])
+                title = title[0].upper() + title[1:]
+                svg = save(figure, target / (prefix + name), title, " · ".join(notes))
+                drawn.append(Drawn(prefix + name, kind, arm.name, title, svg))
     names = {each.name for each in drawn}
     for path in target.iterdir():
         is_ours = path.suffix in (".svg", ".png") and path.stem.endswith(tuple(KINDS))
         if is_ours and path.stem not in names:
             path.unlink()
     return drawn
+
+
+def _figures(arm: Arm) -> Iterator[tuple[str, str, str, Figure]]:
+    """(name, kind, title, figure) of each figure of an arm, within `style`."""
+    for kind, panels in charts(arm).items():
+        title = kind.replace("_", " ").replace("axis", arm.axis)
+        yield kind, kind, title, figure_of(arm, kind, panels)
+    files = [_file_name(benchmark) for benchmark in arm.benchmarks]
+    for benchmark, task, maps in heat_maps.tables(arm):
+        place = arm.benchmarks.index(benchmark)
+        file = files[place] + f"_{place}" * (files.count(files[place]) > 1)
+        name = f"{file}_{_file_name(task)}_score_by_depth"
+        title = f"{benchmark}: {task}, accuracy by length and depth"
+        yield name, "score_by_depth", title, heat_maps.figure_of(maps)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")
 
 
 def charts(arm: Arm) -> dict[str, dict[str, Lines]]:
@@ -111,6 +129,9 @@ def _points(arm: Arm, cell: CellSummary, x: float) -> Iterator[tuple[str, str, f
             yield "accuracy_by_pairs", _ACCURACY, num_pairs, share
         for context in contexts:
             yield "loss_by_context", _ACCURACY, context.context_length, context.accuracy
+    for benchmark in cell.benchmarks:
+        for each in benchmark.by_length:
+            yield "score_by_length", f"{benchmark.name}, {_SCORE}", each.length, each.score
     for kind, field in (("loss_by_position", "by_position"), ("repeats_by_distance", "repeats")):
         is_paired = any(each.difference for other in arm.cells for each in getattr(other, field))
         for bucket in getattr(cell, field):
@@ -186,6 +207,8 @@ def _set_y_axis(axes: Axes, label: str, chance: float | None) -> None:
         if chance:
             axes.axhline(chance, color=FAINT, linewidth=1, linestyle=":")
             axes.text(0.01, chance + 0.01, "chance", transform=axes.get_yaxis_transform(), size=8)
+    elif label.endswith(_SCORE):
+        axes.set_ylim(-3, 104)
     elif label == _SPEED:
         axes.set_ylim(0, 1.1 * axes.dataLim.y1)
         axes.yaxis.set_major_formatter(lambda y, _: notation.decimal(float(y)))

@@ -14,6 +14,11 @@ def fixed(value: float | None) -> str:
     return DASH if value is None else f"{value:.4f}".replace("-", "−")
 
 
+def score(value: float | None) -> str:
+    """`87.5`, of 100, with a real minus sign."""
+    return DASH if value is None else f"{value:.1f}".replace("-", "−")
+
+
 def signed(value: float | None) -> str:
     """`+0.0410` or `−0.0002`."""
     return DASH if value is None else f"{value:+.4f}".replace("-", "−")

@@ -15,7 +15,7 @@ from hybrid.process.files import write_whole
 
 REPORT = "report.html"
 _FOLDER = pathlib.Path(__file__).parent
-_NUMBERS = ("fixed", "signed", "percent", "binary", "decimal", "times", "plain")
+_NUMBERS = ("fixed", "score", "signed", "percent", "binary", "decimal", "times", "plain")
 
 
 def write(results: SweepResults, folder: pathlib.Path) -> None:

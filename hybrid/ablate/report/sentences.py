@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from hybrid.ablate.report import view
-from hybrid.ablate.report.notation import binary, decimal, fixed, percent, signed, times
+from hybrid.ablate.report.notation import binary, decimal, fixed, percent, score, signed, times
 from hybrid.ablate.report.results import SweepResults
 from hybrid.ablate.report.view import Arm
 from hybrid.ablate.statistics.cell_summary import CellSummary
@@ -33,7 +33,8 @@ def by_arm(results: SweepResults) -> dict[str, list[str]]:
 def _of_arm(arm: Arm) -> list[str]:
     statements: dict[str, list[str]] = {}
     is_task = all(cell.accuracy for cell in arm.cells)
-    for what, cell, text in _of_task(arm) if is_task else _of_text(arm):
+    facts = _of_task(arm) if is_task else _of_text(arm)
+    for what, cell, text in itertools.chain(facts, _of_benchmarks(arm)):
         statements.setdefault(what, []).append(f"{arm.label(cell)} ({text})")
     return [f"{what[:1].upper()}{what[1:]}: {', '.join(of)}." for what, of in statements.items()]
 
@@ -122,6 +123,17 @@ def _of_task(arm: Arm) -> Facts:
         if len(cell.by_num_pairs) > 1:
             most = max(cell.by_num_pairs)
             yield f"at {most} pairs, the most", cell, _figures(cell.by_num_pairs[most], percent)
+
+
+def _of_benchmarks(arm: Arm) -> Facts:
+    """Mean scores from the highest, and whether each is told from the baseline's."""
+    verdicts = {1: "better than", -1: "worse than", 0: "not told apart from"}
+    for name in arm.benchmarks:
+        for cell, each in sorted(arm.known(name), key=lambda pair: -pair[1].score.mean):
+            text = _figures(each.score, score)
+            if each.difference and each.difference.sign is not None:
+                text += f"; {verdicts[each.difference.sign]} its baseline"
+            yield f"{name}, mean score of 100", cell, text
 
 
 def _pooled(cell: CellSummary, first: float, end: float) -> CountedMean | None:

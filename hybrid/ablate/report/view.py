@@ -9,6 +9,7 @@ from typing import Any
 
 from hybrid.ablate.report import notation
 from hybrid.ablate.report.results import SweepResults
+from hybrid.ablate.statistics.benchmarks import BenchmarkScore, GroupScore
 from hybrid.ablate.statistics.cell_summary import ArmSummary, CellSummary
 from hybrid.model.mixers import MIXERS
 from hybrid.model.mixers.protocol import Look
@@ -45,6 +46,30 @@ class Arm:
     def others(self) -> list[CellSummary]:
         """All but the baselines."""
         return [cell for cell in self.cells if not cell.is_baseline]
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The names of the benchmarks that its cells were asked."""
+        return list(dict.fromkeys(each.name for cell in self.cells for each in cell.benchmarks))
+
+    def known(self, benchmark: str) -> list[tuple[CellSummary, BenchmarkScore]]:
+        """The cells that were asked a benchmark, with their scores."""
+        return [(cell, each) for cell in self.cells if (each := cell.benchmark(benchmark))]
+
+    def task_rows(self, benchmark: str) -> list[tuple[str, str, list[GroupScore]]]:
+        """(cell's label, task, groups) of tasks without depths, where a row says more than a mean.
+
+        None where the benchmark is one task without floors.
+        """
+        rows = [
+            (self.label(cell), task, scores.of_task(task))
+            for cell, scores in self.known(benchmark)
+            for task in scores.tasks
+            if task not in scores.tables
+        ]
+        tasks = {task for _, task, _ in rows}
+        has_floors = any(group.floors for _, _, groups in rows for group in groups)
+        return rows if len(tasks) > 1 or has_floors else []
 
     @property
     def axis(self) -> str:

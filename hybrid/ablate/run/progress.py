@@ -52,6 +52,11 @@ class SweepProgress(Progress):
     def tokenizing(self, done: int, total: int) -> None:
         """Shows nothing: tokenizing takes a moment, once."""
 
+    def asking(self, name: str, done: int, total: int) -> None:
+        """Shows how far a benchmark is, on a terminal only."""
+        if self._moves:
+            self._move(f"{name}: {100 * done // total} %")
+
     def step(self, now: float, num_steps: int, row: Row, seconds_left: float) -> None:
         """Shows the moving line, on a terminal only."""
         if self._moves:

@@ -14,6 +14,7 @@ from hybrid import config as config_lib
 from hybrid import model
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.run.cells import SweepRun
+from hybrid.ablate.run.evaluations import evaluations
 from hybrid.ablate.run.match import train_flops
 from hybrid.ablate.run.sweep import ERROR, EVALUATION, Sweep
 from hybrid.data.tasks import TASKS
@@ -39,6 +40,7 @@ class RunResult:
       reach: tokens back that the stack can see; None with any global layer.
       letters: one a layer.  tokens_per_second: the median while training.
       curve: (step, train FLOPs so far, eval loss) of each evaluation.
+      benchmarks: {NAME/score: the mean score of a benchmark that it was asked, 0 to 100}.
     """
 
     name: str
@@ -64,6 +66,7 @@ class RunResult:
     letters: str = ""
     tokens_per_second: float | None = None
     curve: Sequence[Sequence[Any]] = ()
+    benchmarks: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def loss(self) -> float | None:
@@ -98,6 +101,7 @@ def read_run(sweep: Sweep, run: SweepRun) -> RunResult:
             for row in evaluated
         ],
         changed=run.cell.changed,
+        benchmarks=_benchmarks(sweep.config, folder),
         **costs(sweep.config, run.experiment),
     )
 
@@ -139,6 +143,12 @@ def _evaluation(folder: pathlib.Path) -> dict[str, Any] | None:
     names = ("loss", "perplexity", "bits_per_byte", "accuracy")
     scores = {f"eval/{name}": first[name] for name in names if name in first}
     return {"step": first["step"], **scores}
+
+
+def _benchmarks(config: SweepConfig, folder: pathlib.Path) -> dict[str, float]:
+    results = {each.name: each.result(folder) for each in evaluations(config)}
+    held = {name: provenance.read_json(path) for name, path in results.items()}
+    return {f"{name}/score": result["score"] for name, result in held.items() if result}
 
 
 def _median_speed(experiment: Experiment, training: list[dict[str, Any]]) -> float | None:

@@ -1,13 +1,15 @@
 """Runs a sweep: every run that is not finished yet, one after the other.
 
 A run is an ordinary workdir. It is trained (or resumed where it was stopped), its last checkpoint
-is scored, and `scores.npz` and `evaluation.json` are written last, so a run with `evaluation.json`
-is finished and is never touched again. A run that fails leaves `error.txt` and is tried again by
-the next start; the others go on. All mistakes in a sweep's config are refused before anything is
-written.
+is scored, `scores.npz` and `evaluation.json` are written, and it is asked the benchmarks of
+`evaluations`, each with files of its own. A run with all of these is finished and is never touched
+again; benchmarks that a sweep gains later are asked of the runs that are there. A run that fails
+leaves `error.txt` and is tried again by the next start; the others go on. All mistakes in a sweep's
+config are refused before anything is written.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import traceback
@@ -19,6 +21,7 @@ from hybrid import experiment as experiment_lib
 from hybrid import origin
 from hybrid.ablate.config import NAME, Overrides, SweepConfig
 from hybrid.ablate.run.cells import SweepRun, cell_name, cells, crossed, runs
+from hybrid.ablate.run.evaluations import Evaluation, ask, benchmarks, evaluations
 from hybrid.ablate.run.match import train_flops
 from hybrid.ablate.run.progress import SweepProgress
 from hybrid.config import ConfigError
@@ -37,6 +40,7 @@ SWEEP = "sweep.json"
 # What a trained run may change while it goes on, and its scores don't depend on.
 OF_TRAINING = ("base.training.", "base.optimizer.", "base.checkpoint.", "base.mesh.")
 SCORED_AT = "base.training.context_length"
+GROWS = ("seeds", "evaluations")  # entries may be added to these
 Texts = dict[str, Mapping[str, str | None]]  # of each cell, by its folder
 EVALUATION, SCORES, ERROR = "evaluation.json", "scores.npz", "error.txt"
 
@@ -55,9 +59,18 @@ class Sweep:
     runs: tuple[SweepRun, ...]
     trained_step: int | None = None
 
-    def is_finished(self, run: SweepRun) -> bool:
-        """Whether a run's raw rows are on the disk."""
+    def is_scored(self, run: SweepRun) -> bool:
+        """Whether a run is trained and its raw rows are on the disk."""
         return (self.folder / run.folder / EVALUATION).is_file()
+
+    def lacks(self, run: SweepRun) -> list[Evaluation]:
+        """The benchmarks whose results are still missing, in order."""
+        folder = self.folder / run.folder
+        return [each for each in evaluations(self.config) if not each.result(folder).is_file()]
+
+    def is_finished(self, run: SweepRun) -> bool:
+        """Whether nothing is left to do for a run."""
+        return self.is_scored(run) and not self.lacks(run)
 
     def to_dict(self) -> dict[str, Any]:
         """What `sweep.json` holds: enough to make the sweep again."""
@@ -111,33 +124,54 @@ def _run_unfinished(sweep: Sweep, texts: Texts, progress: SweepProgress) -> None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ERROR).unlink(missing_ok=True)
         try:
-            loss = _train_and_score(sweep, sweep_run, texts[_cell_folder(sweep_run)], progress)
+            scores = _train_and_score(sweep, sweep_run, texts[_cell_folder(sweep_run)], progress)
         except Exception as error:  # the others go on
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             trace = "".join(traceback.format_exception(error))
             write_whole(folder / ERROR, f"{reason}\n\n{trace}")
             progress.end_run(f"failed: {reason[:200]}", failed=True)
         else:
-            progress.end_run(f"loss {loss:.4f}")
+            progress.end_run(scores)
 
 
 def _train_and_score(
     sweep: Sweep, run: SweepRun, text: Mapping[str, str | None], progress: SweepProgress
-) -> float:
-    folder = sweep.folder / run.folder
-    if not sweep.config.trained:
+) -> str:
+    """Does what is left of a run; returns its new scores for a line."""
+    folder, scores = sweep.folder / run.folder, []
+    is_scored = sweep.is_scored(run)
+    if not (sweep.config.trained or is_scored):
         loop.run(run.experiment, folder, progress)
-    source = origin.find(sweep.config.trained or folder)
+    target = _target(sweep, run, text)
+    if not is_scored:
+        scores.append(f"loss {_score(target, folder):.4f}")
+    for evaluation in sweep.lacks(run):
+        show = functools.partial(progress.asking, evaluation.name)
+        found = ask(evaluation, target, folder, run.folder, show)
+        scores.append(f"{evaluation.name} {found.score:.1f}")
+    return ", ".join(scores)
+
+
+def _target(sweep: Sweep, run: SweepRun, text: Mapping[str, str | None]) -> Target:
+    """The trained run, or the folder of `trained` under the run's config.
+
+    Raises: ConfigError for text that is not that of the cells before.
+    """
+    source = origin.find(sweep.config.trained or sweep.folder / run.folder)
     step, split, record = None, "all", {}
     if source.is_run:
         step, split = sweep.trained_step or checkpoint.find_step(source.path), "eval"
         record = checkpoint.read_record(source.path, step)
         if not sweep.config.trained:
             _check_text(text, {name: record.get(name) for name in text})
-    target = Target(run.experiment, source, step, sweep.name, split, record=record)
+    return Target(run.experiment, source, step, sweep.name, split, record=record)
+
+
+def _score(target: Target, folder: pathlib.Path) -> float:
+    """Writes a run's raw rows and losses; returns the loss at the first length."""
     result = evaluate_target(target)
     save_records(folder / SCORES, result.records_by_length)
-    values = result.to_dict(step=step, config=sweep.name)
+    values = result.to_dict(step=target.step, config=target.name)
     write_json(folder / EVALUATION, values, indent=1, allow_nan=False)
     return result.at_lengths[0].loss
 
@@ -180,7 +214,7 @@ def _trained_step(sweep: Sweep) -> int | None:
         return None
     pinned = (provenance.read_json(sweep.folder / SWEEP) or {}).get("trained_step")
     if pinned is None:  # of an earlier version: what its cells say
-        done = [run for run in sweep.runs if sweep.is_finished(run)]
+        done = [run for run in sweep.runs if sweep.is_scored(run)]
         results = (provenance.read_json(sweep.folder / run.folder / EVALUATION) for run in done)
         pinned = next((result["step"] for result in results if result), None)
     trained = pathlib.Path(sweep.config.trained)
@@ -196,8 +230,8 @@ def _trained_step(sweep: Sweep) -> int | None:
 def check_inputs(sweep: Sweep) -> Texts:
     """The fingerprints of text, tokenizer or task of each cell, by its folder.
 
-    Raises: ConfigError for devices, text or a task that a run could not use, and for text that is
-      not what cells of this sweep have used before.
+    Raises: ConfigError for devices, text, a task or a benchmark that a run could not use, and for
+      text that is not what cells of this sweep have used before.
     """
     inputs: dict[tuple, dict[str, str | None]] = {}
     texts: Texts = {}
@@ -212,6 +246,7 @@ def check_inputs(sweep: Sweep) -> Texts:
         cell = _cell_folder(run)
         texts[cell] = inputs[use]
         _check_text(before.get(cell, texts[cell]), texts[cell])
+    benchmarks(sweep.config, sweep.runs)
     return texts
 
 
@@ -243,7 +278,7 @@ def _check_text(before: Mapping[str, str | None], now: Mapping[str, str | None])
 
 
 def _check_folder(sweep: Sweep) -> None:
-    """Raises: ConfigError unless the folder is new, empty, or this sweep's (seeds may be added)."""
+    """Raises: ConfigError unless the folder is new, empty, or this sweep's (GROWS may have)."""
     check_writable(sweep.folder, "--workdir")
     if not sweep.folder.is_dir() or not {path.name for path in sweep.folder.iterdir()} - {LOCK}:
         return
@@ -255,11 +290,11 @@ def _check_folder(sweep: Sweep) -> None:
     by_content = {f"base.{name}" for name in provenance.COMPARED_BY_CONTENT} | {"trained"}
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
-        adds_seeds = name == "seeds" and set(old or ()) <= set(new or ())
+        grows = name in GROWS and all(entry in (new or ()) for entry in old or ())
         is_unused = sweep.config.trained and name.startswith(OF_TRAINING) and name != SCORED_AT
         is_compared = name in by_content and bool(old) == bool(new)
         is_free = name == "base.data.cache_dir"
-        if old != new and not (adds_seeds or is_unused or is_compared or is_free):
+        if old != new and not (grows or is_unused or is_compared or is_free):
             problem = "differs from the sweep in --workdir"
             accepted = f"it has {old!r}; use another --workdir"
             raise ConfigError(name, problem, new, accepted)

@@ -1,1 +1,1 @@
-"""What runs show, with 95 % intervals: cell_summary, token_figures, summary."""
+"""What runs show, with 95 % intervals: cell_summary, token_figures, benchmarks, summary."""

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hybrid.ablate.statistics.benchmarks import BenchmarkScore
 from hybrid.evaluation.intervals import CountedMean, DocumentMean, Estimate, SeedMean
 from hybrid.evaluation.result import keyed
 
@@ -50,6 +51,7 @@ class CellSummary:
       difference: to the partner, paired over seeds; difference_documents: paired by token.
       by_position, repeats: of text, at the longest evaluated context length.
       accuracy, accuracy_by_seed, by_distance, by_num_pairs: of tasks.
+      benchmarks: those of `evaluations`.
       num_params … changed: as of its runs; tokens_per_second is the median over seeds.
       effective_speedup: training FLOPs that the partner needs for this loss, over the cell's own.
       on_front: no other cell of the arm has both fewer cache bytes and a lower loss.
@@ -72,6 +74,7 @@ class CellSummary:
     accuracy_by_seed: Mapping[int, CountedMean] = keyed("seed")
     by_distance: Mapping[int, CountedMean] = keyed("distance")
     by_num_pairs: Mapping[int, CountedMean] = keyed("num_pairs")
+    benchmarks: tuple[BenchmarkScore, ...] = ()
     num_params: int | None
     flops_per_token: float | None
     train_flops: float | None
@@ -83,6 +86,10 @@ class CellSummary:
     changed: Mapping[str, Sequence[Any]]
     effective_speedup: float | None
     on_front: bool = False
+
+    def benchmark(self, name: str) -> BenchmarkScore | None:
+        """Its scores on the benchmark of that name."""
+        return next((each for each in self.benchmarks if each.name == name), None)
 
 
 @dataclasses.dataclass(frozen=True)

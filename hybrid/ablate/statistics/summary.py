@@ -24,7 +24,8 @@ import numpy as np
 
 from hybrid.ablate.run.pairing import hashable, partner_indices
 from hybrid.ablate.run.run_result import RunResult
-from hybrid.ablate.statistics import token_figures
+from hybrid.ablate.statistics import benchmarks, token_figures
+from hybrid.ablate.statistics.benchmarks import Asked
 from hybrid.ablate.statistics.cell_summary import (
     TEXT,
     ArmSummary,
@@ -39,6 +40,7 @@ from hybrid.evaluation.token_records import TokenRecords
 
 Runs = tuple[RunResult, ...]
 RecordsOf = Callable[[RunResult], Mapping[int, TokenRecords]]
+AskedOf = Callable[[RunResult], Asked]
 Lengths = Mapping[int, SeedRecords]  # {context length: records}, in the order evaluated
 _COSTS = (
     *("num_params", "flops_per_token", "train_flops", "kv_cache_bytes", "cache_context"),
@@ -69,7 +71,10 @@ class CellRuns:
 
 
 def summarize(
-    runs: Sequence[RunResult], records_of: RecordsOf, baseline: Mapping[str, Any] | None = None
+    runs: Sequence[RunResult],
+    records_of: RecordsOf,
+    baseline: Mapping[str, Any] | None = None,
+    asked_of: AskedOf = lambda run: {},
 ) -> tuple[ArmSummary, ...]:
     """The arms of a sweep that have a finished run, with their cells.
 
@@ -78,16 +83,22 @@ def summarize(
       records_of: reads a finished run's records, {context length: TokenRecords} in the order of
         `eval.context_length`; {} where it has none, which leaves the token figures empty.
       baseline: the overrides that others are paired with; by default each arm's first cell's.
+      asked_of: reads the samples of a finished run's benchmarks, by name.
     """
     by_arm: dict[str, list[RunResult]] = {}
     for run in runs:
         by_arm.setdefault(run.arm, []).append(run)
-    arms = [_arm(name, group(of_arm), records_of, baseline) for name, of_arm in by_arm.items()]
+    readers = records_of, asked_of
+    arms = [_arm(name, group(of_arm), *readers, baseline) for name, of_arm in by_arm.items()]
     return tuple(arm for arm in arms if arm is not None)
 
 
 def _arm(
-    name: str, cells: Sequence[CellRuns], records_of: RecordsOf, baseline: Mapping[str, Any] | None
+    name: str,
+    cells: Sequence[CellRuns],
+    records_of: RecordsOf,
+    asked_of: AskedOf,
+    baseline: Mapping[str, Any] | None,
 ) -> ArmSummary | None:
     # Two cells are kept: the one being summarised and its partner, often the same for all.
     @functools.lru_cache(maxsize=2)
@@ -104,7 +115,13 @@ def _arm(
         if cells[index].runs:
             other, others = (None, {}) if partner is None else (cells[partner], records_at(partner))
             lengths += list(records_at(index))
-            summaries.append(_cell(cells[index], other, records_at(index), others))
+            asked = [
+                {run.seed: asked_of(run) for run in (cell.runs if cell else ())}
+                for cell in (cells[index], None if partner == index else other)
+            ]
+            summary = _cell(cells[index], other, records_at(index), others)
+            scores = benchmarks.scored(*asked)
+            summaries.append(dataclasses.replace(summary, benchmarks=scores))
     if not summaries:
         return None
     names = {cells[partner].name if partner is not None else None for partner in partners}

@@ -7,5 +7,6 @@ Read in order: `sample.py` (what a sample is, and how its size is found), `vocab
 `haystack.py` (its words), `niah.py`, `variables.py`, `frequent_words.py` and `questions.py` (the
 tasks), `ruler.py` (the table of all thirteen), `scores.py`; `mrcr.py` (conversations); `prompts.py`
 (samples as ids), `run.py` and `sample_log.py` (replies, kept as they come); `result.py`,
-`report.py` and `heat_map.py` (what comes out), `command.py` (what `eval.py` runs).
+`report.py` and `heat_map.py` (what comes out), `benchmark.py` (what a config asks) and `command.py`
+(what `eval.py` runs).
 """

@@ -1,6 +1,7 @@
 """A Hugging Face folder's own chat template: turns of user and assistant as one text.
 
-The text spells control tokens, so it is encoded with these taken as such.
+The text spells control tokens, so it is encoded with these taken as such. jinja2 is loaded where a
+template is read, as few evaluations have one.
 """
 
 import dataclasses
@@ -8,9 +9,6 @@ import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
-
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hybrid.config import ConfigError
 
@@ -29,6 +27,8 @@ class ChatTemplate:
 
         Raises: ConfigError where the template fails on them.
         """
+        from jinja2 import TemplateError
+
         roles = "user", "assistant"
         messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
         about = {"messages": messages, "add_generation_prompt": True}
@@ -40,6 +40,9 @@ class ChatTemplate:
 
 def read(folder: pathlib.Path) -> ChatTemplate:
     """The template of a folder.  Raises: ConfigError where it has none, or a broken one."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     try:
         values = json.loads(config.read_bytes()) if config.is_file() else {}

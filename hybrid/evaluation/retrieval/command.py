@@ -4,7 +4,7 @@ Everything that can be wrong is refused before the model is read: a prompt of ea
 its shortest length.
 With `--output`, samples are kept beside it as they are scored, so the same command goes on with a
 run that was stopped.
-Read first: `../target.py` (which model and config count), `prompts.py`, `run.py`.
+Read first: `../target.py` (which model and config count), `benchmark.py`, `run.py`.
 """
 
 import pathlib
@@ -17,11 +17,10 @@ import jax
 
 from hybrid import config as config_lib
 from hybrid import pretrained
-from hybrid.config import ConfigError
 from hybrid.data import sources, tokenizers
 from hybrid.evaluation.config import RetrievalConfig
-from hybrid.evaluation.retrieval import chat, haystack, mrcr, prompts, report, result
-from hybrid.evaluation.retrieval.prompts import Encoder, Group
+from hybrid.evaluation.retrieval import haystack, prompts, report, result
+from hybrid.evaluation.retrieval.benchmark import Benchmark, benchmark
 from hybrid.evaluation.retrieval.run import Replier, run
 from hybrid.evaluation.retrieval.sample import FORMAT
 from hybrid.evaluation.retrieval.sample_log import SampleLog, path_beside
@@ -45,7 +44,12 @@ def evaluate(target: Target, output: AnyPath | None) -> None:
     Raises: ConfigError by key for a task that can't be made, or samples of another evaluation.
     """
     distributed.refuse("retrieval")
-    found = measure(target, None if output is None else path_beside(output), _progress())
+    target.experiment.check_context(make_mesh(target.experiment.mesh))
+    asked = benchmark(target.experiment, base_folder(target.origin))
+    log = SampleLog(None if output is None else path_beside(output), identity(target, asked))
+    tasks = ", ".join(asked.tasks)
+    print(f"retrieval: {asked.num_samples:,} samples, {tasks}", file=sys.stderr)
+    found = measure(target, asked, log, _progress())
     if output is not None:
         write_json(output, found.to_dict(), allow_nan=False)
         _draw(found, output, target)
@@ -67,68 +71,35 @@ def _draw(found: result.RetrievalResult, output: AnyPath, target: Target) -> Non
 
 def measure(
     target: Target,
-    samples: AnyPath | None = None,
+    asked: Benchmark,
+    log: SampleLog,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> result.RetrievalResult:
-    """The scores of a target on the tasks of its config.
+    """The scores of a target on the benchmark of its config.
 
     Args:
-      samples: the file of scored samples, which it goes on with; None: none is kept.
+      log: the samples scored before, which it goes on with, of this `identity`.
       progress: called with tokens of prompts done and in all.
-    Raises: ConfigError as `evaluate`.
     """
     config = target.experiment
-    encoder = _encoder(target)
-    about = _about(target, encoder)
-    groups = _groups(target, encoder)
-    shortest = {group.task: group for group in sorted(groups, key=lambda group: -group.length)}
-    for group in shortest.values():
-        group.make(0)
-    log = SampleLog(samples, _identity(target, about))
     mesh = make_mesh(config.mesh)
-    config.check_context(mesh)
-    num = sum(group.count for group in groups)
-    print(f"retrieval: {num:,} samples, {', '.join(shortest)}", file=sys.stderr)
     with compiler.programs_kept(config.compilation_cache), jax.set_mesh(mesh):
         session = Session(config.model, target.read_params(mesh), config.inference)
-        run(groups, _replier(target, encoder, session), log, config.eval.batch_size, progress)
-    return result.summarized(groups, log, about)
+        run(asked.groups, _replier(asked, session), log, config.eval.batch_size, progress)
+    return result.summarized(asked.groups, log, _about(target, asked))
 
 
-def _groups(target: Target, encoder: Encoder) -> list[Group]:
-    config = target.experiment
-    retrieval, data = config.eval.retrieval, config.data
-    essay = haystack.essay(data) if prompts.reads_essay(retrieval) else ()
-    found = list(prompts.Maker(retrieval, encoder, essay, data.needle).groups())
-    return [*found, *(mrcr.groups(retrieval, encoder) if "mrcr" in retrieval.tasks else ())]
-
-
-def _encoder(target: Target) -> Encoder:
-    config = target.experiment
-    tokenizer = tokenizers.load(config.data.tokenizer)
-    bos = tokenizers.resolve_bos(config.data.bos, tokenizer)
-    template = None
-    if config.eval.retrieval.chat_template:
-        base = base_folder(target.origin)
-        if base is None:
-            problem = "is the template of a Hugging Face folder, and the model is of none"
-            raise ConfigError(chat.KEY, problem, True, "false")
-        template = chat.read(base)
-    bos_id = None if bos == "never" else tokenizer.bos_id
-    return Encoder(tokenizer, bos_id, config.model.vocab_size, template)
-
-
-def _replier(target: Target, encoder: Encoder, session: Session) -> Replier:
+def _replier(asked: Benchmark, session: Session) -> Replier:
     """Replies end at the tokenizer's EOS, and at what the model's Hugging Face folder names."""
-    tokenizer, base = encoder.tokenizer, base_folder(target.origin)
+    tokenizer = asked.encoder.tokenizer
     ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    if base is not None:
-        ends += pretrained.read_settings(base).stop_ids
-    pad_id = tokenizer.pad_id if tokenizer.pad_id < encoder.vocab_size else 0
+    if asked.base is not None:
+        ends += pretrained.read_settings(asked.base).stop_ids
+    pad_id = tokenizer.pad_id if tokenizer.pad_id < asked.encoder.vocab_size else 0
     return Replier(session, tuple(dict.fromkeys(ends)), pad_id, tokenizer.decode)
 
 
-def _about(target: Target, encoder: Encoder) -> dict[str, Any]:
+def _about(target: Target, asked: Benchmark) -> dict[str, Any]:
     """What a result names beside its scores."""
     config = target.experiment
     retrieval = config.eval.retrieval
@@ -136,7 +107,7 @@ def _about(target: Target, encoder: Encoder) -> dict[str, Any]:
     return {
         "seed": retrieval.seed,
         "haystack": haystack.name(config.data) if reads else None,
-        "bos": "never" if encoder.bos_id is None else "document",
+        "bos": "never" if asked.encoder.bos_id is None else "document",
         "chat_template": retrieval.chat_template,
         "step": target.step,
         "config": target.name,
@@ -144,13 +115,17 @@ def _about(target: Target, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _identity(target: Target, about: dict[str, Any]) -> dict[str, Any]:
-    """What decides the samples and the replies."""
-    config = target.experiment
+def identity(target: Target, asked: Benchmark, model: str = "") -> dict[str, Any]:
+    """What decides the samples and the replies, for their log.
+
+    Args:
+      model: names the model; empty: by its folder's path.
+    """
+    config, about = target.experiment, _about(target, asked)
     keys = config_lib.to_dict(config.eval.retrieval)
     return {
         "format": FORMAT,
-        "model": str(target.origin.path),
+        "model": model or str(target.origin.path),
         "step": target.step,
         "keys": {name: value for name, value in keys.items() if name not in _FREE},
         "files": _sizes(config.eval.retrieval),
@@ -165,7 +140,7 @@ def _identity(target: Target, about: dict[str, Any]) -> dict[str, Any]:
 
 def _sizes(config: RetrievalConfig) -> dict[str, int]:
     """Bytes of each file of questions or conversations, by its path."""
-    questions = filter(None, (config.squad_path, config.hotpotqa_path))
+    questions = filter(None, (config.squad_path, config.hotpotqa_path, config.mrcr_tokenizer))
     patterns = [*questions, *config.mrcr_paths]
     paths = (pathlib.Path(path) for pattern in patterns for path in sources.matches_of(pattern))
     return {str(path): path.stat().st_size for path in paths if path.is_file()}

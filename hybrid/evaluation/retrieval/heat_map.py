@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from hybrid.evaluation.drawing import canvas, save, style
 from hybrid.evaluation.retrieval.result import GroupScore
@@ -18,18 +19,28 @@ _DARK = 0.55  # below it a number is written in white
 
 def write(path: AnyPath, task: str, groups: Sequence[GroupScore], caption: str) -> None:
     """Draws the groups of a table into `path`.svg and `path`.png."""
-    lengths, depths, accuracy = grid(groups)
     with style():
-        figure, axes = canvas(1.6 + 0.42 * len(depths))
-        image = axes.imshow(accuracy, vmin=0, vmax=1, cmap=_COLOURS, aspect="auto")
-        for (row, column), value in np.ndenumerate(accuracy):
-            colour = "white" if value < _DARK else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, size=9)
-        _label(axes, lengths, depths)
-        figure.colorbar(image, ax=axes, label="accuracy", ticks=[0, 0.25, 0.5, 0.75, 1])
+        figure, axes = canvas(height(groups))
+        draw(figure, axes, groups)
         title = f"{task}: accuracy by length and depth"
         axes.set_title(title, size=11)
         save(figure, path, title, caption)
+
+
+def height(groups: Sequence[GroupScore]) -> float:
+    """Inches of a table's map."""
+    return 1.6 + 0.42 * len({group.depth for group in groups})
+
+
+def draw(figure: Figure, axes: Any, groups: Sequence[GroupScore]) -> None:
+    """Draws a table into `axes` with its colour bar, within `style`."""
+    lengths, depths, accuracy = grid(groups)
+    image = axes.imshow(accuracy, vmin=0, vmax=1, cmap=_COLOURS, aspect="auto")
+    for (row, column), value in np.ndenumerate(accuracy):
+        colour = "white" if value < _DARK else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, size=9)
+    _label(axes, lengths, depths)
+    figure.colorbar(image, ax=axes, label="accuracy", ticks=[0, 0.25, 0.5, 0.75, 1])
 
 
 def grid(groups: Sequence[GroupScore]) -> tuple[list[int], list[float], np.ndarray]:

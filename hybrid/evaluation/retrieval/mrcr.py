@@ -7,8 +7,8 @@
 
     score   0 unless the reply begins with the random string; else that is taken off reply and
             answer, and the score is difflib.SequenceMatcher(None, reply, answer).ratio()
-    bins    by tokens of prompt and answer: [4096, 8192], then (2^k, 2^(k+1)]; without the
-            tokenizer of the published bins (o200k_base) they are estimated as characters / 4.9
+    bins    by tokens of prompt and answer: [4096, 8192], then (2^k, 2^(k+1)]; published ones count
+            tokens of o200k_base, which characters / 4.9 estimate where no tokenizer is named
 
 A score says little alone: replies of one kind are alike. So two floors stand beside it, with the
 random string in front as if it had been copied: a reply drawn from the conversation, and the last
@@ -24,6 +24,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from hybrid.config import ConfigError
+from hybrid.data import tokenizers
 from hybrid.data.tasks.example import Draws
 from hybrid.evaluation.config import RetrievalConfig
 from hybrid.evaluation.retrieval import mrcr_made, mrcr_rows
@@ -34,6 +35,8 @@ from hybrid.evaluation.retrieval.sample import FORMAT, Request, TooShort, larges
 CHARACTERS_A_TOKEN = 4.9  # of o200k_base, on the published rows
 SPARE_TOKENS = 64  # that a reply may have beyond the answer's
 FIRST_BIN = 4096
+OWN = "own"  # the model's tokenizer counts
+_LENGTHS = "eval.retrieval.lengths"
 
 
 def score(reply: str, answer: str, random_string: str) -> float:
@@ -63,6 +66,24 @@ def estimated_tokens(conversation: Conversation) -> int:
     return max(1, round(num_chars / CHARACTERS_A_TOKEN))
 
 
+def token_counter(name: str, own: tokenizers.Tokenizer) -> Callable[[Conversation], int]:
+    """A function that counts the tokens of a conversation's prompt and answer, for its bin.
+
+    Args:
+      name: of `eval.retrieval.mrcr_tokenizer`.  own: the model's tokenizer.
+    Raises: ConfigError for a file that is no tokenizer.
+    """
+    if not name:
+        return estimated_tokens
+    tokenizer = own if name == OWN else tokenizers.load(name, "eval.retrieval.mrcr_tokenizer")
+
+    def count(conversation: Conversation) -> int:
+        texts = (*conversation.turns, conversation.answer)
+        return max(1, sum(len(tokenizer.encode(text)) for text in texts))
+
+    return count
+
+
 def groups(config: RetrievalConfig, encoder: Encoder) -> Iterator[Group]:
     """A group a number of needles and a bin (of rows) or a length (of what is made by rule).
 
@@ -85,14 +106,17 @@ def name(num_needles: int) -> str:
 def _of_rows(config: RetrievalConfig, encoder: Encoder) -> Iterator[Group]:
     """The rows of files by needles and bin, none beyond the longest of `lengths`."""
     bins: dict[tuple[int, int], list[Conversation]] = {}
+    count = token_counter(config.mrcr_tokenizer, encoder.tokenizer)
     for row in mrcr_rows.read(config.mrcr_paths):
-        end = bin_end(estimated_tokens(row))
+        end = bin_end(count(row))
         if row.num_needles in config.num_needles and end <= max(config.lengths):
             bins.setdefault((row.num_needles, end), []).append(row)
     if not bins:
         problem = "no row of eval.retrieval.mrcr_paths is in a bin up to it"
-        raise ConfigError("eval.retrieval.lengths", problem, max(config.lengths))
+        raise ConfigError(_LENGTHS, problem, max(config.lengths))
     for (num_needles, end), rows in sorted(bins.items()):
+        for row in rows[: config.num_samples] if encoder.learned_positions else ():
+            _check_positions(encoder, row, end)
         make = functools.partial(_prompt_of_row, config.seed, encoder, rows)
         yield Group(name(num_needles), end, min(len(rows), config.num_samples), make)
 
@@ -116,7 +140,7 @@ def _made(seed: int, encoder: Encoder, num_needles: int, length: int, index: int
         size = largest(cost, length, 1, 1 << 20)
     except TooShort as error:
         problem, accepted = f"is too short for {name(num_needles)}", f"at least {error.needed}"
-        raise ConfigError("eval.retrieval.lengths", problem, length, accepted) from None
+        raise ConfigError(_LENGTHS, problem, length, accepted) from None
     return _prompt(encoder, make(size), request.draws("floor"))
 
 
@@ -127,12 +151,31 @@ def _prompt(encoder: Encoder, conversation: Conversation, draws: Draws) -> Promp
         "random": scored(random_string + random_reply(conversation, draws)),
         "most relevant": scored(random_string + most_relevant_reply(conversation)),
     }
-    ids = encoder.ids_of_turns(conversation.turns)
-    return Prompt(ids, _limit(encoder, conversation), (answer,), scored, floors=floors)
+    ids, limit = encoder.ids_of_turns(conversation.turns), _limit(encoder, conversation)
+    if encoder.learned_positions:  # the answer itself fits, spare tokens may not
+        limit = min(limit, encoder.learned_positions - len(ids))
+    return Prompt(ids, limit, (answer,), scored, floors=floors)
 
 
 def _limit(encoder: Encoder, conversation: Conversation) -> int:
-    return len(encoder.tokenizer.encode(conversation.answer)) + SPARE_TOKENS
+    return _num_answer_tokens(encoder, conversation) + SPARE_TOKENS
+
+
+def _num_answer_tokens(encoder: Encoder, conversation: Conversation) -> int:
+    return len(encoder.tokenizer.encode(conversation.answer))
+
+
+def _check_positions(encoder: Encoder, row: Conversation, end: int) -> None:
+    """Raises: ConfigError for a row whose answer would end beyond the table of positions.
+
+    Its bin does not tell: it may count other tokens than the model reads.
+    """
+    needed = len(encoder.ids_of_turns(row.turns)) + _num_answer_tokens(encoder, row)
+    most = encoder.learned_positions
+    if needed > most:
+        problem = f"its bin holds a row of {needed} tokens, beyond model.learned_positions ({most})"
+        accepted = "shorter ones; eval.retrieval.mrcr_tokenizer=own counts what the model reads"
+        raise ConfigError(_LENGTHS, problem, end, accepted)
 
 
 # --- Floors ----------------------------------------------------------------------------------

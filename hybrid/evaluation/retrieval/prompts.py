@@ -68,12 +68,14 @@ class Encoder:
       bos_id: stands first; None: the policy is never.
       chat: the folder's template, where prompts are turns of it.
       vocab_size: the model's.
+      learned_positions: what prompt and reply must fit into; 0: any length does.
     """
 
     tokenizer: Tokenizer
     bos_id: int | None
     vocab_size: int
     chat: ChatTemplate | None = None
+    learned_positions: int = 0
 
     def ids(self, sample: Sample) -> np.ndarray:
         """int32 [t] of the prompt and the beginning of its answer.

@@ -67,6 +67,11 @@ class RetrievalResult:
         return [task for task in self.tasks if task in NEEDLES]
 
     @property
+    def score(self) -> float:
+        """The mean over all groups."""
+        return plain_mean([group.score for group in self.groups])
+
+    @property
     def by_length(self) -> tuple[LengthScore, ...]:
         """Means over RULER's tasks, rising by length."""
         at: dict[int, list[float]] = {}
@@ -86,7 +91,7 @@ class RetrievalResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        values: dict[str, Any] = {"score": plain_mean([group.score for group in self.groups])}
+        values: dict[str, Any] = {"score": self.score}
         if self.by_length:
             values["by_length"] = [dataclasses.asdict(each) for each in self.by_length]
             values["effective_length"] = self.effective_length

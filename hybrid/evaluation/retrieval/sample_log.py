@@ -36,6 +36,9 @@ class Scored:
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+Samples = dict[Key, dict[int, Scored]]  # of each group, by index
+
+
 class SampleLog:
     """The scored samples of an evaluation, in memory and, given a path, in a file."""
 
@@ -44,7 +47,7 @@ class SampleLog:
 
         Raises: ConfigError for a file that holds something else, or samples of another evaluation.
         """
-        self._scored: dict[Key, dict[int, Scored]] = {}
+        self._scored: Samples = {}
         self._log = None if path is None else log_of(path)
         # What the file is to be before lines are added: its first line, or all but a line cut off.
         self._whole = _line(identity)
@@ -53,11 +56,7 @@ class SampleLog:
             return
         _check(path, held.partition(b"\n")[0], identity)
         self._whole = held[: held.rfind(b"\n") + 1]
-        for line in self._whole.splitlines()[1:]:
-            values = json.loads(line)
-            key = values.pop("task"), values.pop("length"), values.pop("depth")
-            scored = Scored(**{**values, "references": tuple(values["references"])})
-            self._scored.setdefault(key, {})[scored.index] = scored
+        self._scored = _samples(self._whole)
 
     def holds(self, group: Group, index: int) -> bool:
         """Whether a sample was scored already."""
@@ -82,6 +81,21 @@ class SampleLog:
             self._whole = b""
         self._log.append(b"".join(lines))
         self._log.sync()
+
+
+def read(path: AnyPath) -> Samples:
+    """The samples of a log, whatever they are of."""
+    return _samples(path.read_bytes())
+
+
+def _samples(log: bytes) -> Samples:
+    found: Samples = {}
+    for line in log.splitlines()[1:]:
+        values = json.loads(line)
+        key = values.pop("task"), values.pop("length"), values.pop("depth")
+        scored = Scored(**{**values, "references": tuple(values["references"])})
+        found.setdefault(key, {})[scored.index] = scored
+    return found
 
 
 def path_beside(output: AnyPath) -> AnyPath:

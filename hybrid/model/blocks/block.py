@@ -22,7 +22,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from hybrid import axes
-from hybrid.axes import Hidden, Mask
+from hybrid.axes import Hidden, Mask, Value
 from hybrid.model.blocks.experts import Experts
 from hybrid.model.blocks.layer_embedding import LayerEmbedding
 from hybrid.model.config import ModelConfig
@@ -34,6 +34,8 @@ from hybrid.model.pattern import LayerSpec
 from hybrid.ops.backward_order import weights_first
 from hybrid.ops.feed_forward import gated_gelu
 from hybrid.ops.router import RouterSums
+
+Donation = KV | View | Value  # what a layer gives to those that name it their donor
 
 
 @jax.tree_util.register_dataclass
@@ -55,10 +57,10 @@ class LayerInputs:
 
 
 class LayerOutputs(NamedTuple):
-    """The stream after a layer, what it attended to, its router's sums, its state."""
+    """The stream after a layer, what it can donate, its router's sums, its state."""
 
     x: Hidden
-    kv: KV | View | None
+    kv: Donation | None
     router: RouterSums | None
     state: dict[str, Any] | None
 
@@ -92,7 +94,7 @@ class Block(nnx.Module):
         self,
         x: Hidden,
         inputs: LayerInputs,
-        donated: KV | View | None = None,
+        donated: Donation | None = None,
         state: LayerState | None = None,
     ) -> LayerOutputs:
         """donated, state: as the mixer takes them."""

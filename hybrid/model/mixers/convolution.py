@@ -32,7 +32,7 @@ class ShortConvolution(nnx.Module):
     ):
         dtype, limit, self.has_bias = param_dtype(config), size**-0.5, has_bias
         values = jax.random.uniform(rngs.params(), (size, width), dtype, -limit, limit)
-        self.kernel = nnx.Param(values, axes=(None, name))
+        self.kernel = nnx.Param(values, axes=(axes.CONV, name))
         if has_bias:
             self.bias = nnx.Param(jnp.zeros((width,), dtype), axes=(name,))
 

@@ -7,8 +7,9 @@
     y = (rms(o) · silu(x·Wz)) Wo
 
 The convolutions are causal, over `conv_size` tokens of one channel. With `negative_eigenvalues`
-β is 2·sigmoid(x·Wb), so that a state can be turned over at a key (2411.12537). Every head has
-queries and keys of its own; Qwen3-Next shares each among two heads of values.
+β is 2·sigmoid(x·Wb), so that a state can be turned over at a key (2411.12537). All else is a head
+of values; with fewer `num_key_heads`, r = num_heads / num_key_heads heads of values in a row, i·r
+… i·r + r − 1, read and write at the queries and keys of head i. Qwen3-Next has r = 2.
 
 A_log starts at the logarithm of uniform 0 … 16, dt_bias at the inverse softplus of log-uniform
 0.001 … 0.1, as in flash-linear-attention and OLMo Hybrid.
@@ -31,7 +32,7 @@ from jax.ad_checkpoint import checkpoint_name
 from hybrid import axes
 from hybrid.axes import Hidden
 from hybrid.config import key
-from hybrid.model.config import ModelConfig
+from hybrid.model.config import ModelConfig, check_divides
 from hybrid.model.layers import Linear, RMSNorm, param_dtype
 from hybrid.model.mixers import recurrent
 from hybrid.model.mixers.convolution import ShortConvolution
@@ -46,9 +47,12 @@ _INTO_HEADS = (axes.EMBED, axes.HEADS, axes.HEAD_DIM)
 
 @dataclasses.dataclass(frozen=True)
 class DeltaNetConfig:
-    """Keys under `model.deltanet.`."""
+    """Keys under `model.delta.`."""
 
-    num_heads: int = key(0, "heads; 0: model.num_heads", at_least=0)
+    num_heads: int = key(0, "heads of values, each with a state; 0: model.num_heads", at_least=0)
+    num_key_heads: int = key(
+        0, "heads of queries and keys, each for as many heads of values; 0: num_heads", at_least=0
+    )
     head_dim: int = key(0, "width of queries and keys; 0: model.head_dim", at_least=0)
     value_dim: int = key(0, "width of values; 0: as keys", at_least=0)
     conv_size: int = key(4, "tokens that the convolutions of q, k and v see", at_least=1)
@@ -60,6 +64,7 @@ class GatedDeltaNetSpec(RecurrentSpec):
     """The heads of one layer."""
 
     num_heads: int
+    num_key_heads: int
     head_dim: int
     value_dim: int
     conv_size: int
@@ -71,29 +76,37 @@ class GatedDeltaNetSpec(RecurrentSpec):
         return GatedDeltaNet(self, config, rngs=rngs)
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """The width of a head of q, k and v."""
-        return {"q": self.head_dim, "k": self.head_dim, "v": self.value_dim}
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Heads of q, k and v, and the width of one."""
+        of_keys = self.num_key_heads, self.head_dim
+        return {"q": of_keys, "k": of_keys, "v": (self.num_heads, self.value_dim)}
 
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The state in at least float32, and the last inputs of each convolution."""
         matrix = (self.num_heads, self.head_dim, self.value_dim)
         wide = jnp.promote_types(self.dtype, jnp.float32)
         inputs = {
-            name: jax.ShapeDtypeStruct((self.conv_size - 1, self.num_heads * size), self.dtype)
-            for name, size in self.sizes.items()
+            name: jax.ShapeDtypeStruct((self.conv_size - 1, heads * size), self.dtype)
+            for name, (heads, size) in self.sizes.items()
         }
         return {"state": jax.ShapeDtypeStruct(matrix, wide)} | inputs
 
     def flops_per_token(self, config: ModelConfig, context: int) -> tuple[float, float]:
-        """2·d·n·(2h + 3v + 2): q and k, v, gate and output, β and g; and the delta rule's."""
-        widths = 2 * self.head_dim + 3 * self.value_dim + 2
+        """2·d·(2·k·h + n·(3v + 2)): q and k of k heads; of n, v, gate and output, β and g; and
+        the delta rule's of n heads."""
+        widths = 2 * self.num_key_heads * self.head_dim + self.num_heads * (3 * self.value_dim + 2)
         mixing = delta_rule.flops_per_token(context, self.head_dim, self.value_dim)
-        return 2 * config.d_model * self.num_heads * widths, self.num_heads * mixing
+        return 2 * config.d_model * widths, self.num_heads * mixing
+
+    def split_sizes(self) -> dict[str, int]:
+        """Heads."""
+        return {f"deltanet.{name}": getattr(self, name) for name in ("num_heads", "num_key_heads")}
 
     def summary(self) -> str:
         """Heads and the size of the state."""
         heads = f"{self.num_heads} heads with a state of {self.head_dim} x {self.value_dim}"
+        if self.num_key_heads != self.num_heads:
+            heads += f" over {self.num_key_heads} of keys"
         return f"gated delta rule, {heads}, convolutions over {self.conv_size}"
 
     def facts_of_sizes(self) -> Iterator[str]:
@@ -102,10 +115,14 @@ class GatedDeltaNetSpec(RecurrentSpec):
 
 
 def _spec(config: ModelConfig, slot: int) -> GatedDeltaNetSpec:
-    own = config.section("deltanet")
-    head_dim = own.head_dim or config.head_dim
+    own = config.section("delta")
+    head_dim, num_heads = own.head_dim or config.head_dim, own.num_heads or config.num_heads
+    num_key_heads = own.num_key_heads or num_heads
+    of_values = "model.delta.num_heads" if own.num_heads else "model.num_heads"
+    check_divides("deltanet.num_key_heads", num_key_heads, of_values, num_heads)
     return GatedDeltaNetSpec(
-        num_heads=own.num_heads or config.num_heads,
+        num_heads=num_heads,
+        num_key_heads=num_key_heads,
         head_dim=head_dim,
         value_dim=own.value_dim or head_dim,
         conv_size=own.conv_size,
@@ -121,7 +138,7 @@ LETTER = Letter(
     spec=_spec,
     look=Look("#2e8b57", "#e8f5ee", ("#74c69d", "#14502f"), line_style=(0, (6, 1, 1, 1))),
     citation="Gated DeltaNet (2412.06464)",
-    section=("deltanet", DeltaNetConfig),
+    section=("delta", DeltaNetConfig),
 )
 
 
@@ -135,11 +152,12 @@ class GatedDeltaNet(nnx.Module):
         self.spec = spec
         width, heads, value_dim = config.d_model, spec.num_heads, spec.value_dim
         linear = functools.partial(Linear, config=config, rngs=rngs)
-        for name, size in spec.sizes.items():
+        for name, sizes in spec.sizes.items():
+            channels = math.prod(sizes)
             convolution = ShortConvolution(
-                spec.conv_size, heads * size, axes.HEADS, has_bias=False, config=config, rngs=rngs
+                spec.conv_size, channels, axes.HEADS, has_bias=False, config=config, rngs=rngs
             )
-            setattr(self, f"{name}_proj", linear((width, heads, size), _INTO_HEADS))
+            setattr(self, f"{name}_proj", linear((width, *sizes), _INTO_HEADS))
             setattr(self, f"{name}_conv", convolution)
         self.beta_proj = linear((width, heads), _INTO_HEADS[:2])
         self.o_norm = RMSNorm(value_dim, axes.HEAD_DIM, config=config)
@@ -179,8 +197,8 @@ class GatedDeltaNet(nnx.Module):
         (q, _), (k, _), (v, _) = heads.values()
         is_real = tokens.is_real[..., None, None]
         values, after = delta_rule.delta_rule(
-            unit(wide(q)) * self.spec.head_dim**-0.5,
-            jnp.where(is_real, unit(wide(k)), 0),
+            self._for_values(unit(wide(q)) * self.spec.head_dim**-0.5),
+            self._for_values(jnp.where(is_real, unit(wide(k)), 0)),
             wide(v),
             jnp.where(is_real, self._log_decay(x), 0),
             self._beta(x),
@@ -198,6 +216,10 @@ class GatedDeltaNet(nnx.Module):
         convolution = getattr(self, f"{name}_conv")
         mixed, last = convolution(inputs, placement.positions, tokens, before)
         return jax.nn.silu(mixed).reshape(heads.shape), last
+
+    def _for_values(self, x):
+        """What heads of values read, [b, t, n, h], of queries or keys [b, t, k, h]."""
+        return jnp.repeat(x, self.spec.num_heads // self.spec.num_key_heads, axis=2)
 
     def _beta(self, x):
         most = 2 if self.spec.negative_eigenvalues else 1

@@ -28,7 +28,7 @@ from hybrid.ops.norm import wide
 
 @dataclasses.dataclass(frozen=True)
 class KimiDeltaConfig:
-    """Keys under `model.kimi_delta.`."""
+    """Keys under `model.kda.`."""
 
     num_heads: int = key(0, "heads; 0: model.num_heads", at_least=0)
     head_dim: int = key(0, "width of queries, keys and values; 0: model.head_dim", at_least=0)
@@ -52,6 +52,10 @@ class KimiDeltaSpec(GatedDeltaNetSpec):
         weights = 2 * width * heads * (4 * size + 1) + 4 * self.rank * (width + heads * size)
         return weights, heads * delta_rule.flops_per_token(context, size, size, has_channels=True)
 
+    def split_sizes(self) -> dict[str, int]:
+        """Heads."""
+        return {"kimi_delta.num_heads": self.num_heads}
+
     def summary(self) -> str:
         """Heads and the size of the state."""
         heads = f"{self.num_heads} heads with a state of {self.head_dim} x {self.value_dim}"
@@ -59,10 +63,11 @@ class KimiDeltaSpec(GatedDeltaNetSpec):
 
 
 def _spec(config: ModelConfig, slot: int) -> KimiDeltaSpec:
-    own = config.section("kimi_delta")
-    head_dim = own.head_dim or config.head_dim
+    own = config.section("kda")
+    head_dim, num_heads = own.head_dim or config.head_dim, own.num_heads or config.num_heads
     return KimiDeltaSpec(
-        num_heads=own.num_heads or config.num_heads,
+        num_heads=num_heads,
+        num_key_heads=num_heads,
         head_dim=head_dim,
         value_dim=head_dim,
         conv_size=own.conv_size,
@@ -79,7 +84,7 @@ LETTER = Letter(
     spec=_spec,
     look=Look("#5b6b7b", "#edf0f3", ("#9aa8b5", "#2a343d"), line_style=(0, (6, 1, 1, 1, 1, 1))),
     citation="Kimi Linear (2510.26692)",
-    section=("kimi_delta", KimiDeltaConfig),
+    section=("kda", KimiDeltaConfig),
 )
 
 

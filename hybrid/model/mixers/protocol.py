@@ -8,6 +8,7 @@ A letter of the pattern is a row of a table (`mixers/__init__.py`): a `Letter`, 
     grow, earliest_rewind             how that changes with the cache
     shared_key, shared, reads_slots   arrays made once for all layers that read the same
     flops_per_token, reach            costs, and how far back a layer sees
+    split_sizes                       what the tensor axis of a mesh must divide
     summary, facts, picture           for tables and figures
     LACKS, SPLITS_TIME                for refusals
 
@@ -115,8 +116,8 @@ class MixerSpec(abc.ABC):
     A mixer overrides what is abstract; the rest has the default of a mixer without it.
 
     Attributes:
-      donor: index of the layer whose keys and values this one reuses; None: it has its own.
-      donates: whether later layers reuse this layer's keys and values.
+      donor: index of the layer whose keys and values this one reads; None: it has its own.
+      donates: whether later layers read this layer's keys and values.
     """
 
     # What the mixer does not do, and why: "kv_sharing", "rewind" or "export".
@@ -131,9 +132,15 @@ class MixerSpec(abc.ABC):
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         """The module: (x [b, t, d], placement, donated, state) -> (y, keys and values, state).
 
-        `donated` is what the donor's module gave second. `state` is a `LayerState` behind a cache,
-        else None; the state that comes back holds x's real tokens and no trace of padding.
+        `donated` is what the donor's module gave second: keys and values, or one of them. `state`
+        is a `LayerState` behind a cache, else None; the state that comes back holds x's real tokens
+        and no trace of padding.
         """
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether later layers of the letter read what the first one's module gives second."""
+        return False
 
     # --- State -------------------------------------------------------------------------------
 
@@ -189,6 +196,10 @@ class MixerSpec(abc.ABC):
     def request(self, config: ModelConfig, length: int) -> Any:
         """What the layer requests of the door to attention for rows of `length`; None: nothing."""
         return None
+
+    def split_sizes(self) -> Mapping[str, int]:
+        """Sizes that `mesh.tensor` must divide, by their key under `model.`; others are copied."""
+        return {}
 
     # --- For people --------------------------------------------------------------------------
 

@@ -170,7 +170,7 @@ class BlockLinear(nnx.Module):
     def __init__(self, num_blocks: int, width: int, *, config: ModelConfig, rngs: nnx.Rngs):
         size, dtype = width // num_blocks, param_dtype(config)
         values = size**-0.5 * jax.random.normal(rngs.params(), (num_blocks, size, size), dtype)
-        self.kernel = nnx.Param(values, axes=(axes.HEADS, axes.HEAD_DIM, None))
+        self.kernel = nnx.Param(values, axes=(axes.BLOCKS, axes.HEAD_DIM, None))
         self.bias = nnx.Param(jnp.zeros((width,), dtype), axes=(axes.HEADS,))
 
     def __call__(self, x: jax.Array) -> jax.Array:

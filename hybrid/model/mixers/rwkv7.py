@@ -3,6 +3,7 @@ and writing at another.
 
     x^z = x + (x_before − x) ⊙ μ_z                      for z of r, w, k, v, a, g
     r = x^r·Wr     k = x^k·Wk     v = x^v·Wv
+    v = v + (v' − v) ⊙ sigmoid(v0 + x^v·V1·V2)           with `value_residual`, beyond the first
     g_t = −e^{−½} sigmoid(w0 + tanh(x^w·W1)·W2)          logarithm of decay, a number a channel
     a = sigmoid(a0 + x^a·A1·A2)                          how much is erased
     κ = (k ⊙ ξ) / |k ⊙ ξ|  a head                        where it is erased
@@ -11,12 +12,10 @@ and writing at another.
     y = ((norm(o) + (r ⊙ k̃ · ρ) v) ⊙ sigmoid(x^g·G1)·G2) Wo
 
 x_before is the token before x in its document, 0 before the first; norm is a layer norm a head,
-with weight and bias. The S here is the transpose of the paper's.
-
-Without the value residual, v + (v of the first layer − v) ⊙ ν: it would carry an array of one
-layer into all others, and a layer stacked in a scan reads none. So each layer is as the first of
-an RWKV-7. Reference weights start by depth; here all layers start as those in the middle do.
-Source: RWKV-7 (2503.14456), sec. 4.1; equal to `RWKV_x070_TMix_seq` of the package rwkv at layer 0.
+with weight and bias; v' is the v of the model's first `W` layer, which donates it to all later
+ones, as attention does keys and values. The S here is the transpose of the paper's. Reference
+weights start by depth; here all layers start as those in the middle do.
+Source: RWKV-7 (2503.14456), sec. 4.1; equal to `RWKV_x070_TMix_seq` of the package rwkv.
 
 Read next: `hybrid/ops/delta_rule.py`, the recurrence.
 """
@@ -32,7 +31,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from hybrid import axes
-from hybrid.axes import Hidden
+from hybrid.axes import Hidden, Value
 from hybrid.config import key
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import Linear, param_dtype
@@ -60,6 +59,8 @@ class Rwkv7Config:
     decay_rank: int = key(0, "bottleneck of the decay; 0: about 1.8 d_model^0.5", at_least=0)
     erase_rank: int = key(0, "bottleneck of what is erased; 0: as decay_rank", at_least=0)
     gate_rank: int = key(0, "bottleneck of the output gate; 0: about 0.6 d_model^0.8", at_least=0)
+    value_residual: bool = key(False, "layers mix their values with those of the first of them")
+    value_rank: int = key(0, "bottleneck of that mix's share; 0: about 1.3 d_model^0.5", at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +72,15 @@ class Rwkv7Spec(RecurrentSpec):
     decay_rank: int
     erase_rank: int
     gate_rank: int
+    value_residual: bool
+    value_rank: int
     width: int
     dtype: str
+
+    @property
+    def reads_first(self) -> bool:
+        """With the value residual: these are values."""
+        return self.value_residual
 
     def build(self, config: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
         """The module of one layer."""
@@ -89,6 +97,7 @@ class Rwkv7Spec(RecurrentSpec):
         """2·d·n·4h for r, k, v and the output, 2·r·(d + n·h) for each bottleneck r."""
         heads, size = self.num_heads, self.head_dim
         ranks = self.decay_rank + self.erase_rank + self.gate_rank
+        ranks += 0 if self.donor is None else self.value_rank
         weights = 8 * self.width * heads * size + 2 * ranks * (self.width + heads * size)
         mixing = delta_rule.flops_per_token(context, size, size, is_general=True)
         return weights, heads * mixing
@@ -97,7 +106,8 @@ class Rwkv7Spec(RecurrentSpec):
         """Heads, the size of the state, bottlenecks."""
         heads = f"{self.num_heads} heads with a state of {self.head_dim} x {self.head_dim}"
         ranks = f"{self.decay_rank}, {self.erase_rank} and {self.gate_rank}"
-        return f"RWKV-7, {heads}, bottlenecks of {ranks}"
+        source = "" if self.donor is None else f", values mixed with those of layer {self.donor}"
+        return f"RWKV-7, {heads}, bottlenecks of {ranks}{source}"
 
     def facts_of_sizes(self) -> Iterator[str]:
         """Heads and the size of their state."""
@@ -113,6 +123,8 @@ def _spec(config: ModelConfig, slot: int) -> Rwkv7Spec:
         decay_rank=decay_rank,
         erase_rank=own.erase_rank or decay_rank,
         gate_rank=own.gate_rank or _suggested(0.6 * width**0.8),
+        value_residual=own.value_residual,
+        value_rank=own.value_rank or _suggested(1.3 * width**0.5),
         width=width,
         dtype=config.dtype,
     )
@@ -153,6 +165,8 @@ class Rwkv7(nnx.Module):
         self.decay = low_rank(spec.decay_rank, inner=jnp.tanh)
         self.erase = low_rank(spec.erase_rank)
         self.gate = low_rank(spec.gate_rank, inner=jax.nn.sigmoid)
+        if spec.donor is not None:
+            self.value = low_rank(spec.value_rank)
         self._build_vectors(param_dtype(config))
 
     def _build_vectors(self, dtype) -> None:
@@ -173,6 +187,8 @@ class Rwkv7(nnx.Module):
         self.decay_bias = vector(-5.5 + 6 * line ** (1 + 0.5**0.3) + 2.5 * zigzag)  # w0
         self.erase_bias = vector(-0.19 + 0.3 * zigzag + 0.4 * (line - 0.5))  # a0
         self.erase_key = vector(0.71 - 0.1 * (line - 0.5))  # ξ
+        if self.spec.donor is not None:
+            self.value_bias = vector(0.73 - 0.4 * (line - 0.5))  # v0
         self.key_mix = vector(1.02 * ones)  # α
         self.bonus = vector(-0.04 * ones)  # ρ
         self.norm_scale, self.norm_bias = vector(ones), vector(0 * ones)
@@ -181,10 +197,14 @@ class Rwkv7(nnx.Module):
         self,
         x: Hidden,
         placement: Placement,
-        donated: None = None,
+        donated: Value | None = None,
         state: LayerState | None = None,
-    ) -> tuple[Hidden, None, dict[str, jax.Array] | None]:
-        """The layer's result, nothing to donate, and its state with x's real tokens in it."""
+    ) -> tuple[Hidden, Value, dict[str, jax.Array] | None]:
+        """The layer's result, its values, and its state with x's real tokens in it.
+
+        Args:
+          donated: [b, t, n, h], the values of the donor, for a layer that has one.
+        """
         tokens = recurrent.tokens(placement)
         before = recurrent.carried(self.spec, state, len(x))
         mixed = self._mixed(x, placement.positions, before["last"])
@@ -192,6 +212,9 @@ class Rwkv7(nnx.Module):
             checkpoint_name(project(mixed[name]), "qkv").astype(before["state"].dtype)
             for name, project in (("r", self.r_proj), ("k", self.k_proj), ("v", self.v_proj))
         )
+        if donated is not None:
+            first = jax.nn.sigmoid(self._biased(self.value(mixed["v"]), self.value_bias))
+            v = v + (donated - v) * first
         share = jax.nn.sigmoid(self._biased(self.erase(mixed["a"]), self.erase_bias))
         erased = unit(k * self._of_heads(self.erase_key), eps=_UNIT_EPS)
         k = k * (1 + (share - 1) * self._of_heads(self.key_mix))
@@ -211,7 +234,8 @@ class Rwkv7(nnx.Module):
         values = (self._normed(values) + bonus * v) * self.gate(mixed["g"]).astype(v.dtype)
         last = last_inputs(x, before["last"], 2, tokens.num_new)
         new = {"state": after, "last": last}
-        return self.o_proj(values.astype(x.dtype)), None, recurrent.kept(state, new)
+        y = self.o_proj(values.astype(x.dtype))
+        return y, v.astype(x.dtype), recurrent.kept(state, new)
 
     def _mixed(self, x, positions, last):
         """x^z by z."""
