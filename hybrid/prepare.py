@@ -89,7 +89,10 @@ Stopped at any time, the same command goes on.
 """,
     flags={
         "config": ("config page, PATH.py or PATH.py:ARG", pathlib.Path),
-        "output": ("folder of the store, new or to go on with; gs://BUCKET/FOLDER too", cli.AnyPath),
+        "output": (
+            "folder of the store, new or to go on with; gs://BUCKET/FOLDER too",
+            cli.AnyPath,
+        ),
         "verify": ("read every shard of a finished store and check it", False),
         "workers": ("processes that tokenize; 0: only this one; -1: as many as cores", -1),
         "shard_tokens": ("tokens to train on in a shard, before the next one begins", SHARD_TOKENS),

@@ -48,9 +48,7 @@ class SentencePieceTokenizer:
         spelled = "|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True)))
         parts = re.split(f"({spelled})", text)
         ids = [
-            np.array([self.control_tokens[part]], np.int32)
-            if number % 2
-            else self.encode(part)
+            np.array([self.control_tokens[part]], np.int32) if number % 2 else self.encode(part)
             for number, part in enumerate(parts)
         ]
         return np.concatenate(ids)

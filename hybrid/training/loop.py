@@ -40,7 +40,7 @@ from hybrid.training.window_schedule import Stage, stage_at
 from hybrid.workdir import metrics as metrics_lib
 from hybrid.workdir import provenance, tokenizer
 from hybrid.workdir.checkpoint import Checkpoints, checkpoint_steps, restore_state
-from hybrid.workdir.lock import Lease, WriterLock, writer_lock
+from hybrid.process.lock import Lease, WriterLock, writer_lock
 
 
 class NotFinite(RuntimeError):

@@ -17,7 +17,7 @@ from hybrid.evaluation.token_records import load_records
 from hybrid.loading import api
 from hybrid.process import signals
 from hybrid.training import loop
-from hybrid.workdir.lock import WriterLock
+from hybrid.process.lock import WriterLock
 
 PAGE = """
 import json, pathlib

@@ -40,8 +40,7 @@ def test_stdlib_is_ten_megabytes_of_sources_without_tests_and_generated_files():
 
 def test_train_and_eval_share_all_documents():
     everything, train, held_out = (
-        sources.documents(DataConfig(), split).names
-        for split in ("all", "train", "eval")
+        sources.documents(DataConfig(), split).names for split in ("all", "train", "eval")
     )
     assert sorted(train + held_out) == sorted(everything)
     assert 0.01 < len(held_out) / len(everything) < 0.12

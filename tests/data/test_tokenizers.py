@@ -226,4 +226,7 @@ def test_a_copy_has_the_usual_name(model, tmp_path):
     (tmp_path / "copy").mkdir()
     copy_files(str(tmp_path / "mine.model"), tmp_path / "copy")
     assert [path.name for path in (tmp_path / "copy").iterdir()] == ["tokenizer.model"]
-    assert tokenizers.load(str(tmp_path / "copy")).fingerprint == tokenizers.load(str(model)).fingerprint
+    assert (
+        tokenizers.load(str(tmp_path / "copy")).fingerprint
+        == tokenizers.load(str(model)).fingerprint
+    )

@@ -21,7 +21,7 @@ from hybrid.loading import api
 from hybrid.pretrained.tokenizer import write_tokenizer
 from hybrid.training import loop
 from hybrid.workdir import provenance
-from hybrid.workdir.lock import WriterLock
+from hybrid.process.lock import WriterLock
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_of_two_that_begin_at_once_one_goes_on(tmp_path):
 
 HOLDER = """
 import pathlib, sys, time
-from hybrid.workdir.lock import WriterLock
+from hybrid.process.lock import WriterLock
 with WriterLock(pathlib.Path(sys.argv[1])) as lock:
     lock.claim()
     print("held", flush=True)

@@ -8,8 +8,8 @@ import pytest
 from hybrid.config import ConfigError
 from hybrid.process.files import as_path
 from hybrid.workdir import lease as lease_lib
-from hybrid.workdir.lease import FILE, LeaseLost
-from hybrid.workdir.lock import writer_lock
+from hybrid.process.lease import FILE, LeaseLost
+from hybrid.process.lock import writer_lock
 
 
 @pytest.fixture(autouse=True)

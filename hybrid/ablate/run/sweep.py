@@ -33,8 +33,8 @@ from hybrid.process.files import check_writable, write_json, write_whole
 from hybrid.sharding import make_mesh
 from hybrid.training import loop
 from hybrid.workdir import checkpoint, provenance
-from hybrid.workdir.lock import FILE as LOCK
-from hybrid.workdir.lock import WriterLock
+from hybrid.process.lock import FILE as LOCK
+from hybrid.process.lock import WriterLock
 
 SWEEP = "sweep.json"
 # What a trained run may change while it goes on, and its scores don't depend on.

@@ -106,7 +106,9 @@ def _no_file(pattern: str, matches: Sequence[str], kind: str, config_key: str) -
     remedy = "files, globs or folders"
     if any(map(os.path.isdir, matches)):
         endings = " or ".join(ENDINGS.get(kind, ("any name",)))
-        return ConfigError(config_key, f"holds no file of {kind}", matches[0], f"files of {endings}")
+        return ConfigError(
+            config_key, f"holds no file of {kind}", matches[0], f"files of {endings}"
+        )
     if matches:
         nowhere = os.path.islink(matches[0])
         problem = "is a link that leads nowhere" if nowhere else "is no regular file"
@@ -134,7 +136,9 @@ def opened(path: str) -> Iterator[BinaryIO]:
     try:
         with open(path, "rb") as file:
             begins = file.read(10)
-            packed = next((kind for magic, kind in _UNPACKED.items() if begins.startswith(magic)), None)
+            packed = next(
+                (kind for magic, kind in _UNPACKED.items() if begins.startswith(magic)), None
+            )
             if packed is None:
                 _check_plain(path, begins)
                 file.seek(0)

@@ -144,6 +144,7 @@ def undecodable(document: Document, error: UnicodeDecodeError) -> ConfigError:
 
 # --- On all cores --------------------------------------------------------------------------------
 
+
 @dataclasses.dataclass(frozen=True)
 class Asked:
     """A document to encode.
@@ -214,9 +215,7 @@ def _texts(chunk: Sequence[Asked]) -> list[tuple[Document, bool]]:
 
 def _encode(encoder: Encoder, texts: Sequence[tuple[Document, bool]]) -> list[Tokens]:
     plain = iter(encoder.batch([document for document, with_bytes in texts if not with_bytes]))
-    return [
-        encoder.one(document) if with_bytes else next(plain) for document, with_bytes in texts
-    ]
+    return [encoder.one(document) if with_bytes else next(plain) for document, with_bytes in texts]
 
 
 @contextlib.contextmanager

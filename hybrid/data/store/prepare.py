@@ -27,8 +27,8 @@ from hybrid.data.store.encode import Asked, Encoder, encoded
 from hybrid.data.store.manifest import MANIFEST, Manifest
 from hybrid.process.files import check_writable, log_of
 from hybrid.process.remote import AnyPath, RemotePath
-from hybrid.workdir.lock import FILE as LOCK
-from hybrid.workdir.lock import writer_lock
+from hybrid.process.lock import FILE as LOCK
+from hybrid.process.lock import writer_lock
 
 JOURNAL = "journal.jsonl"
 _KEYS = ("source", "paths", "text_field", "eval_paths", "eval_fraction")

@@ -16,7 +16,7 @@ from typing import Any
 
 from hybrid.config import ConfigError
 from hybrid.process.remote import AnyPath, RemotePath
-from hybrid.workdir.lease import Lease
+from hybrid.process.lease import Lease
 
 FILE = ".lock"
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
