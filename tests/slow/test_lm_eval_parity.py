@@ -20,11 +20,9 @@ from hybrid.training import loop
 
 lm_eval = pytest.importorskip("lm_eval")
 datasets = pytest.importorskip("datasets")
-pytest.importorskip("accelerate")  # which `hf` imports
 peer = pytest.importorskip("pretrained.parity.peer")
 
 from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 import hybrid.lm_eval  # noqa: E402
@@ -71,10 +69,8 @@ def _add_bos(folder):
     path = folder / "tokenizer.json"
     values = json.loads(path.read_text())
     ids = {"<bos>": {"id": "<bos>", "ids": [BOS], "tokens": ["<bos>"]}}
-    parts = [
-        {"SpecialToken": {"id": "<bos>", "type_id": 0}},
-        {"Sequence": {"id": "A", "type_id": 0}},
-    ]
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    parts = [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, text]
     template = {"type": "TemplateProcessing", "single": parts, "pair": [*parts, text]}
     path.write_text(json.dumps(values | {"post_processor": template | {"special_tokens": ids}}))
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
@@ -108,6 +104,9 @@ def replies(results):
 @pytest.mark.parametrize("variant", ["gemma2", "gemma3", "kv_sharing"])
 @pytest.mark.parametrize("name", lm_eval_tasks.NAMES)
 def test_a_folder_gets_the_requests_and_results_of_hf(variant, name, folder, tasks):
+    pytest.importorskip("accelerate")  # which `hf` imports
+    from lm_eval.models.huggingface import HFLM
+
     adds_bos = False if name == "local_rolling" else None
     there = HFLM(
         str(folder(variant)), device="cpu", dtype="float32", batch_size=4, add_bos_token=adds_bos
