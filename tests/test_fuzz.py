@@ -23,12 +23,13 @@ from hybrid import experiment, export
 from hybrid.ablate import command as ablate
 from hybrid.evaluation import command as evaluation
 from hybrid.generate import command as generate
+from hybrid.lm_eval import command as lm_eval
 from hybrid.plan import __main__ as plan
 from hybrid.process import cli
 from hybrid.training import command as training
 from hybrid.training import loop
 
-MODULES = (training, evaluation, ablate, generate, plan, export)
+MODULES = (training, evaluation, ablate, generate, lm_eval, plan, export)
 COMMANDS = {module.__name__.split(".")[1]: module.COMMAND for module in MODULES}
 FAST, SLOW = 25, 334  # lines of each command
 GLUE = ["="] * 19 + [""]

@@ -7,7 +7,6 @@ Read first: `target.py`, which decides what is scored.
 
 import dataclasses
 import math
-import os
 import pathlib
 import sys
 import time
@@ -23,8 +22,8 @@ from hybrid.evaluation.result import Result
 from hybrid.evaluation.target import Target, evaluate_target, of_pretrained, of_run
 from hybrid.experiment import Experiment
 from hybrid.process import cli, distributed
-from hybrid.process.files import as_path, write_json, write_whole
-from hybrid.process.remote import AnyPath, RemotePath
+from hybrid.process.files import output_file, write_json, write_whole
+from hybrid.process.remote import AnyPath
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -38,7 +37,9 @@ def _run(arguments: cli.Arguments) -> None:
 def _evaluate(arguments: cli.Arguments, is_first: bool) -> None:
     """Evaluates on all processes; the first one speaks and writes."""
     target = _target(arguments)
-    output, per_token = (_output(arguments, name) for name in ("output", "per_token"))
+    output, per_token = (
+        output_file(f"--{name}", arguments.flags[name].value) for name in ("output", "per_token")
+    )
     if output is not None and output == per_token:
         raise ConfigError("--per_token", "is the file of --output too", str(per_token))
     keys = target.experiment.eval
@@ -85,23 +86,6 @@ def _target(arguments: cli.Arguments) -> Target:
     if arguments.flags.workdir:
         raise ConfigError("--pretrained", "stands in place of --workdir", folder, "one of them")
     return of_pretrained(folder, page, arguments.overrides)
-
-
-def _output(arguments: cli.Arguments, name: str) -> AnyPath | None:
-    """The file that a flag names.  Raises: ConfigError where it can't be written."""
-    value = arguments.flags[name].value
-    if value is None:
-        return None
-    path = as_path(value)
-    if not value or path.is_dir():
-        raise ConfigError(f"--{name}", "must be a file", value)
-    if isinstance(path, RemotePath):
-        return path  # its bucket was found when the flag was read; folders there are only names
-    if not path.parent.is_dir():
-        raise ConfigError(f"--{name}", "its folder doesn't exist", value)
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--{name}", "its folder can't be written to", value)
-    return path
 
 
 def warnings(target: Target, result: Result) -> list[str]:

@@ -93,13 +93,16 @@ def generate(
 
 def session_of(model: Model, inference: InferenceConfig | None = None) -> Session:
     """The session that generates with `model`, kept as long as the model is."""
-    if inference is None:
-        of_run = (model.origin.run or {}).get("inference", {})
-        inference = config_lib.build(InferenceConfig, of_run)
+    inference = inference_of(model) if inference is None else inference
     session = _sessions.get(model)
     if session is None or session.inference != inference:
         session = _sessions[model] = Session(model.config, model.params, inference)
     return session
+
+
+def inference_of(model: Model) -> InferenceConfig:
+    """How the caches of a model are kept: as its run says, or the defaults."""
+    return config_lib.build(InferenceConfig, (model.origin.run or {}).get("inference", {}))
 
 
 def check_limit(max_new_tokens: int, num_tokens: int) -> None:

@@ -4,7 +4,6 @@ The text goes to standard output; progress of a long prompt and speeds go to sta
 is nothing to save, so signals stop it at once.
 """
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -18,58 +17,28 @@ import numpy as np
 
 from hybrid import config as config_lib
 from hybrid import pretrained
-from hybrid.config import ConfigError, errors_under, key, section
+from hybrid.config import errors_under
 from hybrid.data import tokenizers
-from hybrid.data.config import BOS_POLICIES
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.generate import check_limit, check_room, checked_seeds, session_of
+from hybrid.generate.flags import (
+    MODEL_FLAGS,
+    GenerateConfig,
+    base_settings,
+    model_of_flags,
+    stop_ids,
+)
 from hybrid.generate.prompt import prompt_ids, prompt_text, spelled_warning, stop_texts
 from hybrid.generate.text import StopTexts, TextStream
-from hybrid.inference.config import InferenceConfig
 from hybrid.inference.sampling import Sampling, row_keys
-from hybrid.inference.session import MOST_STOP_TOKENS, Session
-from hybrid.loading import api
+from hybrid.inference.session import Session
 from hybrid.loading.api import Model
-from hybrid.origin import base_folder
 from hybrid.pretrained import Settings
 from hybrid.process import cli, compiler, distributed
-from hybrid.process.config import CompilationCacheConfig
 
 TOKENS_A_CALL = 8  # decoded between two writes of text
-# The flag of each key that the Python interface names in its errors.
-FLAG_OF = {
-    "path": "--pretrained",
-    "workdir": "--workdir",
-    "dtype": "--dtype",
-    "model.dtype": "--dtype",
-}
 _write = functools.partial(print, end="", flush=True)
 LONG_PROMPT = 4096  # tokens from which on progress is shown
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Keys under `data.` that the command takes."""
-
-    tokenizer: str = key(
-        "",
-        "byte, a tokenizer.json or a folder that holds one; empty: its own",
-        path="remote",
-    )
-    bos: str = key(
-        "auto",
-        "whether BOS comes first: auto as the model was trained, document and window yes, never no",
-        choices=BOS_POLICIES,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerateConfig:
-    """The config keys that the command takes."""
-
-    data: TextConfig = section(TextConfig)
-    inference: InferenceConfig = section(InferenceConfig)
-    compilation_cache: CompilationCacheConfig = section(CompilationCacheConfig)
 
 
 def _run(arguments: cli.Arguments) -> None:
@@ -86,7 +55,7 @@ def _generate(values: Any, parsed: dict[str, Any]) -> None:
         seed = checked_seeds(values.seed, 1)
         check_limit(values.max_new_tokens, 0)
     prompt, stops = prompt_text(values), stop_texts(values.stop)
-    model = _model(values)
+    model = model_of_flags(values)
     of_run = {"inference": (model.origin.run or {}).get("inference", {})}
     settings = config_lib.build(GenerateConfig, config_lib.updated(of_run, parsed))
     tokenizer = tokenizers.load(settings.data.tokenizer or model.origin.tokenizer)
@@ -96,9 +65,9 @@ def _generate(values: Any, parsed: dict[str, Any]) -> None:
     with errors_under("--"):
         check_limit(values.max_new_tokens, len(ids))
         check_room(session, 1, len(ids), values.max_new_tokens)
-    base = _base_settings(model)
+    base = base_settings(model)
     drawing = {"sampling": sampling, "keys": row_keys(seed, 1)}
-    drawing["stop_tokens"] = _stop_ids(tokenizer, base)
+    drawing["stop_tokens"] = stop_ids(tokenizer, base)
     num_tokens = len(ids) + values.max_new_tokens
     for warning in _warnings("" if parses else prompt, num_tokens, tokenizer, model, base):
         print(f"warning: {warning}", file=sys.stderr)
@@ -107,35 +76,6 @@ def _generate(values: Any, parsed: dict[str, Any]) -> None:
         _continue(ids, values.max_new_tokens, session, tokenizer, StopTexts(stops), **drawing)
     except BrokenPipeError:  # the reader has closed the pipe: `... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for what is flushed at exit)
-
-
-def _model(values: Any) -> Model:
-    folders = [name for name in ("workdir", "pretrained") if values[name].value]
-    if len(folders) != 1:
-        got = "both" if folders else "neither"
-        raise ConfigError("--workdir", "must be given, or --pretrained", got, "one of them")
-    with cli.errors_by_flag(FLAG_OF):
-        if values.pretrained:
-            return api.from_pretrained(values.pretrained, values.dtype)
-        return api.load(values.workdir, values.checkpoint)
-
-
-def _base_settings(model: Model) -> Settings | None:
-    """What the Hugging Face folder says that the model is or began as; None without one."""
-    base = base_folder(model.origin)
-    if base is None:
-        return None
-    return pretrained.read_settings(base, "--workdir" if model.origin.is_run else "--pretrained")
-
-
-def _stop_ids(tokenizer: Tokenizer, base: Settings | None) -> list[int]:
-    """Every id that ends a text: the tokenizer's EOS and those of the folder's settings."""
-    own = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    ids = list(dict.fromkeys([*own, *(base.stop_ids if base else ())]))
-    if len(ids) > MOST_STOP_TOKENS:
-        problem = f"names more than {MOST_STOP_TOKENS} ids that end a text"
-        raise ConfigError("--pretrained", problem, ids)
-    return ids
 
 
 def _warnings(
@@ -201,10 +141,7 @@ COMMAND = cli.Command(
     name="python -m hybrid.generate",
     doc="Continues a prompt with a trained run or a Hugging Face folder, printing as it goes.",
     flags={
-        "workdir": ("folder of a run", cli.AnyPath),
-        "checkpoint": ("of the run: latest, best (by eval/loss) or a step", "latest"),
-        "pretrained": ("a Hugging Face folder (Gemma 2, 3, 4) in place of a workdir", pathlib.Path),
-        "dtype": ("compute dtype of a Hugging Face folder", "float32"),
+        **MODEL_FLAGS,
         "prompt": ("the text to continue; empty: from the tokenizer's BOS", str),
         "prompt_file": ("a file that holds it; -: standard input", pathlib.Path),
         "parse_special": ("take control tokens that the prompt spells as tokens, not text", False),

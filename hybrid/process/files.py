@@ -36,6 +36,25 @@ def as_path(text: str | os.PathLike[str]) -> AnyPath:
     return RemotePath(text) if text.startswith("gs://") else pathlib.Path(text)
 
 
+def output_file(key: str, text: str | None) -> AnyPath | None:
+    """The file that a flag names to be written; None where it names none.
+
+    Raises: ConfigError under `key` where it can't be written.
+    """
+    if text is None:
+        return None
+    path = as_path(text)
+    if not text or path.is_dir():
+        raise ConfigError(key, "must be a file", text)
+    if isinstance(path, RemotePath):
+        return path  # its bucket was found when the flag was read; folders there are only names
+    if not path.parent.is_dir():
+        raise ConfigError(key, "its folder doesn't exist", text)
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(key, "its folder can't be written to", text)
+    return path
+
+
 def is_dir(path: AnyPath) -> bool:
     """Whether a folder can be found; OSError only where a store can't be asked."""
     return path.is_dir() if isinstance(path, RemotePath) else os.path.isdir(path)
