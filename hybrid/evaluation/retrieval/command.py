@@ -18,9 +18,9 @@ import jax
 from hybrid import config as config_lib
 from hybrid import pretrained
 from hybrid.config import ConfigError
-from hybrid.data import sources, tokenizers
+from hybrid.data import chat, sources, tokenizers
 from hybrid.evaluation.config import RetrievalConfig
-from hybrid.evaluation.retrieval import chat, haystack, mrcr, prompts, report, result
+from hybrid.evaluation.retrieval import haystack, mrcr, prompts, report, result
 from hybrid.evaluation.retrieval.prompts import Encoder, Group
 from hybrid.evaluation.retrieval.run import Replier, run
 from hybrid.evaluation.retrieval.sample import FORMAT
@@ -35,6 +35,7 @@ from hybrid.process.remote import AnyPath
 from hybrid.sharding import make_mesh
 
 SECONDS_BETWEEN_LINES = 5.0
+CHAT_KEY = "eval.retrieval.chat_template"
 # Keys that add samples or take some away, but change none.
 _FREE = ("tasks", "lengths", "depths", "num_samples", "num_needles")
 
@@ -112,8 +113,8 @@ def _encoder(target: Target) -> Encoder:
         base = base_folder(target.origin)
         if base is None:
             problem = "is the template of a Hugging Face folder, and the model is of none"
-            raise ConfigError(chat.KEY, problem, True, "false")
-        template = chat.read(base)
+            raise ConfigError(CHAT_KEY, problem, True, "false")
+        template = chat.read(base, CHAT_KEY)
     bos_id = None if bos == "never" else tokenizer.bos_id
     return Encoder(tokenizer, bos_id, config.model.vocab_size, template)
 
