@@ -12,8 +12,9 @@ S = C neighbours share only the boundary token, target of one and input of the n
 `window` a later window's first input is BOS instead of x_{kS} and its first target (the
 boundary token) is not scored again, which takes S <= C - 1: a larger stride is cut to that.
 
-Where not all of a document's tokens are predicted, those that are not are context: windows lie as
-they would, score what is predicted in them, end with it, and are left out where that is nothing.
+Where not all of a document's tokens are predicted (an answer is, its prompt is not), a window scores
+what is predicted among S targets from the first that is left, ends with the last of them, and
+reaches back as far as C inputs go: so an answer has all of its prompt before it that fits.
 
 Windows have very different lengths (a document's last, short documents). Several share a row
 as segments with positions of their own, packed best fit in order of decreasing length; since
@@ -118,7 +119,8 @@ def pack_windows(
         targets_of(None if predicted is None else predicted[document], num_tokens, bos)
         for document, num_tokens in enumerate(document_lengths)
     )
-    windows = list(_windows(targets, context_length, stride, max_tokens))
+    reaches_back = predicted is not None
+    windows = list(_windows(targets, context_length, stride, max_tokens, reaches_back))
     longest = max((window.length for window in windows), default=1)
     row_length = min(context_length, 1 << (longest - 1).bit_length())
     rows = best_fit(windows, row_length) if share_rows else tuple((window,) for window in windows)
@@ -152,23 +154,28 @@ def targets_of(mask: np.ndarray | None, num_tokens: int, bos: str) -> np.ndarray
 
 
 def _windows(
-    targets: Iterable[np.ndarray], context_length: int, stride: int, max_tokens: int
+    targets: Iterable[np.ndarray],
+    context_length: int,
+    stride: int,
+    max_tokens: int,
+    reaches_back: bool,
 ) -> Iterator[Window]:
     offset = 0
     for document, is_predicted in enumerate(targets):
         places = np.flatnonzero(is_predicted)
         if max_tokens:
             places = places[: max_tokens - offset]
-        stop = int(places[-1]) + 1 if len(places) else 0
-        scored = start = 0
-        while scored < stop:
-            length = min(context_length, stop - start)
-            end = start + length
-            num_scored = int(np.searchsorted(places, end) - np.searchsorted(places, scored))
-            if num_scored:
-                yield Window(document, start, length, scored - start, offset, num_scored)
-            offset += num_scored
-            scored, start = end, start + stride
+        scored = 0
+        while scored < len(places):
+            next_place = int(places[scored])
+            limit = max(next_place + stride, context_length)
+            done = int(np.searchsorted(places, limit))
+            stop = int(places[done - 1]) + 1
+            start = max(0, (stop if reaches_back else next_place + stride) - context_length)
+            first = next_place - start
+            yield Window(document, start, stop - start, first, offset + scored, done - scored)
+            scored = done
+        offset += len(places)
 
 
 def best_fit(windows: Sequence[Window], row_length: int) -> tuple[tuple[Window, ...], ...]:
