@@ -7,6 +7,7 @@ plain columns that say the same.
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import sys
@@ -121,7 +122,8 @@ def _added(tokenizer: Tokenizer, ids: np.ndarray, place: int) -> str:
     """What a token adds to the text of those before it."""
     first = max(0, place - _BEHIND)
     before, text = (tokenizer.decode(ids[first:end]) for end in (place, place + 1))
-    return text[len(os.path.commonprefix([before, text])) :].rstrip("\N{REPLACEMENT CHARACTER}")
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False))
+    return text[len(list(pairs)) :].rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def _run(arguments: cli.Arguments) -> None:

@@ -78,7 +78,11 @@ def test_documents_are_named_by_the_segments_they_are(flags, shown, tmp_path):
 def test_rows_under_every_policy_of_bos_have_a_name_for_each_segment(flags):
     for bos in ("document", "window", "never"):
         for length in range(2, 14):
-            words = [*flags, f"--config.data.bos={bos}", f"--config.training.context_length={length}"]
+            words = [
+                *flags,
+                f"--config.data.bos={bos}",
+                f"--config.training.context_length={length}",
+            ]
             overrides = cli.parse(show_batch.COMMAND, words).overrides
             data = experiment.load("configs/tiny.py", overrides).data
             rows = pipeline.open_rows(data, context_length=length, seed=0, vocab_size=259)

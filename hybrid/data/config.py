@@ -80,12 +80,12 @@ class DataConfig:
     completion_field: str = key("", "field that holds what is to follow the prompt, predicted")
     messages_field: str = key(
         "",
-        "field that holds a conversation, a list of {role, content}, made text by the chat template "
-        "in the tokenizer's folder",
+        "field that holds a conversation, a list of {role, content}, made text by the chat "
+        "template in the tokenizer's folder",
     )
     predict: str = key(
         "completion",
-        "of prompts and conversations: completion (it and its EOS, or the assistant's turns) or all",
+        "of prompts and conversations: completion (it and its EOS; the assistant's turns) or all",
         choices=("completion", "all"),
     )
     tokenizer: str = key(

@@ -124,9 +124,7 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
-    def encode_with_bytes(
-        self, text: bytes, parsed: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def encode_with_bytes(self, text: bytes, parsed: bool = False) -> tuple[np.ndarray, np.ndarray]:
         return self.encode(text), np.ones(len(text), np.int64)
 
     def decode(self, ids: Ids) -> str:

@@ -12,9 +12,9 @@ S = C neighbours share only the boundary token, target of one and input of the n
 `window` a later window's first input is BOS instead of x_{kS} and its first target (the
 boundary token) is not scored again, which takes S <= C - 1: a larger stride is cut to that.
 
-Where not all of a document's tokens are predicted (an answer is, its prompt is not), a window scores
-what is predicted among S targets from the first that is left, ends with the last of them, and
-reaches back as far as C inputs go: so an answer has all of its prompt before it that fits.
+Where not all of a document's tokens are predicted (an answer is, its prompt is not), a window
+scores what is predicted among S targets from the first that is left, ends with the last of them,
+and reaches back as far as C inputs go: so an answer has all of its prompt before it that fits.
 
 Windows have very different lengths (a document's last, short documents). Several share a row
 as segments with positions of their own, packed best fit in order of decreasing length; since

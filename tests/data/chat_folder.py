@@ -55,7 +55,14 @@ def tokenizer() -> hf.Tokenizer:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence(steps)
     # As in the family's vocabulary, no token holds a new line beside anything else.
-    texts = ["user", "model", "What is it?", "It is what it is.", "the cat and the  hat ate", "\n\n"]
+    texts = [
+        "user",
+        "model",
+        "What is it?",
+        "It is what it is.",
+        "the cat and the  hat ate",
+        "\n\n",
+    ]
     names = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = hf.trainers.BpeTrainer(vocab_size=340, special_tokens=names, show_progress=False)
     backend.train_from_iterator(texts * 4, trainer)

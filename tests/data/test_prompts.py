@@ -46,9 +46,7 @@ def talk(folder, tmp_path):
 
 
 def open_rows(config, context_length=16, vocab_size=512):
-    return pipeline.open_rows(
-        config, context_length=context_length, seed=0, vocab_size=vocab_size
-    )
+    return pipeline.open_rows(config, context_length=context_length, seed=0, vocab_size=vocab_size)
 
 
 def held_out(config, vocab_size=512):
@@ -110,7 +108,12 @@ def test_one_packed_row_is_the_one_written_by_hand(tmp_path):
 def test_predict_all_is_the_same_text_predicted_whole(pairs, tmp_path):
     plain = [{"text": prompt + answer} for prompt, answer in PAIRS]
     path = lines(tmp_path, plain, "plain.jsonl")
-    keys = {"source": "jsonl", "paths": (path,), "eval_paths": (path,), "cache_dir": pairs.cache_dir}
+    keys = {
+        "source": "jsonl",
+        "paths": (path,),
+        "eval_paths": (path,),
+        "cache_dir": pairs.cache_dir,
+    }
     whole = open_rows(dataclasses.replace(pairs, predict="all"))
     assert whole.fingerprint == open_rows(DataConfig(**keys)).fingerprint
     assert whole.fingerprint != open_rows(pairs).fingerprint
@@ -146,9 +149,9 @@ def test_tables_give_the_same_documents_as_lines(source, folder, talk, tmp_path)
         (b"1?a", ((2, 3),)),
         (b"2?aa", ((2, 4),)),
     ]
+    other = dataclasses.replace(config, **keys, prompt_field="question")
     with pytest.raises(ConfigError, match=r"^data\.prompt_field: .*no such field, got question"):
-        keys |= {"prompt_field": "question"}
-        sources.documents(dataclasses.replace(config, **keys), "all")
+        sources.documents(other, "all")
 
 
 # --- Conversations -------------------------------------------------------------------------------
@@ -279,7 +282,8 @@ def test_a_template_has_what_transformers_gives_it(tmp_path):
     template = (
         "{% for m in messages %}{% if loop.index0 == 1 %}{% continue %}{% endif %}"
         "{% generation %}{{ m | tojson }}{% endgeneration %}{% endfor %}"
-        "{{ tools is none }} {{ bos_token }} {{ pad_token is defined }} {{ add_bos_token is defined }}"
+        "{{ tools is none }} {{ bos_token }} {{ pad_token is defined }} "
+        "{{ add_bos_token is defined }}"
     )
     named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]
     values = {"chat_template": named, "bos_token": {"content": "<b>"}, "add_bos_token": True}
@@ -289,13 +293,13 @@ def test_a_template_has_what_transformers_gives_it(tmp_path):
 
 
 def test_a_folder_without_a_template_or_with_a_broken_one_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="^key: the folder has no chat template"):
+    with pytest.raises(ConfigError, match=r"^key: the folder has no chat template"):
         chat.read(tmp_path, "key")
     (tmp_path / "chat_template.jinja").write_text("{% if %}")
-    with pytest.raises(ConfigError, match="^key: the folder's template is broken"):
+    with pytest.raises(ConfigError, match=r"^key: the folder's template is broken"):
         chat.read(tmp_path, "key")
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ConfigError, match="^key: .* can't be read"):
+    with pytest.raises(ConfigError, match=r"^key: .* can't be read"):
         chat.read(tmp_path, "key")
 
 

@@ -84,7 +84,7 @@ def test_trainings_loss_is_that_of_a_mask_made_by_hand(pairs, params, by_hand):
     assert float(sums.nll) == pytest.approx(by_hand.sum(), rel=1e-5)
 
 
-# --- Windows, with a table in the place of a model -------------------------------------------------
+# --- Windows, with a table in the place of a model -----------------------------------------------
 
 
 @st.composite

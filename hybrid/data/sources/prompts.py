@@ -101,7 +101,9 @@ class Chat:
                 if not (text.startswith(until) and until.startswith(before)):
                     problem = f"{where} message {end}: the template writes it in another way "
                     problem += "once more follows, so what is predicted can't be told"
-                    raise ConfigError(KEY, problem, accepted="another template, or data.predict=all")
+                    raise ConfigError(
+                        KEY, problem, accepted="another template, or data.predict=all"
+                    )
                 spans.append((len(before.encode()), len(until.encode())))
         return Content(encoded, tuple(spans), parsed=True)
 
@@ -123,7 +125,9 @@ class Chat:
             for part in _PARTS:
                 text = message.get(part)
                 if not isinstance(text, str):
-                    raise ConfigError(KEY, f"{of_place} has no text as {part}", repr(text), accepted)
+                    raise ConfigError(
+                        KEY, f"{of_place} has no text as {part}", repr(text), accepted
+                    )
                 spelled = self._control_tokens.search(text)
                 if spelled:
                     problem = f"{of_place} spells a control token, which would be taken as one"

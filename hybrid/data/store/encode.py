@@ -95,13 +95,14 @@ class Encoder:
         edges = sorted({0, size, *itertools.chain(*(predicted or ()))})
         spans = [(a, b) for a, b in itertools.pairwise(edges) if a < b] or [(0, 0)]
         parts = [self._part(document, span, with_bytes) for span in spans]
-        masks = [np.full(len(ids), _covers(predicted, span)) for (ids, _), span in zip(parts, spans)]
         ids = np.concatenate([ids for ids, _ in parts])
         own = self._own_text(ids) if document.parsed else slice(None)
         mask = None
         if predicted is not None:
             ends_predicted = any(stop == size for _, stop in predicted)
-            mask = self._around(np.concatenate(masks)[own], 0, ends_predicted).astype(bool)
+            lengths = [len(ids) for ids, _ in parts]
+            of_text = np.repeat([_covers(predicted, span) for span in spans], lengths)
+            mask = self._around(of_text[own], 0, ends_predicted).astype(bool)
         return Tokens(
             self._around(ids[own], self.bos_id, self.eos_id),
             self._counts([counts for _, counts in parts], own) if with_bytes else None,
@@ -138,8 +139,8 @@ class Encoder:
         return joined.astype(np.uint16) if joined.max(initial=0) < 1 << 16 else None
 
 
-def _covers(predicted: Spans | None, part: tuple[int, int]) -> bool:
-    return predicted is None or any(a <= part[0] and part[1] <= b for a, b in predicted)
+def _covers(predicted: Spans, part: tuple[int, int]) -> bool:
+    return any(a <= part[0] and part[1] <= b for a, b in predicted)
 
 
 @contextlib.contextmanager
