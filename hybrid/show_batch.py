@@ -75,7 +75,7 @@ def lines(
     shares = (f"{count / num_places:.1%} {name} ({count:,})" for name, count in counts.items())
     yield f"{num_places:,} places: {', '.join(shares)}"
     yield from _documents(int(segments.max(initial=0)), names, palette)
-    yield f"{palette.predicted}> TOKEN{palette.end} is predicted there; where . stands, nothing is"
+    yield f"{palette.predicted}> TOKEN{palette.end}: predicted from there; .: nothing is"
     yield ""
     yield f"{'place':>7} {'segment':>7} {'position':>8} {'id':>7}  {'reads':<16} predicts"
     for place in range(num_real):

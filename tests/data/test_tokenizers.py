@@ -153,3 +153,19 @@ def test_a_missing_or_broken_file_is_refused_by_key(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"data\.tokenizer: (no such file|can't be loaded)"):
         tokenizers.load(str(path))
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, wordpiece])
+def test_control_tokens_of_a_parsed_text_stand_for_no_bytes(tmp_path, make):
+    """Also where bytes are measured by offsets, as of a vocabulary that does not spell them."""
+    backend = make()
+    backend.add_special_tokens(["<turn>"])
+    tokenizer, turn = load(tmp_path, backend), backend.token_to_id("<turn>")
+    text = b"<turn>den<turn>uber"
+    ids, counts = tokenizer.encode_with_bytes(text, parsed=True)
+    assert (ids == turn).sum() == 2
+    assert not counts[ids == turn].any()
+    assert counts.sum() == len(text) - 2 * len("<turn>")
+    as_text, _ = tokenizer.encode_with_bytes(text)
+    assert turn not in as_text
+    assert tokenizer.encode_parsed(text).tolist() == ids.tolist()

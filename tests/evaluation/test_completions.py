@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid import model
+from hybrid import experiment, model
 from hybrid.config import ConfigError
 from hybrid.data import pipeline
 from hybrid.data.batch import Batch, stacked
 from hybrid.data.config import DataConfig
 from hybrid.data.pipeline import EvalDocuments
-from hybrid.evaluation import windows
+from hybrid.evaluation import target, windows
 from hybrid.evaluation.config import EvalConfig
 from hybrid.evaluation.held_out import evaluate
 from hybrid.model.config import ModelConfig
@@ -82,6 +82,15 @@ def test_trainings_loss_is_that_of_a_mask_made_by_hand(pairs, params, by_hand):
     sums = jax.jit(model.loss_sums, static_argnums=0)(MODEL, params, batch)
     assert int(sums.count) == len(by_hand)
     assert float(sums.nll) == pytest.approx(by_hand.sum(), rel=1e-5)
+
+
+def test_another_text_is_scored_whole():
+    """An override of the source by one without fields leaves the run's fields behind."""
+    values = experiment.to_dict(experiment.from_config({}))
+    values["data"] |= {"source": "jsonl", "paths": ["x.jsonl"], "prompt_field": "prompt"}
+    changed = target.changed(values, {"data.source": "text", "data.paths": ("x.txt",)})
+    assert changed.data.pair is None
+    assert target.changed(values, {"data.paths": ("y.jsonl",)}).data.pair is not None
 
 
 # --- Windows, with a table in the place of a model -----------------------------------------------
