@@ -94,6 +94,15 @@ CONFIG_CASES = [
     ("data.paths", ["data.source=jsonl", "data.paths={data}/broken.jsonl"]),
     ("data.paths", ["data.source=text", "data.paths={data}/empty.txt"]),
     ("data.text_field", ["data.source=jsonl", "data.paths={data}/other_field.jsonl"]),
+    ("data.prompt_field", ["data.prompt_field=prompt"]),
+    (
+        "data.prompt_field",
+        ["data.source=jsonl", "data.paths={data}/other_field.jsonl", "data.completion_field=body"],
+    ),
+    (
+        "data.tokenizer",
+        ["data.source=jsonl", "data.paths={data}/other_field.jsonl", "data.messages_field=body"],
+    ),
     ("data.eval_paths", ["data.eval_paths={data}/missing.txt"]),
     ("data.paths", ["data.source=needle", "data.paths={data}/empty.txt"]),
     ("data.eval_paths", ["data.source=mqar", "data.eval_paths={data}/empty.txt"]),

@@ -180,9 +180,8 @@ def token_store(
                     writer.end_round()
             writer.end_round()
             counts = writer.counts
-            if not counts.shards[split]:
-                problem = "the text has no token to predict (all of it is blank)"
-                raise ConfigError("data.paths", problem)
+            if not any(about.num_predicted for about in counts.shards[split]):
+                raise ConfigError("data.paths", "the text has no token to predict")
             parts_of = {split: counts.split(split, documents.origin, documents.fingerprint)}
             about = Manifest(
                 tokenizer=encoder.identity,
@@ -313,7 +312,7 @@ def _note(
         split,
         sorted(encoder.identity.items()),
         config.source,
-        config.text_field,
+        sources.form_of(config),
         config.eval_fraction,
         held_out_below,
         _files(config, split),

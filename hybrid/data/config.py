@@ -11,6 +11,8 @@ TASKS = ("mqar", "needle")  # rows of the table in `tasks/`
 SOURCES = ("stdlib", "text", "jsonl", "parquet", "datasets", "prepared", *TASKS)
 PACKINGS = ("stream", "best_fit", "document")
 WITHOUT_PATHS = ("stdlib", *TASKS)
+WITH_FIELDS = ("jsonl", "parquet", "datasets")  # whose documents are rows of named fields
+FIELDS = ("prompt_field", "completion_field", "messages_field")
 BOS_POLICIES = ("auto", "document", "window", "never")
 
 
@@ -70,6 +72,22 @@ class DataConfig:
         path=True,
     )
     text_field: str = key("text", "field of a line, or column, that holds the document's text")
+    prompt_field: str = key(
+        "",
+        "field that holds a prompt, text that is context; one of prompt_field and completion_field "
+        "is enough, the other is then the field of its name",
+    )
+    completion_field: str = key("", "field that holds what is to follow the prompt, predicted")
+    messages_field: str = key(
+        "",
+        "field that holds a conversation, a list of {role, content}, made text by the chat "
+        "template in the tokenizer's folder",
+    )
+    predict: str = key(
+        "completion",
+        "of prompts and conversations: completion (it and its EOS; the assistant's turns) or all",
+        choices=("completion", "all"),
+    )
     tokenizer: str = key(
         "byte",
         "byte (byte b is id b, pad 256, BOS 257, EOS 258), or the path of a tokenizer.json, a "
@@ -112,6 +130,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         is_set = f"is set although data.source is {self.source}"
+        self._check_fields(is_set)
         if self.source in WITHOUT_PATHS and self.paths:
             raise ConfigError("paths", is_set, self.paths, "set data.source to text or jsonl")
         if self.source == "prepared" and self.eval_paths:
@@ -126,6 +145,28 @@ class DataConfig:
         if self.source not in WITHOUT_PATHS and not self.paths:
             problem = f"is empty although data.source is {self.source}"
             raise ConfigError("paths", problem, accepted="files or globs, separated by commas")
+
+    def _check_fields(self, is_set: str) -> None:
+        """Rows are plain text, prompts with completions or conversations, one of the three."""
+        given = [name for name in FIELDS if getattr(self, name)]
+        if given and self.source not in WITH_FIELDS:
+            accepted = f"{', '.join(WITH_FIELDS)}, or leave it empty"
+            raise ConfigError(given[0], is_set, getattr(self, given[0]), accepted)
+        if given and self.text_field != "text":
+            raise ConfigError("text_field", f"is set although data.{given[0]} is", self.text_field)
+        if self.messages_field and len(given) > 1:
+            problem = f"is set although data.{given[0]} is"
+            raise ConfigError("messages_field", problem, self.messages_field)
+        prompt, completion = self.pair or ("", " ")
+        if prompt == completion:
+            raise ConfigError("completion_field", "is the field of the prompt too", completion)
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The fields of prompt and completion; None where rows are no such pairs."""
+        if not self.prompt_field and not self.completion_field:
+            return None
+        return self.prompt_field or "prompt", self.completion_field or "completion"
 
     @property
     def is_task(self) -> bool:

@@ -117,7 +117,8 @@ class StoredArrays(Sequence[np.ndarray]):
         stop = shard.num_tokens if is_last else int(shard.starts[place + 1])
         stop -= self.without_last
         if self.name == "predicted":
-            return shard.predicted(start, stop)
+            found = shard.predicted(start, stop)
+            return np.ones(stop - start, bool) if found is None else found
         return shard.array(self.name, start, stop).astype(self.dtype)
 
 

@@ -45,6 +45,9 @@ class RowSource(Protocol):
     def row(self, index: int) -> Row:
         """Row `index` below num_rows, by the fields of `Batch`, each [context_length]."""
 
+    def names(self, index: int) -> list[str]:
+        """Where the documents of row `index` came from, in its order."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -73,6 +76,12 @@ class Rows:
     def row(self, index: int) -> Row:
         """Row `index` >= 0 of the run, over epochs; fields of `Batch`, each [context_length]."""
         return self.source.row(order.row_at(index, self.num_rows, self.seed))
+
+    def names(self, index: int) -> list[str]:
+        """Where the documents of row `index` came from, in its order; none of a task."""
+        if isinstance(self.source, Examples):
+            return []
+        return self.source.names(order.row_at(index, self.num_rows, self.seed))
 
     def batches(
         self, first_row: int, batch_size: int, own: Sequence[int] | None = None
@@ -220,9 +229,10 @@ def open_held_out(
         corpus, fingerprint = documents.corpus, documents.fingerprint
         arrays = _in_memory(documents, encoder, vocab_size, progress)
         description = cache.described(documents, len(documents) - len(arrays["tokens"]))
-    if not len(arrays["tokens"]):
+    masks, context = arrays["predicted"], int(bos == "never")  # a document's first token
+    if not len(arrays["tokens"]) or (masks and not any(m[context:].any() for m in masks)):
         key = "data.eval_paths" if split == "eval" and config.eval_paths else "data.paths"
-        raise ConfigError(key, "the text has no token to predict (all of it is blank)")
+        raise ConfigError(key, "the text has no token to predict")
     return EvalDocuments(
         **arrays,
         bos=bos,

@@ -42,22 +42,39 @@ class SentencePieceTokenizer:
         text = text.decode() if isinstance(text, bytes) else text
         return np.asarray(self._model.encode(text), np.int32)
 
-    def encode_parsed(self, text: str) -> np.ndarray:
-        if not self.control_tokens:
-            return self.encode(text)
+    def encode_parsed(self, text: str | bytes) -> np.ndarray:
+        text = text.decode() if isinstance(text, bytes) else text
+        parts = self._parts(text)
+        return np.concatenate([ids if ids.size else self.encode(part) for part, ids in parts])
+
+    def _parts(self, text: str) -> list[tuple[str, np.ndarray]]:
+        """The text cut at control symbols that it spells, each of these with its id."""
         spelled = "|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True)))
-        parts = re.split(f"({spelled})", text)
-        ids = [
-            np.array([self.control_tokens[part]], np.int32) if number % 2 else self.encode(part)
+        parts = re.split(f"({spelled})", text) if spelled else [text]
+        return [
+            (part, np.array([self.control_tokens[part]] if number % 2 else [], np.int32))
             for number, part in enumerate(parts)
         ]
-        return np.concatenate(ids)
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         decoded = [text.decode() for text in texts]
         return [np.asarray(ids, np.int32) for ids in self._model.encode(decoded)]
 
-    def encode_with_bytes(self, text: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    def encode_with_bytes(
+        self, text: bytes, parsed: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        if not parsed:
+            return self._measured(text)
+        found = [
+            (control, np.zeros(1, np.int64)) if control.size else self._measured(part.encode())
+            for part, control in self._parts(text.decode())
+            if part
+        ]
+        ids = np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in found)])
+        known = [count for _, count in found if count is not None]
+        return ids, np.concatenate(known) if known and len(known) == len(found) else None
+
+    def _measured(self, text: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         pieces = self._model.encode(text.decode(), return_type="proto").pieces
         ids = np.array([piece.id for piece in pieces], np.int32)
         if not ids.size or self._unknown_id in ids:

@@ -10,6 +10,7 @@ that the counts of a document sum to its length, and else measures with the enco
 Read next: `cache.py`.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -50,14 +51,19 @@ class Tokenizer(Protocol):
     def encode(self, text: str | bytes) -> np.ndarray:
         """int32 [n] without special tokens.  Raises: UnicodeDecodeError if it needs UTF-8."""
 
-    def encode_parsed(self, text: str) -> np.ndarray:
+    def encode_parsed(self, text: str | bytes) -> np.ndarray:
         """`encode`, with control tokens that the text spells as these tokens."""
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         """`encode` of each text, with all cores where that helps."""
 
-    def encode_with_bytes(self, text: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-        """Ids int32 [n] and the bytes of each, int64 [n], summing to len(text); None: unknown."""
+    def encode_with_bytes(
+        self, text: bytes, parsed: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ids int32 [n] and the bytes of each, int64 [n], summing to len(text); None: unknown.
+
+        parsed: as `encode_parsed`; what spells a control token is no text and counts as none.
+        """
 
     def decode(self, ids: Ids) -> str:
         """Text of the ids, special tokens left out, broken UTF-8 replaced."""
@@ -127,13 +133,13 @@ class ByteTokenizer:
         data = text.encode() if isinstance(text, str) else text
         return np.frombuffer(data, np.uint8).astype(np.int32)
 
-    def encode_parsed(self, text: str) -> np.ndarray:
+    def encode_parsed(self, text: str | bytes) -> np.ndarray:
         return self.encode(text)
 
     def encode_batch(self, texts: Sequence[bytes]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
-    def encode_with_bytes(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
+    def encode_with_bytes(self, text: bytes, parsed: bool = False) -> tuple[np.ndarray, np.ndarray]:
         return self.encode(text), np.ones(len(text), np.int64)
 
     def decode(self, ids: Ids) -> str:
@@ -196,10 +202,16 @@ class JsonTokenizer:
         text = text.decode() if isinstance(text, bytes) else text
         return _ids(self._backend.encode(text, add_special_tokens=False))
 
-    def encode_parsed(self, text: str) -> np.ndarray:
-        self._backend.encode_special_tokens = False
-        try:
+    def encode_parsed(self, text: str | bytes) -> np.ndarray:
+        with self._parsing(True):
             return self.encode(text)
+
+    @contextlib.contextmanager
+    def _parsing(self, parsed: bool) -> Iterator[None]:
+        """Inside, control tokens that a text spells are taken as such, or not."""
+        self._backend.encode_special_tokens = not parsed
+        try:
+            yield
         finally:
             self._backend.encode_special_tokens = True
 
@@ -208,16 +220,25 @@ class JsonTokenizer:
         encodings = self._backend.encode_batch_fast(decoded, add_special_tokens=False)
         return [_ids(encoding) for encoding in encodings]
 
-    def encode_with_bytes(self, text: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    def encode_with_bytes(
+        self, text: bytes, parsed: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         decoded = text.decode()
-        encoding = self._backend.encode(decoded, add_special_tokens=False)
+        with self._parsing(parsed):
+            encoding = self._backend.encode(decoded, add_special_tokens=False)
         ids = _ids(encoding)
         if not ids.size or self._unknown_id in ids:
             return ids, None  # an unknown token hides text, so bits a byte would flatter
+        spelled = np.array([self._num_spelled.get(i, 0) if parsed else 0 for i in ids.tolist()])
         counts = self.token_num_bytes(ids)
-        if counts is None or counts.sum() != len(text):
+        if counts is None or counts.sum() + spelled.sum() != len(text):
             counts = _bytes_from_offsets(encoding.offsets, decoded)
-        return ids, counts
+        return ids, np.where(spelled, 0, counts)
+
+    @functools.cached_property
+    def _num_spelled(self) -> dict[int, int]:
+        """How many bytes spell each control token."""
+        return {index: len(text.encode()) for text, index in self.control_tokens.items()}
 
     def decode(self, ids: Ids) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)

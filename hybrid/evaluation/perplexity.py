@@ -46,6 +46,7 @@ def evaluate(
         batch_size=config.batch_size,
         batch_multiple=scorer.batch_multiple,
         share_rows=config.mode != "cached",
+        predicted=documents.predicted,
     )
     if not packed.num_tokens:
         raise ConfigError("data.paths", "hold no token to predict (the text is empty)")
@@ -67,9 +68,10 @@ def _records(
         repeats = repeat_distances(batch.tokens, batch.targets, batch.segment_ids)
         for window, row, column in pieces:
             here = slice(window.offset, window.offset + window.num_scored)
-            columns = slice(column + window.first, column + window.length)
+            positions = np.flatnonzero(batch.loss_mask[row, column : column + window.length])
+            columns = column + positions
             records.nll[here] = scores.nll[row, columns]
-            records.position[here] = np.arange(window.first, window.length)
+            records.position[here] = positions
             records.document[here] = window.document
             records.repeat_distance[here] = repeats[row, columns]
     return records
@@ -79,9 +81,12 @@ def count_bytes(documents: EvalDocuments, num_tokens: int) -> int | None:
     """Bytes of text behind the first `num_tokens` predicted tokens; None where unknown."""
     if documents.num_bytes is None:
         return None
-    unpredicted = 1 if documents.bos == "never" else 0  # a document's first token is context
-    counts = np.concatenate([counts[unpredicted:] for counts in documents.num_bytes])
-    return int(np.sum(counts[:num_tokens]))
+    masks = documents.predicted or (None,) * len(documents)
+    counts = []
+    for of_tokens, mask in zip(documents.num_bytes, masks, strict=True):
+        is_predicted = windows.targets_of(mask, len(of_tokens), documents.bos)
+        counts.append(of_tokens[len(of_tokens) - len(is_predicted) :][is_predicted])
+    return int(np.sum(np.concatenate(counts)[:num_tokens]))
 
 
 def summarize(

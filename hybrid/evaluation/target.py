@@ -16,7 +16,7 @@ from hybrid import config as config_lib
 from hybrid import experiment, model, origin
 from hybrid.config import ConfigError
 from hybrid.data import cache, pipeline, sources
-from hybrid.data.config import WITHOUT_PATHS
+from hybrid.data.config import FIELDS, WITH_FIELDS, WITHOUT_PATHS
 from hybrid.data.placement import place_whole
 from hybrid.data.tasks import TASKS, Examples
 from hybrid.evaluation import held_out
@@ -200,6 +200,8 @@ def changed(values: Values, overrides: Values) -> Experiment:
     check_fixed(trained, overrides)
     if overrides.get("data.source") in WITHOUT_PATHS:  # the run's paths are of another source
         values = config_lib.updated(values, {"data.paths": (), "data.eval_paths": ()})
+    if overrides.get("data.source", WITH_FIELDS[0]) not in WITH_FIELDS:
+        values = config_lib.updated(values, {f"data.{name}": "" for name in FIELDS})
     if overrides.get("data.source") in TASKS:  # which have no BOS
         values = config_lib.updated(values, {"data.bos": "auto"})
     config = experiment.from_config(config_lib.updated(values, overrides))

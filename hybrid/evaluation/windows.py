@@ -12,6 +12,10 @@ S = C neighbours share only the boundary token, target of one and input of the n
 `window` a later window's first input is BOS instead of x_{kS} and its first target (the
 boundary token) is not scored again, which takes S <= C - 1: a larger stride is cut to that.
 
+Where not all of a document's tokens are predicted (an answer is, its prompt is not), a window
+scores what is predicted among S targets from the first that is left, ends with the last of them,
+and reaches back as far as C inputs go: so an answer has all of its prompt before it that fits.
+
 Windows have very different lengths (a document's last, short documents). Several share a row
 as segments with positions of their own, packed best fit in order of decreasing length; since
 segments never see each other the scores are those of each window alone.
@@ -21,7 +25,7 @@ Read next: `perplexity.py`.
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +34,7 @@ from hybrid.config import ConfigError
 from hybrid.data.batch import Batch
 
 TOKENS_A_BATCH = 8192
+Masks = Sequence[np.ndarray] | None
 
 
 class Window(NamedTuple):
@@ -39,8 +44,9 @@ class Window(NamedTuple):
       document: index of the document.
       start: index in the document's sequence (BOS included where there is one) of input 0.
       length: inputs it holds.
-      first: first scored column; all later ones are scored too.
+      first: column from which on its predicted targets are scored.
       offset: predicted tokens, in input order, before its first scored one.
+      num_scored: targets it scores; all from `first` on where all are predicted.
     """
 
     document: int
@@ -48,11 +54,7 @@ class Window(NamedTuple):
     length: int
     first: int
     offset: int
-
-    @property
-    def num_scored(self) -> int:
-        """How many targets it scores."""
-        return self.length - self.first
+    num_scored: int
 
 
 class Piece(NamedTuple):
@@ -73,6 +75,7 @@ class PackedWindows:
       row_length: columns of a row.
       batch_size: rows of a batch.
       rows: the windows of each row, left to right.
+      predicted: for each document bool [n], which of its tokens are predicted; None: all.
     """
 
     bos: str
@@ -80,6 +83,7 @@ class PackedWindows:
     row_length: int
     batch_size: int
     rows: tuple[tuple[Window, ...], ...]
+    predicted: Masks = None
 
     @property
     def num_batches(self) -> int:
@@ -97,6 +101,7 @@ def pack_windows(
     batch_size: int = 0,
     batch_multiple: int = 1,
     share_rows: bool = True,
+    predicted: Masks = None,
 ) -> PackedWindows:
     """The windows of documents of the given lengths (tokens with EOS, without BOS), in rows.
 
@@ -106,16 +111,22 @@ def pack_windows(
       batch_size: rows a batch; 0: about TOKENS_A_BATCH tokens, in batches of equal size.
       batch_multiple: what the rows of a batch must be a multiple of (devices).
       share_rows: whether windows may share a row; else each has its own.
+      predicted: as `PackedWindows` has it.
     Raises: ConfigError for a stride above context_length, or a window that can't move on.
     """
     stride = checked_stride(context_length, stride, bos)
-    windows = list(_windows(document_lengths, context_length, stride, bos, max_tokens))
+    targets = (
+        targets_of(None if predicted is None else predicted[document], num_tokens, bos)
+        for document, num_tokens in enumerate(document_lengths)
+    )
+    reaches_back = predicted is not None
+    windows = list(_windows(targets, context_length, stride, max_tokens, reaches_back))
     longest = max((window.length for window in windows), default=1)
     row_length = min(context_length, 1 << (longest - 1).bit_length())
     rows = best_fit(windows, row_length) if share_rows else tuple((window,) for window in windows)
     num_tokens = sum(window.num_scored for window in windows)
     size = rows_a_batch(len(rows), row_length, batch_size, batch_multiple)
-    return PackedWindows(bos, num_tokens, row_length, size, rows)
+    return PackedWindows(bos, num_tokens, row_length, size, rows, predicted)
 
 
 def checked_stride(context_length: int, stride: int, bos: str) -> int:
@@ -133,18 +144,38 @@ def checked_stride(context_length: int, stride: int, bos: str) -> int:
     return min(stride or context_length, context_length - (bos == "window"))
 
 
-def _windows(lengths, context_length, stride, bos, max_tokens) -> Iterator[Window]:
+def targets_of(mask: np.ndarray | None, num_tokens: int, bos: str) -> np.ndarray:
+    """Which of a document's targets are predicted, bool [n]; its first token is none under `never`.
+
+    mask: which of its tokens are; None: all `num_tokens`.
+    """
+    mask = np.ones(num_tokens, bool) if mask is None else mask
+    return mask[1:] if bos == "never" else mask
+
+
+def _windows(
+    targets: Iterable[np.ndarray],
+    context_length: int,
+    stride: int,
+    max_tokens: int,
+    reaches_back: bool,
+) -> Iterator[Window]:
     offset = 0
-    for document, num_tokens in enumerate(lengths):
-        predicted = num_tokens if bos != "never" else max(0, num_tokens - 1)
+    for document, is_predicted in enumerate(targets):
+        places = np.flatnonzero(is_predicted)
         if max_tokens:
-            predicted = min(predicted, max_tokens - offset)
-        scored = start = 0
-        while scored < predicted:
-            length = min(context_length, predicted - start)
-            yield Window(document, start, length, scored - start, offset + scored)
-            scored, start = start + length, start + stride
-        offset += predicted
+            places = places[: max_tokens - offset]
+        scored = 0
+        while scored < len(places):
+            next_place = int(places[scored])
+            limit = max(next_place + stride, context_length)
+            done = int(np.searchsorted(places, limit))
+            stop = int(places[done - 1]) + 1
+            start = max(0, (stop if reaches_back else next_place + stride) - context_length)
+            first = next_place - start
+            yield Window(document, start, stop - start, first, offset + scored, done - scored)
+            scored = done
+        offset += len(places)
 
 
 def best_fit(windows: Sequence[Window], row_length: int) -> tuple[tuple[Window, ...], ...]:
@@ -194,11 +225,14 @@ def _batch(packed, rows, documents, bos_id, pad_id) -> tuple[Batch, list[Piece]]
         column = 0
         for segment, window in enumerate(windows, start=1):
             span = slice(column, column + window.length)
-            inputs, outputs = _cut(documents[window.document], window, packed.bos, bos_id)
+            document, stop = documents[window.document], window.start + window.length
+            inputs, outputs = _cut(document, window, packed.bos, bos_id)
             tokens[row, span], targets[row, span] = inputs, outputs
             segment_ids[row, span] = segment
             positions[row, span] = np.arange(window.length)
-            loss_mask[row, column + window.first : span.stop] = True
+            mask = None if packed.predicted is None else packed.predicted[window.document]
+            is_predicted = targets_of(mask, len(document), packed.bos)[window.start : stop]
+            loss_mask[row, span] = is_predicted & (np.arange(window.length) >= window.first)
             pieces.append(Piece(window, row, column))
             column = span.stop
     return Batch(tokens, targets, segment_ids, positions, loss_mask), pieces

@@ -202,7 +202,9 @@ def test_sentencepiece_names_its_special_ids_and_goes_into_processes(model):
     assert isinstance(tokenizer, tokenizers.Tokenizer)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 3)
     assert 256 < tokenizer.vocab_size <= 330
-    assert tokenizer.encode_parsed("<s>de</s>").tolist()[0] == 1
+    parsed, counts = tokenizer.encode_with_bytes(b"<s>de</s>", parsed=True)
+    assert parsed.tolist() == tokenizer.encode_parsed("<s>de</s>").tolist()
+    assert (parsed[0], parsed[-1], counts.sum()) == (1, 2, 2)
     assert tokenizer.decode([1, *tokenizer.encode("den Wolken"), 2]) == "den Wolken"
     assert tokenizer.token_num_bytes([1, *tokenizer.encode("é")]).tolist()[0] == 0
     again = pickle.loads(pickle.dumps(tokenizer))
@@ -230,3 +232,19 @@ def test_a_copy_has_the_usual_name(model, tmp_path):
         tokenizers.load(str(tmp_path / "copy")).fingerprint
         == tokenizers.load(str(model)).fingerprint
     )
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece, wordpiece])
+def test_control_tokens_of_a_parsed_text_stand_for_no_bytes(tmp_path, make):
+    """Also where bytes are measured by offsets, as of a vocabulary that does not spell them."""
+    backend = make()
+    backend.add_special_tokens(["<turn>"])
+    tokenizer, turn = load(tmp_path, backend), backend.token_to_id("<turn>")
+    text = b"<turn>den<turn>uber"
+    ids, counts = tokenizer.encode_with_bytes(text, parsed=True)
+    assert (ids == turn).sum() == 2
+    assert not counts[ids == turn].any()
+    assert counts.sum() == len(text) - 2 * len("<turn>")
+    as_text, _ = tokenizer.encode_with_bytes(text)
+    assert turn not in as_text
+    assert tokenizer.encode_parsed(text).tolist() == ids.tolist()

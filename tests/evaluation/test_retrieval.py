@@ -5,15 +5,17 @@ import os
 
 import numpy as np
 import pytest
+from data import chat_folder
 from pretrained import tiny_folder
 from test_task_run import train
 
 from hybrid.config import ConfigError
+from hybrid.data import chat, tokenizers
 from hybrid.data.config import NeedleConfig
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.evaluation.__main__ import main
 from hybrid.evaluation.config import NEEDLES, RULER, RetrievalConfig
-from hybrid.evaluation.retrieval import chat, report, ruler
+from hybrid.evaluation.retrieval import report, ruler
 from hybrid.evaluation.retrieval.prompts import Encoder, Group, Maker, Prompt
 from hybrid.evaluation.retrieval.result import GroupScore, summarized
 from hybrid.evaluation.retrieval.run import run as run_groups
@@ -292,18 +294,11 @@ def test_a_folder_is_asked_in_turns_of_its_chat_template(tmp_path, capsys):
     assert result["groups"][0]["num_samples"] == 1
 
 
-def test_a_chat_template_has_the_turns_and_bos_once(tmp_path):
-    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
-    tokens = {"bos_token": {"content": "<b>"}, "eos_token": "<e>"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokens))
-    read = chat.read(tmp_path)
-    assert read.render(["a", "b", "c"]) == (
-        "<b><turn>user\na<end>\n<turn>assistant\nb<end>\n<turn>user\nc<end>\n<turn>model\n"
-    )
-    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no') }}{% if %}")
-    with pytest.raises(ConfigError, match=f"^{chat.KEY}: the folder's template is broken"):
-        chat.read(tmp_path)
-    for failing in ("{{ raise_exception('no') }}", "{{ nothing() }}"):
-        (tmp_path / "chat_template.jinja").write_text(failing)
-        with pytest.raises(ConfigError, match=f"^{chat.KEY}: the "):
-            chat.read(tmp_path).render(["a"])
+def test_prompts_are_the_turns_of_a_template_with_bos_once(tmp_path):
+    folder = chat_folder.write(tmp_path / "folder", TEMPLATE)
+    tokenizer = tokenizers.load(str(folder))
+    encoder = Encoder(tokenizer, tokenizer.bos_id, 512, chat.read(folder, "key"))
+    turns = "<bos><turn>user\na<end>\n<turn>assistant\nb<end>\n<turn>user\nc<end>\n<turn>model\n"
+    wanted = tokenizer.encode_parsed(turns + "so")
+    assert encoder.ids_of_turns(["a", "b", "c"], "so").tolist() == wanted.tolist()
+    assert wanted.tolist().count(tokenizer.bos_id) == 1

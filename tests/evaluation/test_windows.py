@@ -126,7 +126,7 @@ def test_a_later_window_under_bos_window_is_bos_then_the_boundary_token():
     document = np.arange(10, 17, dtype=np.int32)
     packed = windows.pack_windows([7], context_length=4, bos="window", batch_size=1)
     batch, pieces = list(windows.batches(packed, [document], BOS, PAD))[1]
-    assert pieces[0].window == windows.Window(0, 3, 4, 1, 4)
+    assert pieces[0].window == windows.Window(0, 3, 4, 1, 4, 3)
     assert batch.tokens.tolist() == [[BOS, 13, 14, 15]]
     assert batch.targets.tolist() == [[13, 14, 15, 16]]
     assert batch.loss_mask.tolist() == [[False, True, True, True]]

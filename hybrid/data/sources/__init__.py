@@ -1,11 +1,12 @@
 """Where text comes from: files of four kinds, one sequence of documents, one fingerprint.
 
 Read in this order: `files.py` (which files paths name), `rows.py` (what stands in one), `form.py`
-(what of a row is text), `corpus.py` (documents, their hashes and splits), `stdlib.py`.
+and `prompts.py` (what of a row is text, and predicted), `corpus.py` (documents, their hashes and splits), `stdlib.py`.
 """
 
 from hybrid.data.sources.corpus import Document, Documents, Files, digest_of, documents, files_of
 from hybrid.data.sources.files import matches_of, names_something
+from hybrid.data.sources.prompts import form_of
 
 __all__ = [
     "Document",
@@ -14,6 +15,7 @@ __all__ = [
     "digest_of",
     "documents",
     "files_of",
+    "form_of",
     "matches_of",
     "names_something",
 ]

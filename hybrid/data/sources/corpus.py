@@ -20,14 +20,15 @@ import hashlib
 import math
 import platform
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
 from hybrid.data.sources import files, rows, stdlib
-from hybrid.data.sources.form import Content, Form, PlainText
+from hybrid.data.sources.form import Content, Form, Spans
+from hybrid.data.sources.prompts import form_of
 
 _DIGEST_BYTES = 16
 
@@ -39,13 +40,14 @@ class Document:
     Attributes:
       name: `FILE`, or `FILE:LINE`.
       start: where in its row's text it begins.
-      predicted: which bytes [start, stop) of `text` are predicted; None: all.
+      predicted, parsed: as of its `Content`.
     """
 
     name: str
     text: bytes
     start: int = 0
-    predicted: tuple[tuple[int, int], ...] | None = None
+    predicted: Spans | None = None
+    parsed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Documents:
                 name = self.files.name(file, place)
                 if _key(digest_of(*content)) != tuple(listing.digest[number].tolist()):
                     raise _changed(name)
-                yield Document(name, content.text, self.span[0], content.predicted)
+                yield Document(name, content.text, self.span[0], *content[1:])
                 number += 1
             if number != end:
                 raise _changed(self.files.names[file])
@@ -183,11 +185,13 @@ def _changed(name: str) -> ConfigError:
     return ConfigError("data.paths", f"{name} changed while it was being read")
 
 
-def digest_of(text: bytes, predicted: Sequence[tuple[int, int]] | None = None) -> bytes:
-    """16 bytes that tell a document from all others, by its text and what of it is predicted."""
+def digest_of(text: bytes, predicted: Spans | None = None, parsed: bool = False) -> bytes:
+    """16 bytes that tell a document from all others, by all of its `Content`."""
     digest = hashlib.blake2b(text, digest_size=_DIGEST_BYTES)
     if predicted is not None:
         digest.update(f" predicted {list(predicted)}".encode())
+    if parsed:
+        digest.update(b" parsed")
     return digest.digest()
 
 
@@ -264,7 +268,7 @@ def _part_of_one(everything: Documents, fraction: float, split: str) -> Document
         problem = "nothing is left to hold out for evaluation"
         raise ConfigError("data.eval_paths", problem, f"{len(text)} bytes of text", remedy)
     span = (cut, len(text)) if split == "eval" else (0, cut)
-    part = _part(Content(text, first.predicted), *span)
+    part = _part(Content(text, first.predicted, first.parsed), *span)
     number = len(everything)
     digest = np.array([_key(digest_of(*part))] * number, np.uint64)
     sizes = np.full(number, len(part.text))
@@ -276,11 +280,14 @@ def _part_of_one(everything: Documents, fraction: float, split: str) -> Document
 
 def _part(content: Content, start: int, stop: int | None) -> Content:
     """The bytes [start, stop) of a text."""
+    if (start, stop) == (0, None):
+        return content
     text = content.text[start:stop]
     if content.predicted is None:
-        return Content(text)
+        return content._replace(text=text)
     inside = ((max(a - start, 0), min(b - start, len(text))) for a, b in content.predicted)
-    return Content(text, tuple(span for span in inside if span[0] < span[1]))
+    predicted = tuple(span for span in inside if span[0] < span[1])
+    return Content(text, predicted, content.parsed)
 
 
 def end_of_training(text: bytes, fraction: float) -> int:
@@ -309,7 +316,7 @@ def files_of(config: DataConfig, split: str = "train") -> tuple[Files, str, tupl
     Returns: them, the key that names them, and what else it names that is no file.
     Raises: ConfigError for a path without a file.
     """
-    form = PlainText(config.text_field)
+    form = form_of(config)
     if config.source == "stdlib" and split != "eval":
         root, paths = stdlib.root(), stdlib.files()
         names = tuple(path.relative_to(root).as_posix() for path in paths)

@@ -7,23 +7,33 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from hybrid.config import ConfigError
 
 
+Spans = tuple[tuple[int, int], ...]
+
+
 class Content(NamedTuple):
-    """A document's text, and which bytes [start, stop) of it are predicted; None: all."""
+    """What a document is made of.
+
+    Attributes:
+      predicted: which bytes [start, stop) of the text are predicted, and where one ends with the
+        text, EOS; None: all.
+      parsed: whether control tokens that the text spells are these tokens, not letters.
+    """
 
     text: bytes
-    predicted: tuple[tuple[int, int], ...] | None = None
+    predicted: Spans | None = None
+    parsed: bool = False
 
 
 @runtime_checkable  # for the tests, which check types
 class Form(Protocol):
-    """Makes a document of a row's fields.
+    """Makes a document of a row's fields.  Forms with the same `repr` make the same documents.
 
     Attributes:
-      fields: the fields that it needs.
+      fields: the fields that it needs, and the key that names each.
     """
 
     @property
-    def fields(self) -> tuple[str, ...]: ...
+    def fields(self) -> Mapping[str, str]: ...
 
     def content(self, values: Mapping[str, Any], where: str) -> Content:
         """Raises: ConfigError, `where` in it, for values that make no document."""
@@ -36,21 +46,28 @@ class PlainText:
     text_field: str
 
     @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.text_field,)
+    def fields(self) -> Mapping[str, str]:
+        return {self.text_field: "data.text_field"}
 
     def content(self, values: Mapping[str, Any], where: str) -> Content:
-        return Content(encoded(values, self.text_field, "data.text_field", where))
+        (text,) = texts(self, values, where)
+        return Content(text)
 
 
-def encoded(values: Mapping[str, Any], field: str, key: str, where: str) -> bytes:
-    """The UTF-8 of a field's text.  Raises: ConfigError under `key` where there is none."""
-    if field not in values:
-        raise missing(field, values, key, where)
-    if not isinstance(values[field], str):
-        raise ConfigError(key, f"{where} holds no text there", values[field])
+def texts(form: Form, values: Mapping[str, Any], where: str) -> list[bytes]:
+    """The UTF-8 of each of a form's fields.  Raises: ConfigError for one that holds no text."""
+    for field, key in form.fields.items():
+        if field not in values:
+            raise missing(field, values, key, where)
+        if not isinstance(values[field], str):
+            raise ConfigError(key, f"{where} holds no text there", repr(values[field]))
+    return [utf8(values[field], where) for field in form.fields]
+
+
+def utf8(text: str, where: str) -> bytes:
+    """The text's bytes.  Raises: ConfigError for what JSON can write and UTF-8 can not."""
     try:
-        return values[field].encode()
+        return text.encode()
     except UnicodeEncodeError:
         problem = f"{where} holds half a surrogate pair, which is no Unicode text"
         raise ConfigError("data.paths", problem) from None

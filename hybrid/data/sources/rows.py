@@ -95,9 +95,9 @@ def _table_rows(
 
 
 def _check_columns(form: Form, names: list[str], path: str) -> None:
-    for field in form.fields:
+    for field, key in form.fields.items():
         if field not in names:
-            raise missing(field, names, "data.text_field", path)
+            raise missing(field, names, key, path)
 
 
 @contextlib.contextmanager

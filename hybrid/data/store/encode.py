@@ -2,7 +2,9 @@
 
 Processes are spawned, not forked (jax's threads would not survive that), each with the tokenizers
 library's own threads for a batch. A document's tokens are `[BOS] tokens [EOS]`; where not all of
-its text is predicted, its parts are encoded one by one, so that no token spans an edge.
+its text is predicted, its parts are encoded one by one, so that no token spans an edge: what
+follows a prompt is encoded as a model would write it. A BOS or EOS of a parsed text's own stands
+in the place of ours.
 """
 
 import collections
@@ -23,6 +25,7 @@ import numpy as np
 
 from hybrid.config import ConfigError
 from hybrid.data.sources import Document
+from hybrid.data.sources.form import Spans
 from hybrid.data.tokenizers import Tokenizer
 
 CHUNK_BYTES = 1 << 20  # of text that is encoded at once
@@ -69,7 +72,8 @@ class Encoder:
 
     def batch(self, documents: Sequence[Document]) -> list[Tokens]:
         """The tokens of each document.  Raises: ConfigError for text that is not UTF-8."""
-        whole = [document.text for document in documents if document.predicted is None]
+        is_plain = [d.predicted is None and not d.parsed for d in documents]
+        whole = [d.text for d, plain in zip(documents, is_plain, strict=True) if plain]
         try:
             encoded = iter(self.tokenizer.encode_batch(whole))
         except UnicodeDecodeError:
@@ -79,9 +83,9 @@ class Encoder:
             raise
         return [
             Tokens(self._around(next(encoded), self.bos_id, self.eos_id))
-            if document.predicted is None
+            if plain
             else self.one(document, with_bytes=False)
-            for document in documents
+            for document, plain in zip(documents, is_plain, strict=True)
         ]
 
     def one(self, document: Document, with_bytes: bool = True) -> Tokens:
@@ -89,42 +93,56 @@ class Encoder:
 
         Raises: ConfigError for text that is not UTF-8.
         """
-        edges = sorted({0, len(document.text), *itertools.chain(*(document.predicted or ()))})
-        parts = [(a, b) for a, b in itertools.pairwise(edges) if a < b] or [(0, 0)]
-        ids, counts, masks = [], [], []
-        for part in parts:
-            text = document.text[slice(*part)]
-            with _named(document):
-                if with_bytes:
-                    found, count = self.tokenizer.encode_with_bytes(text)
-                else:
-                    found, count = self.tokenizer.encode(text), None
-            is_predicted = document.predicted is None or any(
-                a <= part[0] and part[1] <= b for a, b in document.predicted
-            )
-            ids.append(found)
-            counts.append(count if len(found) else np.zeros(0, np.int64))
-            masks.append(np.full(len(found), is_predicted))
+        predicted, size = document.predicted, len(document.text)
+        edges = sorted({0, size, *itertools.chain(*(predicted or ()))})
+        spans = [(a, b) for a, b in itertools.pairwise(edges) if a < b] or [(0, 0)]
+        parts = [self._part(document, span, with_bytes) for span in spans]
+        ids = np.concatenate([ids for ids, _ in parts])
+        own = self._own_text(ids) if document.parsed else slice(None)
+        mask = None
+        if predicted is not None:
+            ends_predicted = any(stop == size for _, stop in predicted)
+            lengths = [len(ids) for ids, _ in parts]
+            of_text = np.repeat([_covers(predicted, span) for span in spans], lengths)
+            mask = self._around(of_text[own], 0, ends_predicted).astype(bool)
         return Tokens(
-            self._around(np.concatenate(ids), self.bos_id, self.eos_id),
-            self._counts(counts) if with_bytes else None,
-            None if document.predicted is None else self._mask(masks, is_predicted),
+            self._around(ids[own], self.bos_id, self.eos_id),
+            self._counts([counts for _, counts in parts], own) if with_bytes else None,
+            mask,
         )
+
+    def _part(
+        self, document: Document, span: tuple[int, int], with_bytes: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ids of a stretch of text, and the bytes of each where they are asked for and known."""
+        text, tokenizer = document.text[slice(*span)], self.tokenizer
+        with _named(document):
+            if with_bytes:
+                ids, counts = tokenizer.encode_with_bytes(text, document.parsed)
+                return ids, counts if len(ids) else np.zeros(0, np.int64)
+            return (tokenizer.encode_parsed if document.parsed else tokenizer.encode)(text), None
+
+    def _own_text(self, ids: np.ndarray) -> slice:
+        """The text without a BOS and an EOS that it spells itself where ours will stand."""
+        start = int(self.bos_id is not None and len(ids) > 0 and ids[0] == self.bos_id)
+        ends = self.eos_id is not None and len(ids) > start and ids[-1] == self.eos_id
+        return slice(start, len(ids) - ends)
 
     def _around(self, values: np.ndarray, of_bos: int | None, of_eos: int | None) -> np.ndarray:
         before = np.array([] if self.bos_id is None else [of_bos], np.int32)
         after = np.array([] if self.eos_id is None else [of_eos], np.int32)
         return np.concatenate([before, values, after], dtype=np.int32, casting="unsafe")
 
-    def _counts(self, counts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    def _counts(self, counts: Sequence[np.ndarray | None], own: slice) -> np.ndarray | None:
         known = [count for count in counts if count is not None]
         if len(known) < len(counts):
             return None
-        joined = self._around(np.concatenate(known), 0, 0)
+        joined = self._around(np.concatenate(known)[own], 0, 0)
         return joined.astype(np.uint16) if joined.max(initial=0) < 1 << 16 else None
 
-    def _mask(self, masks: Sequence[np.ndarray], is_end_predicted: bool) -> np.ndarray:
-        return self._around(np.concatenate(masks), 0, is_end_predicted).astype(bool)
+
+def _covers(predicted: Spans, part: tuple[int, int]) -> bool:
+    return any(a <= part[0] and part[1] <= b for a, b in predicted)
 
 
 @contextlib.contextmanager

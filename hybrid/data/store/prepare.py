@@ -31,7 +31,7 @@ from hybrid.process.lock import FILE as LOCK
 from hybrid.process.lock import writer_lock
 
 JOURNAL = "journal.jsonl"
-_KEYS = ("source", "paths", "text_field", "eval_paths", "eval_fraction")
+_KEYS = ("source", "paths", "eval_paths", "eval_fraction")
 Place = tuple[int, int, int]  # list of files, file, line or row
 
 
@@ -120,6 +120,7 @@ class _Job:
         about = [[(stat.st_size, stat.st_mtime_ns) for stat in of_list] for of_list in stats]
         changes = hashlib.blake2b(repr(about).encode(), digest_size=16).hexdigest()
         source = {name: getattr(config, name) for name in _KEYS}
+        source["form"] = repr(lists[0].form)  # the fields, and the template of conversations
         settings = {
             "format": manifest.FORMAT,
             "source": json.loads(json.dumps(source)),
@@ -149,9 +150,7 @@ class _Job:
                     if self.is_by_hash:
                         key = np.frombuffer(digest, ">u8").astype(np.uint64)[None]
                         is_eval = bool(is_below(key, threshold)[0])
-                    document = Document(
-                        files.name(file, place), content.text, predicted=content.predicted
-                    )
+                    document = Document(files.name(file, place), content.text, 0, *content[1:])
                     yield Asked(document, is_eval, ((number, file, place), digest))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from hybrid.data import packing
 from hybrid.data.packing import Layout, ListedRows, Row
 from hybrid.data.store.manifest import Split, Store
+from hybrid.data.store.shard import Shard
 from hybrid.process.files import whole_folder
 
 _TOTALS = "totals.json"
@@ -76,14 +77,29 @@ class StoreRows:
 
         Raises: ConfigError where its shard is damaged.
         """
+        stream, pieces = self._pieces(index)
+        return packing.row_of(stream, self._layout, pieces)
+
+    def names(self, index: int) -> list[str]:
+        """Where the documents of row `index` came from, in its order."""
+        shard, pieces = self._pieces(index)
+        found = []
+        for start, stop in pieces:
+            first = int(np.searchsorted(shard.starts, start, "right")) - 1
+            has_bos = self._layout.window_bos is not None and shard.starts[first] != start
+            # One token more would be a target alone.
+            end = min(stop, start + self._layout.context_length - has_bos)
+            found += shard.names(first, int(np.searchsorted(shard.starts, end)))
+        return found
+
+    def _pieces(self, index: int) -> tuple[Shard, list[packing.Span]]:
+        """The shard that holds a row, and the row's stretches of it."""
         number = int(np.searchsorted(self._ends, index, "right"))
         local = index - (int(self._ends[number - 1]) if number else 0)
-        stream = self.store.shard(self._split, number)
+        shard = self.store.shard(self._split, number)
         if self._lists is None:
-            pieces = packing.StreamRows(stream, self._layout).pieces(local)
-        else:
-            pieces = self._lists.of(number).pieces(local)
-        return packing.row_of(stream, self._layout, pieces)
+            return shard, packing.StreamRows(shard, self._layout).pieces(local)
+        return shard, self._lists.of(number).pieces(local)
 
 
 class _Lists:

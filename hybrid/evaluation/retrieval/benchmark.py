@@ -8,11 +8,13 @@ Read first: `prompts.py`. Read next: `command.py`.
 import dataclasses
 
 from hybrid.config import ConfigError
-from hybrid.data import tokenizers
-from hybrid.evaluation.retrieval import chat, haystack, mrcr, prompts
+from hybrid.data import chat, tokenizers
+from hybrid.evaluation.retrieval import haystack, mrcr, prompts
 from hybrid.evaluation.retrieval.prompts import Encoder, Group
 from hybrid.experiment import Experiment
 from hybrid.process.remote import AnyPath
+
+CHAT_KEY = "eval.retrieval.chat_template"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,8 @@ def _encoder(config: Experiment, base: AnyPath | None) -> Encoder:
     if config.eval.retrieval.chat_template:
         if base is None:
             problem = "is the template of a Hugging Face folder, and the model is of none"
-            raise ConfigError(chat.KEY, problem, True, "false")
-        template = chat.read(base)
+            raise ConfigError(CHAT_KEY, problem, True, "false")
+        template = chat.read(base, CHAT_KEY)
     bos_id = None if bos == "never" else tokenizer.bos_id
     model = config.model
     return Encoder(tokenizer, bos_id, model.vocab_size, template, model.learned_positions)

@@ -15,12 +15,12 @@ import numpy as np
 
 from hybrid.config import ConfigError
 from hybrid.data.cache import check_ids
+from hybrid.data.chat import ChatTemplate
 from hybrid.data.config import NeedleConfig
 from hybrid.data.tasks import Examples
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.evaluation.config import NEEDLES, RULER, RetrievalConfig
 from hybrid.evaluation.retrieval import questions, ruler
-from hybrid.evaluation.retrieval.chat import ChatTemplate
 from hybrid.evaluation.retrieval.sample import Request, Sample, TooShort
 
 KEYS = "needle_keys"
@@ -90,13 +90,20 @@ class Encoder:
         Without a chat template one turn stands as it is, and several with a name before each.
         """
         if self.chat is not None:
-            ids = self.tokenizer.encode_parsed(self.chat.render(turns) + answer_prefix)
+            ids = self.tokenizer.encode_parsed(_reply_to(turns, self.chat) + answer_prefix)
         else:
             ids = self.tokenizer.encode(plain(turns) + answer_prefix)
         if self.bos_id is not None and not (len(ids) and ids[0] == self.bos_id):
             ids = np.concatenate([[self.bos_id], ids]).astype(np.int32)
         check_ids(int(ids.max(initial=0)), self.vocab_size)
         return ids
+
+
+def _reply_to(turns: Sequence[str], chat: ChatTemplate) -> str:
+    """The turns by the template, up to where the reply begins."""
+    roles = "user", "assistant"
+    messages = [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    return chat.render(messages, add_generation_prompt=True)
 
 
 def plain(turns: Sequence[str]) -> str:
