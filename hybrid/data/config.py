@@ -141,7 +141,7 @@ class DataConfig:
     mixture: tuple[MixtureSource, ...] = key(
         (),
         "sources to train on together, in place of source, paths and eval_paths: a list of dicts "
-        "(keys below), [{'name': 'code', 'paths': 'src/**/*.py', 'weight': 0.7}, …]",
+        "(docs/mixtures.md), [{'name': 'code', 'paths': 'src/**/*.py', 'weight': 0.7}, …]",
     )
     mixture_schedule: tuple[tuple[int, tuple[float, ...]], ...] = key(
         (),

@@ -38,6 +38,8 @@ def experiment_of(folder, **overrides):
     for name in [key for key in overrides if key in NAMES]:
         keys[name] |= overrides.pop(name)
     values = {"data__source": "stdlib", "data__paths": (), "data__mixture": list(keys.values())}
+    values |= {"optimizer__schedule": "constant", "training__peak_flops": -1.0}
+    values |= {"training__batch_size": 8}
     return tiny_run.experiment_of(folder, **values | overrides)
 
 
@@ -95,37 +97,35 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_rows(straight, tmp_path, m
     assert tiny_run.rows(tmp_path / "run") == tiny_run.rows(straight[2])
 
 
-def test_microbatches_add_up(straight, tmp_path):
-    two = tiny_run.with_key(straight[1], "training", num_microbatches=2, num_steps=1)
-    loop.run(two, tmp_path / "run")
-    ours, theirs = (tiny_run.rows(run)[0] for run in (tmp_path / "run", straight[2]))
-    for name in NAMES:
-        assert ours[f"loss/{name}"] == pytest.approx(theirs[f"loss/{name}"], rel=1e-6)
-        assert ours[f"tokens_seen/{name}"] == theirs[f"tokens_seen/{name}"]
-
-
 FOUR_DEVICES = """
 import pathlib, sys
-import test_mixture_run, tiny_run
+import test_mixture_run
 from hybrid.training import loop
 folder = pathlib.Path(sys.argv[1])
-keys = dict(mesh__data=2, mesh__fsdp=2, training__num_steps=1, training__peak_flops=-1.0)
-loop.run(test_mixture_run.experiment_of(folder, **keys), folder / "four")
+keys = dict(mesh__data=2, mesh__fsdp=2, training__num_microbatches=2, training__num_steps=2)
+loop.run(test_mixture_run.experiment_of(folder, **keys), folder / "run")
 """
 
 
-def test_devices_add_up(straight, tmp_path):
+def test_a_run_on_four_devices_and_in_micro_batches_goes_on_with_one(straight, tmp_path):
     folders = [pathlib.Path(__file__).parents[2], pathlib.Path(__file__).parent]
     environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
     }
     command = [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)]
     subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=300)
-    ours, theirs = (tiny_run.rows(run)[0] for run in (tmp_path / "four", straight[2]))
-    for name in NAMES:
-        assert ours[f"loss/{name}"] == pytest.approx(theirs[f"loss/{name}"], rel=1e-4)
-        assert ours[f"tokens_seen/{name}"] == theirs[f"tokens_seen/{name}"]
+    four = [row for row in tiny_run.rows(tmp_path / "run") if "loss" in row]
+    assert [row["step"] for row in four] == [1, 2]
+    loop.run(experiment_of(tmp_path, training__num_steps=6), tmp_path / "run")
+    ours, theirs = (
+        [row for row in tiny_run.rows(run) if "loss" in row]
+        for run in (tmp_path / "run", straight[2])
+    )
+    for row, other in zip(ours, theirs, strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
+        for name in NAMES:
+            assert row[f"tokens_seen/{name}"] == other[f"tokens_seen/{name}"]
 
 
 def test_the_program_of_a_plain_run_has_no_input_more(straight, tmp_path):
@@ -158,11 +158,9 @@ def test_a_result_tells_the_loss_of_each_source(straight):
         assert sum(one[name] for one in parts) == values[name]
     total = sum(one["loss"] * one["num_tokens"] for one in parts) / values["num_tokens"]
     assert total == pytest.approx(values["loss"], rel=1e-9)
-    for one in parts:
-        paths = str(straight[0] / one["name"] / "*.txt")
-        whole = repr({"name": one["name"], "paths": paths})
-        alone = evaluated(straight[2], data__mixture=whole, eval__max_tokens="0")
-        assert alone.num_tokens > one["num_tokens"]  # all of it, and not what was held out
+    whole = repr({"name": "few", "paths": str(straight[0] / "few" / "*.txt")})
+    alone = evaluated(straight[2], data__mixture=whole, eval__max_tokens="0")
+    assert alone.num_tokens > parts[2]["num_tokens"]  # all of it, and not what was held out
     table = report.table(result, step=6, config="tiny")
     assert all(f"{name} " in table for name in NAMES)
     documents = result.records.document
@@ -240,7 +238,7 @@ def test_steps_beyond_what_the_sources_hold_are_refused_with_their_number(tmp_pa
     mixture = tuple(dataclasses.replace(s, epochs=0.1) for s in once.data.mixture)
     once = tiny_run.with_key(once, "data", mixture=mixture)
     keys = {"context_length": 32, "seed": 0, "vocab_size": once.model.vocab_size}
-    most = pipeline.open_rows(once.data, **keys).end // 4
+    most = pipeline.open_rows(once.data, **keys).end // 8
     with pytest.raises(ConfigError) as error:
         loop.run(tiny_run.with_key(once, "training", num_steps=most + 1), tmp_path / "run")
     assert str(error.value).startswith("training.num_steps: ")
@@ -308,7 +306,6 @@ def get_config(path):
 
 def test_a_sweep_varies_the_weights(straight, tmp_path):
     base = json.loads((straight[2] / "config.json").read_text())
-    base["training"]["num_steps"] = base["eval"]["every_steps"] = 1
     mixture = [{**source, "weight": 1.0} for source in base["data"]["mixture"]]
     cells = [
         {"data.mixture_schedule": [[0, [1.0, 0.0, 0.0]]]},
