@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,16 @@ def test_an_edited_source_is_refused_by_its_name_and_a_moved_one_is_not(straight
     assert refused(longer(moved), workdir).startswith(
         "data.mixture[1].paths: the text is another than that of the run"
     )
+
+
+def test_sources_that_moved_with_the_workdir_are_found(straight, tmp_path):
+    shutil.copytree(straight[0], tmp_path / "first")
+    for name in ("config.json", "provenance.json"):
+        file = tmp_path / "first" / "run" / name
+        file.write_text(file.read_text().replace(str(straight[0]), str(tmp_path / "first")))
+    shutil.move(tmp_path / "first", tmp_path / "second")
+    expected = evaluated(straight[2])
+    assert evaluated(tmp_path / "second" / "run").by_source == expected.by_source
 
 
 @pytest.mark.parametrize(
