@@ -12,8 +12,8 @@ import pathlib
 import random
 import re
 
-from hybrid.data.sources import documents
 from hybrid.data.config import DataConfig
+from hybrid.data.sources import documents
 
 VOCAB_SIZE = 8192
 

@@ -16,6 +16,7 @@ from hybrid import config as config_lib
 from hybrid import experiment
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.report import notation
+from hybrid.data.config import MixtureSource
 from hybrid.experiment import Experiment
 from hybrid.inference.config import UNIFIED_CACHES
 
@@ -39,6 +40,8 @@ def config_page() -> str:
             section = head
             lines += table_head(f"`{head}.`" if head else "Top level")
         lines.append(row(info))
+    lines += table_head("An entry of `data.mixture`, a dict of these")
+    lines += map(row, config_lib.walk(MixtureSource))
     lines += table_head("A sweep (`python -m hybrid.ablate`)")
     lines.append("| `base` | | a run's config, all of the above: `base.model.window_size`, … |")
     own = [info for info in config_lib.walk(SweepConfig) if not info.name.startswith("base.")]

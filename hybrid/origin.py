@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hybrid.config import ConfigError, flatten, opened_path, updated
@@ -19,6 +19,7 @@ from hybrid.process.files import as_path, is_dir, path_of
 from hybrid.process.remote import AnyPath, RemotePath
 
 CONFIG, PROVENANCE, TOKENIZER = "config.json", "provenance.json", "tokenizer"
+MIXTURE = "data.mixture"
 PATHS = ("data.paths", "data.eval_paths", "init_from")
 
 
@@ -87,14 +88,23 @@ def with_places(values: Mapping[str, Any], workdir: AnyPath) -> Mapping[str, Any
         began = [as_path(started[name]) for name in ("directory", "workdir")]
     except (OSError, ValueError, KeyError, TypeError):  # a run of an earlier version
         began = []
+
+    def placed(flat: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in names:
+            value = flat.get(name)
+            if isinstance(value, str) and value:
+                found[name] = _place(opened_path(name, value, remote=True), workdir, *began)
+            elif isinstance(value, list | tuple):
+                found[name] = [_place(opened_path(name, path), workdir, *began) for path in value]
+        return found
+
     flat = flatten(values)
-    found: dict[str, Any] = {}
-    for name in PATHS:
-        value = flat.get(name)
-        if isinstance(value, str) and value:
-            found[name] = _place(opened_path(name, value, remote=True), workdir, *began)
-        elif isinstance(value, list | tuple):
-            found[name] = [_place(opened_path(name, path), workdir, *began) for path in value]
+    found = placed(flat, PATHS)
+    if flat.get(MIXTURE):
+        found[MIXTURE] = [
+            {**source, **placed(source, ("paths", "eval_paths"))} for source in flat[MIXTURE]
+        ]
     if (workdir / TOKENIZER).is_dir():
         found["data.tokenizer"] = str(workdir / TOKENIZER)
     return updated(values, found)

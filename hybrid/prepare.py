@@ -25,6 +25,11 @@ def _run(arguments: cli.Arguments) -> None:
     distributed.refuse("prepare", arguments.overrides)
     page, output = arguments.require("config"), arguments.require("output")
     loaded = experiment.load(page, arguments.overrides)
+    if loaded.data.mixture:
+        problem = "has several texts, and a store holds one"
+        names = [source.name for source in loaded.data.mixture]
+        remedy = "prepare each source by itself, then name its store: 'source': 'prepared'"
+        raise ConfigError("data.mixture", problem, names, remedy)
     folder, flags = path_of("--output", output), arguments.flags
     for name, least in (("workers", -1), ("shard_tokens", 1)):
         if flags[name].value < least:

@@ -23,6 +23,8 @@ class Batch:
       positions: place within the segment, from 0, int32 [b, t].
       loss_mask: whether a target is predicted (not BOS, not padding, nor what
         is no question of a task), bool [b, t].
+      is_of_source: of a mixture, which source each row comes from, one True a row, bool
+        [b, num_sources]; else None, which is no array: other runs' programs have no such input.
     """
 
     tokens: Leaf
@@ -30,6 +32,7 @@ class Batch:
     segment_ids: Leaf
     positions: Leaf
     loss_mask: Leaf
+    is_of_source: Leaf = None
 
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:

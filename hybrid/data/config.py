@@ -4,12 +4,14 @@ Read next: `sources/`, and `tasks/` for the tasks.
 """
 
 import dataclasses
+import re
 
-from hybrid.config import ConfigError, key, section
+from hybrid.config import ConfigError, errors_under, key, section
 
 TASKS = ("mqar", "needle")  # rows of the table in `tasks/`
 SOURCES = ("stdlib", "text", "jsonl", "parquet", "datasets", "prepared", *TASKS)
 PACKINGS = ("stream", "best_fit", "document")
+TEXTS = tuple(source for source in SOURCES if source not in TASKS)
 WITHOUT_PATHS = ("stdlib", *TASKS)
 WITH_FIELDS = ("jsonl", "parquet", "datasets")  # whose documents are rows of named fields
 FIELDS = ("prompt_field", "completion_field", "messages_field")
@@ -51,6 +53,36 @@ class NeedleConfig:
     def __post_init__(self) -> None:
         if not self.distances:
             raise ConfigError("distances", "must name at least one distance", "()")
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureSource:
+    """An entry of `data.mixture`: keys of its own; all others of `data.` are those of the run."""
+
+    name: str = key("", "of letters, digits, - and _; metrics are called by it: loss/NAME")
+    weight: float = key(
+        1.0, "part of the rows, relative to the others' weights; 0: none", at_least=0
+    )
+    epochs: float = key(
+        0.0,
+        "given so many times at most, then the others have its part; 0: without end",
+        at_least=0,
+    )
+    source: str = key("text", "as data.source, but for tasks", choices=TEXTS)
+    paths: tuple[str, ...] = key((), "as data.paths", path=True)
+    text_field: str = key("text", "as data.text_field")
+    eval_paths: tuple[str, ...] = key((), "as data.eval_paths", path=True)
+    packing: str = key("", "as data.packing; empty: that one", choices=("", *PACKINGS))
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+", self.name, re.ASCII):
+            raise ConfigError("name", "must be of letters, digits, - and _", self.name or "nothing")
+
+    @property
+    def data_keys(self) -> dict[str, object]:
+        """Its own keys, by their names under `data.`."""
+        names = ("source", "paths", "text_field", "eval_paths", "packing")
+        return {name: value for name in names if (value := getattr(self, name)) != ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,10 +157,23 @@ class DataConfig:
         "folder of the token cache; empty: $XDG_CACHE_HOME/hybrid, else ~/.cache/hybrid",
         path=True,
     )
+    mixture: tuple[MixtureSource, ...] = key(
+        (),
+        "sources to train on together, in place of source, paths and eval_paths: a list of dicts "
+        "(docs/mixtures.md), [{'name': 'code', 'paths': 'src/**/*.py', 'weight': 0.7}, …]",
+    )
+    mixture_schedule: tuple[tuple[int, tuple[float, ...]], ...] = key(
+        (),
+        "weights that change in training: (finished steps from which they count, (a weight for "
+        "each source of the mixture, …)), …; before the first: the sources' own",
+    )
     mqar: MqarConfig = section(MqarConfig)
     needle: NeedleConfig = section(NeedleConfig)
 
     def __post_init__(self) -> None:
+        if self.mixture or self.mixture_schedule:
+            self._check_mixture()
+            return
         is_set = f"is set although data.source is {self.source}"
         self._check_fields(is_set)
         if self.source in WITHOUT_PATHS and self.paths:
@@ -167,6 +212,45 @@ class DataConfig:
         if not self.prompt_field and not self.completion_field:
             return None
         return self.prompt_field or "prompt", self.completion_field or "completion"
+
+    def _check_mixture(self) -> None:
+        names = [source.name for source in self.mixture]
+        if not names:
+            problem = "is set although data.mixture names no source"
+            raise ConfigError("mixture_schedule", problem, self.mixture_schedule)
+        if len(set(names)) < len(names):
+            raise ConfigError("mixture", "has two sources of one name", names)
+        if not any(source.weight for source in self.mixture):
+            raise ConfigError("mixture", "has weights that sum to nothing", [0.0] * len(names))
+        for name, unset in {"source": "stdlib", "paths": (), "eval_paths": ()}.items():
+            value, remedy = getattr(self, name), f"{unset or 'empty'}: each source has its own"
+            if value != unset:
+                raise ConfigError(name, "is set although data.mixture is", value, remedy)
+        self._check_schedule(self.mixture_schedule)
+        _ = self.parts
+
+    def _check_schedule(self, schedule: tuple[tuple[int, tuple[float, ...]], ...]) -> None:
+        steps = [step for step, _ in schedule]
+        if any(step < 0 for step in steps) or sorted(set(steps)) != steps:
+            problem = "must have steps from 0 on that ascend"
+            raise ConfigError("mixture_schedule", problem, steps)
+        for _, weights in schedule:
+            if len(weights) != len(self.mixture):
+                problem = f"must have a weight for each of the {len(self.mixture)} sources"
+                raise ConfigError("mixture_schedule", problem, weights)
+            if min(weights) < 0 or not any(weights):
+                problem = "must have weights of at least 0 that sum to more"
+                raise ConfigError("mixture_schedule", problem, weights)
+
+    @property
+    def parts(self) -> "tuple[DataConfig, ...]":
+        """Each source of the mixture as if it were alone."""
+        found = []
+        for index, source in enumerate(self.mixture):
+            with errors_under(f"mixture[{index}]."):
+                alone: dict = {**source.data_keys, "mixture": (), "mixture_schedule": ()}
+                found.append(dataclasses.replace(self, **alone))
+        return tuple(found)
 
     @property
     def is_task(self) -> bool:

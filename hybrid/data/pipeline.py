@@ -11,19 +11,21 @@ examples.
 """
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 
 from hybrid.config import ConfigError
-from hybrid.data import cache, order, sources, tokenizers
+from hybrid.data import cache, mixed, order, sources, tokenizers
 from hybrid.data.batch import stacked
 from hybrid.data.cache import StoredText
 from hybrid.data.config import DataConfig
 from hybrid.data.eval_documents import EvalDocuments, StoredArrays, StoredNames
+from hybrid.data.mixed import MixedDocuments, MixedRows
 from hybrid.data.packing import Layout, Row
 from hybrid.data.store import prepared
 from hybrid.data.store.build import check_ids
@@ -54,7 +56,7 @@ class Rows:
     """An endless, shuffled run of rows.
 
     Attributes:
-      source: the rows of one epoch, unshuffled.
+      source: the rows of one epoch, unshuffled; or those of a mixture, in an order of their own.
       seed: of the shuffles.
       fingerprint: of everything that decides the rows of an epoch: text, tokenizer, BOS policy,
         context length and packing, or a task's keys.
@@ -62,7 +64,7 @@ class Rows:
       corpus: of text, the fingerprint of all of `data.paths`.
     """
 
-    source: RowSource | Examples
+    source: RowSource | Examples | MixedRows
     seed: int
     fingerprint: str
     description: str
@@ -73,9 +75,24 @@ class Rows:
         """Rows an epoch."""
         return self.source.num_rows
 
+    @property
+    def end(self) -> int | None:
+        """Rows of the whole run, where the sources of a mixture are used up; None: endless."""
+        return self.source.mixture.num_rows if isinstance(self.source, MixedRows) else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The fingerprints, as the record of a run keeps them; of a mixture `by_source` too."""
+        own = {"data_fingerprint": self.fingerprint, "corpus_fingerprint": self.corpus}
+        if not isinstance(self.source, MixedRows):
+            return own
+        return {**own, "by_source": {name: r.identity for name, r in self.source.runs.items()}}
+
     def row(self, index: int) -> Row:
         """Row `index` >= 0 of the run, over epochs; fields of `Batch`, each [context_length]."""
-        return self.source.row(order.row_at(index, self.num_rows, self.seed))
+        is_ordered = isinstance(self.source, MixedRows)
+        place = index if is_ordered else order.row_at(index, self.num_rows, self.seed)
+        return self.source.row(place)
 
     def names(self, index: int) -> list[str]:
         """Where the documents of row `index` came from, in its order; none of a task."""
@@ -112,17 +129,30 @@ def open_rows(
     context_length: int,
     seed: int,
     vocab_size: int,
+    batch_size: int = 1,
     split: str = "train",
     progress: cache.Progress | None = None,
     before_tokenizing: Callable[[], Any] = lambda: None,
 ) -> Rows:
     """The rows of a split; text is tokenized into the cache where it is not there yet.
 
+    `batch_size` is the rows of a step, by which the schedule of a mixture is counted.
     `before_tokenizing()` is called then, when nothing but the text's own content can be wrong.
     `progress(done, total)` is called with bytes of text; an exception from it stops.
     Raises: ConfigError for wrong files (those of the evaluation too), tokenizers and
       vocabularies; nothing was written then.
     """
+    if config.mixture:
+        open_one = functools.partial(
+            open_rows,
+            context_length=context_length,
+            seed=seed,
+            vocab_size=vocab_size,
+            split=split,
+            progress=progress,
+            before_tokenizing=before_tokenizing,
+        )
+        return _open_mixture(config, open_one, split, vocab_size, batch_size)
     if config.is_task:
         examples = Examples(config.source, config.task, split, context_length, vocab_size)
         return Rows(examples, seed, examples.fingerprint, examples.description)
@@ -150,6 +180,33 @@ def open_rows(
     return Rows(rows, seed, fingerprint, description, text.corpus)
 
 
+def _open_mixture(
+    config: DataConfig,
+    open_one: Callable[[DataConfig], Rows],
+    split: str,
+    vocab_size: int,
+    batch_size: int,
+) -> Rows:
+    """The rows of a mixture; what is wrong with one source shows before another is written."""
+    encoder, _ = encoder_of(config, vocab_size)
+    for index, part in enumerate(config.parts):
+        with mixed.errors_of(index):
+            if part.source == "prepared":
+                prepared.opened(part, split, encoder, vocab_size)
+                continue
+            _check_readable(part, split, encoder)
+            if part.eval_paths:
+                _check_readable(part, "eval", encoder)
+    runs = []
+    for index, part in enumerate(config.parts):
+        with mixed.errors_of(index):
+            runs.append(open_one(part))
+    rows = mixed.mixed_rows(config, runs, batch_size)
+    corpus = mixed.joined_fingerprint([run.corpus for run in runs])
+    description = mixed.described(config, [run.description for run in runs])
+    return Rows(rows, runs[0].seed, rows.fingerprint, description, corpus)
+
+
 def _stored(
     config: DataConfig,
     split: str,
@@ -162,14 +219,20 @@ def _stored(
     if config.source == "prepared":
         return prepared.opened(config, split, encoder, vocab_size)
     keys: Any = {"vocab_size": vocab_size}
-    if split == "train" and config.eval_paths and cache.noted(config, "eval", encoder) is None:
-        sources.documents(config, "eval")  # what is wrong there shows before anything is written
+    if split == "train" and config.eval_paths:
+        _check_readable(config, "eval", encoder)
     text = cache.stored(
         config, split, encoder, **keys, progress=progress, before_tokenizing=before_tokenizing
     )
     if split == "train":
         cache.stored(config, "eval", encoder, **keys)
     return text
+
+
+def _check_readable(config: DataConfig, split: str, encoder: Encoder) -> None:
+    """What is wrong with files shows before anything is written.  Raises: ConfigError."""
+    if cache.noted(config, split, encoder) is None:
+        sources.documents(config, split)
 
 
 def encoder_of(config: DataConfig, vocab_size: int) -> tuple[Encoder, str]:
@@ -199,18 +262,24 @@ def open_held_out(
     vocab_size: int,
     context_length: int = 0,
     split: str = "eval",
-    held_out_below: bytes | None = None,
+    held_out_below: bytes | Mapping[str, bytes | None] | None = None,
     progress: cache.Progress | None = None,
-) -> EvalDocuments | Examples:
+) -> EvalDocuments | MixedDocuments | Examples:
     """What an evaluation scores: documents, or a task's examples at `context_length`.
 
     `split` is `eval` or, of documents, `all` of `data.paths`; `held_out_below` parts documents as
-    those of an earlier run.  `progress(done, total)` is called with bytes of text; an exception
-    from it stops.  Examples can be made at another length later.
+    those of an earlier run, of a mixture by source.  `progress(done, total)` is called with
+    bytes of text; an exception from it stops.  Examples can be made at another length later.
     Raises: ConfigError for wrong files, tokenizers, lengths and vocabularies.
     """
     if config.is_task:
         return Examples(config.source, config.task, "eval", context_length, vocab_size)
+    if config.mixture:
+        open_one = functools.partial(
+            open_held_out, vocab_size=vocab_size, split=split, progress=progress
+        )
+        return _held_out_mixture(config, open_one, held_out_below)
+    assert not isinstance(held_out_below, Mapping), "of a mixture alone"
     encoder, bos = encoder_of(config, vocab_size)
     tokenizer = encoder.tokenizer
     text = documents = None
@@ -248,6 +317,22 @@ def open_held_out(
         description=description,
         has_eos=tokenizer.eos_id is not None,
     )
+
+
+def _held_out_mixture(
+    config: DataConfig,
+    open_one: Callable[..., Any],
+    held_out_below: bytes | Mapping[str, bytes | None] | None,
+) -> MixedDocuments:
+    """What each source of a mixture holds out."""
+    below = held_out_below if isinstance(held_out_below, Mapping) else {}
+    by_source = {}
+    for index, (source, part) in enumerate(zip(config.mixture, config.parts, strict=True)):
+        with mixed.errors_of(index):
+            found = open_one(part, held_out_below=below.get(source.name))
+        by_source[source.name] = found
+    lines = [documents.description for documents in by_source.values()]
+    return MixedDocuments(by_source, mixed.described(config, lines))
 
 
 def _of_store(text: StoredText, encoder: Encoder) -> dict[str, Any]:

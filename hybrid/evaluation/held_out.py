@@ -1,6 +1,7 @@
 """The one entry of the evaluation: what is held out, text or a task, at each context length.
 
-Read first: `perplexity.py` and `recall.py`, which score the one and the other at one length.
+Read first: `perplexity.py` and `recall.py`, which score the one and the other at one length, and
+`by_source.py` for the texts of a mixture.
 """
 
 import dataclasses
@@ -12,9 +13,10 @@ import jax
 
 from hybrid import model
 from hybrid.data.batch import Batch
+from hybrid.data.mixed import MixedDocuments
 from hybrid.data.pipeline import EvalDocuments
 from hybrid.data.tasks import Examples
-from hybrid.evaluation import perplexity, recall
+from hybrid.evaluation import by_source, perplexity, recall
 from hybrid.evaluation.batches import BatchScorer, Stopped, jitted
 from hybrid.evaluation.config import EvalConfig
 from hybrid.evaluation.result import Result
@@ -27,7 +29,7 @@ from hybrid.ops.loss import TokenScores
 def evaluate(
     model_config: ModelConfig,
     params: Any,
-    held_out: EvalDocuments | Examples,
+    held_out: EvalDocuments | MixedDocuments | Examples,
     eval_config: EvalConfig,
     *,
     context_length: int,
@@ -66,6 +68,8 @@ def evaluate(
         score = jitted(forward, model_config, params, with_top=is_task, flags=flags)
     scorer = BatchScorer(score, place, batch_multiple, should_stop, progress)
     at_length: Callable[..., Result] = recall.evaluate if is_task else perplexity.evaluate
+    if isinstance(held_out, MixedDocuments):
+        at_length = by_source.evaluate
     lengths = eval_config.lengths(context_length)
     try:
         results = {

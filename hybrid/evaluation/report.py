@@ -9,13 +9,15 @@ Row = tuple[str, str, int]  # label, value, how many tokens or questions
 
 
 def table(result: Result, *, step: int | None, config: str) -> str:
-    """The result as lines of text: the totals, then by context length, then in detail:
+    """The result as lines of text: the totals, by source, by context length, then in detail:
     by position and by distance of repeats (text), by distance and number of pairs (tasks).
 
     `step` and `config` say which model was scored.
     """
     at = "" if step is None else f"step {step}, "
     parts = [f"{'model':<15} {at}{config}\n" + _totals(result)]
+    if result.by_source:
+        parts.append(_by_source(result))
     if result.by_context:
         parts.append(_by_context(result))
     if result.accuracy is None:
@@ -48,6 +50,16 @@ def _bits_or_accuracy(result: Result) -> str:
     if result.accuracy is not None:
         return f"{result.accuracy:.2%}"
     return "unknown" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
+
+
+def _by_source(result: Result) -> str:
+    width = max(15, *map(len, result.by_source))
+    lines = [f"{'source':>{width}} {'loss':>9} {'perplexity':>11} {'bits/byte':>10} {'tokens':>12}"]
+    for name, one in result.by_source.items():
+        bits = "unknown" if one.bits_per_byte is None else f"{one.bits_per_byte:.4f}"
+        losses = f"{one.loss:>9.4f} {one.perplexity:>11.4f} {bits:>10}"
+        lines.append(f"{name:>{width}} {losses} {one.num_tokens:>12,}")
+    return "\n".join(lines)
 
 
 def _by_context(result: Result) -> str:

@@ -21,6 +21,17 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True)
+class SourceLoss:
+    """The loss of one source of a mixture, as `Result` has it of all."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    num_tokens: int
+    num_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Share:
     """Share of right answers among `num` questions."""
 
@@ -47,6 +58,7 @@ class Result:
       records: the raw rows.
       repeats: of text: losses on repeated bigrams by distance to the latest earlier sight.
       accuracy, by_distance, by_num_pairs: of tasks: shares of right answers.
+      by_source: of a mixture: the losses of each source, by its name.
       by_context: a Result for each context length in the order given, if there were several.
     """
 
@@ -64,6 +76,7 @@ class Result:
     accuracy: float | None = None
     by_distance: Mapping[int, Share] = keyed("distance")
     by_num_pairs: Mapping[int, Share] = keyed("num_pairs")
+    by_source: Mapping[str, SourceLoss] = keyed("name")
     by_context: tuple["Result", ...] = ()
     records: TokenRecords = dataclasses.field(repr=False, compare=False)
 
@@ -90,8 +103,7 @@ class Result:
         absent = {"repeats", "count_eos"}
         if self.accuracy is None:
             absent = {"accuracy", "by_distance", "by_num_pairs"}
-        if not self.by_context:
-            absent.add("by_context")
+        absent |= {name for name in ("by_source", "by_context") if not getattr(self, name)}
         values = to_json(dataclasses.replace(self, by_context=()))
         values["by_context"] = [result.to_dict(**about) for result in self.by_context]
         return {name: values[name] for name in values if name not in absent} | about

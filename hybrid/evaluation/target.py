@@ -17,6 +17,7 @@ from hybrid import experiment, model, origin
 from hybrid.config import ConfigError
 from hybrid.data import cache, pipeline, sources
 from hybrid.data.config import FIELDS, WITH_FIELDS, WITHOUT_PATHS
+from hybrid.data.mixed import MixedDocuments, errors_of
 from hybrid.data.placement import place_whole
 from hybrid.data.tasks import TASKS, Examples
 from hybrid.evaluation import held_out
@@ -30,7 +31,8 @@ from hybrid.process import compiler
 from hybrid.sharding import make_mesh, num_batch_parts
 from hybrid.workdir import checkpoint, provenance
 
-TEXT_KEYS = ("data.source", "data.paths")
+ONE_TEXT, MIXTURE = ("data.source", "data.paths"), "data.mixture"
+TEXT_KEYS = (*ONE_TEXT, MIXTURE)
 FIXED_KEYS = ("model.pattern", "model.last_layer", "data.eval_fraction")
 Values = Mapping[str, Any]
 
@@ -104,23 +106,49 @@ def _evaluate(target: Target, make_progress: Callable[[str], cache.Progress] | N
 
 def open_text(
     target: Target, progress: cache.Progress | None = None
-) -> pipeline.EvalDocuments | Examples:
+) -> pipeline.EvalDocuments | MixedDocuments | Examples:
     """What the target is scored on; a run's own text is parted as it was in training.
 
     Raises: ConfigError for a text or tokenizer that can't be used, also because what the run
       held out can no longer be told from what it was trained on. Other differences are warned of.
     """
-    config, record = target.experiment, target.record
-    below = record.get("held_out_below") if target.split == "eval" else None
+    config, below = target.experiment, _held_out_below(target.record)
     held_out = pipeline.open_held_out(
         config.data,
         vocab_size=config.model.vocab_size,
         context_length=max(config.eval.lengths(config.training.context_length)),
         split=target.split,
-        held_out_below=bytes.fromhex(below) if below else None,
+        held_out_below=below if target.split == "eval" else None,
         progress=progress,
     )
-    changes = provenance.changed_fingerprints(record, held_out.identity)
+    if not isinstance(held_out, MixedDocuments):
+        _check_text(target, held_out.identity)
+        return held_out
+    of_sources = target.record.get("by_source", {})
+    for index, (name, part) in enumerate(held_out.by_source.items()):
+        alone = dataclasses.replace(config, data=config.data.parts[index])
+        one = dataclasses.replace(target, experiment=alone, record=of_sources.get(name, {}))
+        with errors_of(index):
+            _check_text(one, part.identity)
+    return held_out
+
+
+def _held_out_below(record: Values) -> bytes | dict[str, bytes | None] | None:
+    """The hash that parts a run's documents, of a mixture those of its sources by name."""
+    if "by_source" not in record:
+        below = record.get("held_out_below")
+        return bytes.fromhex(below) if below else None
+    return {
+        name: bytes.fromhex(own["held_out_below"]) if own.get("held_out_below") else None
+        for name, own in record["by_source"].items()
+    }
+
+
+def _check_text(target: Target, identity: Values) -> None:
+    """Raises: ConfigError as `open_text` for one text."""
+    config, record = target.experiment, target.record
+    below = record.get("held_out_below") if target.split == "eval" else None
+    changes = provenance.changed_fingerprints(record, identity)
     if "data.tokenizer" not in target.overrides and "tokenizer_fingerprint" in changes:
         was, got = changes["tokenizer_fingerprint"]
         problem = "is not the tokenizer that the run was trained with"
@@ -134,7 +162,6 @@ def open_text(
             raise ConfigError(key, problem, f"fingerprint {got}", f"it had {was}")
         line = f"warning: {problem}: fingerprint {got}, was {was}; nothing of it was trained on"
         print(line if below else line.partition(";")[0], file=sys.stderr)
-    return held_out
 
 
 # --- Which config counts ---------------------------------------------------------------------
@@ -198,6 +225,11 @@ def changed(values: Values, overrides: Values) -> Experiment:
     """The experiment of `values` with `overrides`.  Raises: ConfigError where they don't fit."""
     trained = experiment.from_config(values)
     check_fixed(trained, overrides)
+    if any(name in overrides for name in ONE_TEXT):
+        values = config_lib.updated(values, {MIXTURE: (), "data.mixture_schedule": ()})
+    if MIXTURE in overrides:
+        one = {"data.source": "stdlib", "data.paths": (), "data.eval_paths": ()}
+        values = config_lib.updated(values, {**one, "data.mixture_schedule": ()})
     if overrides.get("data.source") in WITHOUT_PATHS:  # the run's paths are of another source
         values = config_lib.updated(values, {"data.paths": (), "data.eval_paths": ()})
     if overrides.get("data.source", WITH_FIELDS[0]) not in WITH_FIELDS:

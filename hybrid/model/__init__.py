@@ -202,7 +202,9 @@ def training_sums(config: ModelConfig, params: Params, batch: Batch) -> tuple[Lo
     x, router, _ = _run_rows(config, params, *row, counted=mask)
     embedding, softcap = params["embedder"]["embedding"], config.logit_softcap
     with jax.named_scope("loss"):
-        sums = loss.cross_entropy(x, embedding, targets, mask, softcap=softcap)
+        sums = loss.cross_entropy(
+            x, embedding, targets, mask, softcap=softcap, groups=batch.is_of_source
+        )
     return sums, router
 
 

@@ -43,6 +43,18 @@ LARGEST_EXPONENT = 60  # exp of it, times a vocabulary, is far from float32's li
 _TABLE = (axes.VOCAB, axes.EMBED)
 
 
+class GroupSums(NamedTuple):
+    """Sums over the tokens of each group of rows.
+
+    Attributes:
+      nll: [g], in nats.
+      count: int32 [g], how many tokens.
+    """
+
+    nll: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # tuple has a method of that name
+
+
 class LossSums(NamedTuple):
     """Sums over the tokens that the mask keeps.
 
@@ -50,11 +62,13 @@ class LossSums(NamedTuple):
       nll: negative log-likelihoods, in nats.
       z: squares of the logsumexp, for the z-loss.
       count: int32, how many tokens.
+      by_group: the same of each group of rows, where there are some.
     """
 
     nll: Scalar
     z: Scalar
     count: Scalar  # type: ignore[assignment]  # tuple has a method of that name
+    by_group: GroupSums | None = None
 
 
 class TokenScores(NamedTuple):
@@ -89,6 +103,7 @@ def cross_entropy(
     *,
     softcap: float = 0.0,
     block_size: int = 0,
+    groups: jax.Array | None = None,
 ) -> LossSums:
     """Sums of −log p(target) and of logsumexp² over the tokens with mask True.
 
@@ -98,10 +113,21 @@ def cross_entropy(
       softcap: that of the logits; 0: none.
       block_size: rows of the embedding whose logits a device has at a time; 0:
         `default_block_size`.
+      groups: bool [b, g], the rows of each group, or None. What is summed by group has no gradient.
     Returns: LossSums; logits, softcap and sums in at least float32.
     """
-    nll, z = _sums(hidden, embedding, targets, mask, softcap, block_size)
-    return LossSums(nll, z, jnp.sum(mask, dtype=jnp.int32))
+    nll, z, of_groups = _sums(hidden, embedding, targets, mask, groups, softcap, block_size)
+    count = jnp.sum(mask, dtype=jnp.int32)
+    if groups is None:
+        return LossSums(nll, z, count)
+    counts = _by_group(groups, mask.astype(jnp.int32))
+    return LossSums(nll, z, count, GroupSums(of_groups, counts))
+
+
+def _by_group(groups: jax.Array, of_tokens: jax.Array) -> jax.Array:
+    """[b, g] and [b, t] -> [g], in the dtype of what is summed."""
+    of_rows = jnp.sum(of_tokens, axis=1, keepdims=True, dtype=of_tokens.dtype)
+    return jnp.sum(jnp.where(groups, of_rows, 0), axis=0, dtype=of_tokens.dtype)
 
 
 def score(
@@ -155,30 +181,33 @@ class _Terms(NamedTuple):
     top: jax.Array | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _sums(hidden, embedding, targets, mask, softcap, block_size):
-    return _forward(hidden, embedding, targets, mask, softcap, block_size)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _sums(hidden, embedding, targets, mask, groups, softcap, block_size):
+    return _forward(hidden, embedding, targets, mask, groups, softcap, block_size)[0]
 
 
-def _forward(hidden, embedding, targets, mask, softcap, block_size):
+def _forward(hidden, embedding, targets, mask, groups, softcap, block_size):
     parts = TableParts.of(targets, embedding, axes.EMBED)
 
-    def of_part(hidden, table, targets, mask):
+    def of_part(hidden, table, targets, mask, groups):
         s, target, _ = _token_terms(hidden, table, targets, softcap, block_size, parts)
-        nll = jnp.sum(jnp.where(mask, s - target, 0))
-        z = jnp.sum(jnp.where(mask, s * s, 0))
-        if parts.tokens:
-            nll, z = jax.lax.psum((nll, z), parts.tokens)
-        return nll, z, s
+        of_tokens = jnp.where(mask, s - target, 0)
+        of_groups = None if groups is None else _by_group(groups, of_tokens)
+        sums = jnp.sum(of_tokens), jnp.sum(jnp.where(mask, s * s, 0)), of_groups
+        return *(jax.lax.psum(sums, parts.tokens) if parts.tokens else sums), s
 
-    operands, names = (hidden, embedding, targets, mask), (HIDDEN, _TABLE, TOKENS, TOKENS)
-    results = ((), ()), ((), ()), (TOKENS, targets.shape)
-    nll, z, s = per_device(of_part, operands, names, results)
-    return (nll, z), (hidden, embedding, targets, mask, s)
+    by_row = None if groups is None else (axes.BATCH, None)
+    operands = hidden, embedding, targets, mask, groups
+    names = HIDDEN, _TABLE, TOKENS, TOKENS, by_row
+    of_groups = None if groups is None else ((None,), groups.shape[1:])
+    results = ((), ()), ((), ()), of_groups, (TOKENS, targets.shape)
+    *sums, s = per_device(of_part, operands, names, results)
+    return tuple(sums), (hidden, embedding, targets, mask, s)
 
 
 def _backward(softcap, block_size, kept, cotangents):
     hidden, embedding, targets, mask, s = kept
+    cotangents = cotangents[:2]  # sums by group are told, not minimised
     parts = TableParts.of(targets, embedding, axes.EMBED)
 
     def of_part(hidden, table, targets, mask, s, cotangents):
@@ -206,7 +235,7 @@ def _backward(softcap, block_size, kept, cotangents):
     operands = (hidden, embedding, targets, mask, s, cotangents)
     names = (HIDDEN, _TABLE, TOKENS, TOKENS, TOKENS, ((), ()))
     results = (HIDDEN, hidden.shape), (_TABLE, embedding.shape)
-    return *per_device(of_part, operands, names, results), None, None
+    return *per_device(of_part, operands, names, results), None, None, None
 
 
 _sums.defvjp(_forward, _backward)

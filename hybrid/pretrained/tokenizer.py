@@ -3,7 +3,7 @@
 import pathlib
 
 from hybrid.data import tokenizers as ours
-from hybrid.process.files import path_of, write_json
+from hybrid.process.files import write_json
 from hybrid.process.remote import AnyPath
 
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

@@ -15,8 +15,8 @@ import socket
 from typing import Any
 
 from hybrid.config import ConfigError
-from hybrid.process.remote import AnyPath, RemotePath
 from hybrid.process.lease import Lease
+from hybrid.process.remote import AnyPath, RemotePath
 
 FILE = ".lock"
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)

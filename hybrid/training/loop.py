@@ -32,7 +32,9 @@ from hybrid.experiment import Experiment
 from hybrid.loading.initial import check_base, fingerprint, read_initial
 from hybrid.process import compiler, group, signals
 from hybrid.process.files import as_path
+from hybrid.process.lock import Lease, WriterLock, writer_lock
 from hybrid.sharding import num_batch_parts
+from hybrid.training.by_source import SourceTotals
 from hybrid.training.events import Event, every, run_due
 from hybrid.training.prepare import Prepared, compile_step, prepare
 from hybrid.training.progress import Progress
@@ -40,7 +42,6 @@ from hybrid.training.window_schedule import Stage, stage_at
 from hybrid.workdir import metrics as metrics_lib
 from hybrid.workdir import provenance, tokenizer
 from hybrid.workdir.checkpoint import Checkpoints, checkpoint_steps, restore_state
-from hybrid.process.lock import Lease, WriterLock, writer_lock
 
 
 class NotFinite(RuntimeError):
@@ -104,6 +105,8 @@ class Run:
         self.num_steps = self.training.num_steps
         self.step = self.saved_step = resume.step if resume else 0
         self.tokens_seen = resume.record["tokens_seen"] if resume else 0
+        names = [source.name for source in prepared.experiment.data.mixture]
+        self.by_source = SourceTotals(names, resume.record if resume else {})
         self.evaluation_due = bool(resume and resume.evaluation_due)
         self.pending_metrics: tuple[int, dict[str, jax.Array]] | None = None
         self.tracing = False
@@ -203,6 +206,7 @@ class Run:
         peak = self.prepared.peak_flops
         mfu = self.flops_per_step / seconds / peak if peak else None
         row = metrics_lib.training_row(step, values, self.tokens_seen, seconds, mfu)
+        row |= self.by_source.add(values.get("by_source"))
         if step % self.training.log_every == 0 or step == self.num_steps:
             self.write(row)
         self.progress.step(now, self.num_steps, row, (self.num_steps - step) * seconds)
@@ -281,6 +285,7 @@ class Run:
             "num_rows": self.metrics.count() if self.metrics else None,
             "seed": self.training.seed,
             "tokens_seen": self.tokens_seen,
+            "tokens_seen_by_source": self.by_source.tokens_seen,
             "evaluation_due": self.evaluation_due,
             "base": self.base,
             "segments": [[segment.letters, segment.repetitions] for segment in plan.segments],

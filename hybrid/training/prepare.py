@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.costs.peaks import peak_flops
 from hybrid.data import pipeline
+from hybrid.data.mixed import MixedDocuments, errors_of
 from hybrid.data.tasks import Examples
 from hybrid.experiment import Experiment, to_dict
 from hybrid.loading import initial
@@ -28,10 +28,13 @@ from hybrid.process.files import as_path, check_writable
 from hybrid.process.remote import AnyPath, RemotePath
 from hybrid.sharding import make_mesh
 from hybrid.training import step
+from hybrid.training.config import TrainingConfig
 from hybrid.training.progress import Progress
 from hybrid.training.window_schedule import Stage, stage_at, stages
 from hybrid.workdir import checkpoint, provenance
 from hybrid.workdir.metrics import METRICS, Row, read_rows, rows_until
+
+HeldOut = pipeline.EvalDocuments | MixedDocuments | Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Prepared:
     stages: tuple[Stage, ...]
     program: step.Program
     rows: pipeline.Rows
-    held_out: pipeline.EvalDocuments | Examples
+    held_out: HeldOut
     identity: dict[str, Any]
     resume: Resume | None
     provenance: dict[str, Any]
@@ -123,12 +126,13 @@ def prepare(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Pre
             context_length=training.context_length,
             seed=training.seed,
             vocab_size=model.vocab_size,
+            batch_size=training.batch_size,
             progress=progress.tokenizing,
             before_tokenizing=compile_first,
         )
     )
-    identity = dict(held_out.identity)
-    identity |= {"data_fingerprint": rows.fingerprint, "corpus_fingerprint": rows.corpus}
+    _check_enough(rows, training)
+    identity = _identity(held_out, rows)
     processes.check_same(identity)
     if resume:
         provenance.check_identity(experiment, resume.record, identity)
@@ -170,9 +174,13 @@ def compile_step(
 
 def _decisive(experiment: Experiment) -> dict[str, Any]:
     """The keys in which processes must agree: not where a process and its files are."""
-    flat = config_lib.flatten(to_dict(experiment))
-    own = ("distributed.", "compilation_cache.", "data.cache_dir", *provenance.COMPARED_BY_CONTENT)
-    return {name: value for name, value in flat.items() if not name.startswith(own)}
+    flat = provenance.flattened(to_dict(experiment))
+    own = ("distributed.", "compilation_cache.", "data.cache_dir")
+    return {
+        name: value
+        for name, value in flat.items()
+        if not (name.startswith(own) or provenance.is_compared_by_content(name))
+    }
 
 
 def _shared_resume(experiment: Experiment, workdir: AnyPath, progress: Progress) -> Resume | None:
@@ -233,8 +241,32 @@ def _check_served(experiment: Experiment, workdir: AnyPath) -> None:
         raise ConfigError("training.profile_start", problem, got, "0 with a workdir in gs://")
 
 
-def _check_held_out(documents: pipeline.EvalDocuments | Examples) -> None:
+def _check_enough(rows: pipeline.Rows, training: TrainingConfig) -> None:
+    """Raises: ConfigError where the sources of a mixture are used up before the last step."""
+    if rows.end is None or rows.end >= training.num_steps * training.batch_size:
+        return
+    num_steps = rows.end // training.batch_size
+    problem = "goes on when the sources of data.mixture were given as often as their epochs say"
+    accepted = f"at most {num_steps}, or more epochs (0: without end)"
+    raise ConfigError("training.num_steps", problem, training.num_steps, accepted)
+
+
+def _identity(held_out: HeldOut, rows: pipeline.Rows) -> dict[str, Any]:
+    """The fingerprints of what is evaluated and trained on, of a mixture's sources too."""
+    of_text, of_rows = dict(held_out.identity), rows.identity
+    if "by_source" in of_rows:
+        each = of_rows["by_source"].items()
+        of_rows |= {"by_source": {n: of_text["by_source"][n] | own for n, own in each}}
+    return of_text | of_rows
+
+
+def _check_held_out(documents: HeldOut) -> None:
     if isinstance(documents, Examples):
+        return
+    if isinstance(documents, MixedDocuments):
+        for index, part in enumerate(documents.by_source.values()):
+            with errors_of(index):
+                _check_held_out(part)
         return
     context_only = documents.bos == "never"
     if not any(len(tokens) > context_only for tokens in documents.tokens):

@@ -91,7 +91,8 @@ def of_experiment(experiment: Experiment, mesh: Mesh, config: ModelConfig | None
     """The program of an experiment; `config` is its model as a stage of training has it."""
     config, training = config or experiment.model, experiment.training.step
     flags = experiment.xla.flags(mesh.devices.flat[0].platform)
-    return build(config, training, experiment.optimizer, mesh, experiment.lora, flags)
+    num_sources = len(experiment.data.mixture)
+    return build(config, training, experiment.optimizer, mesh, experiment.lora, flags, num_sources)
 
 
 def build(
@@ -101,17 +102,19 @@ def build(
     mesh: Mesh,
     adapters: LoraConfig = NO_ADAPTERS,
     flags: tuple[str, ...] = (),
+    num_sources: int = 0,
 ) -> Program:
     """The program of a run on `mesh`.  Trace, compile and call it under `jax.set_mesh(mesh)`.
 
+    `num_sources` are those of a mixture, whose losses the step then tells apart.
     Equal arguments give the same Program, so that many runs in one process compile it once.
     Raises: ConfigError for a `freeze` or adapters that don't fit the model.
     """
-    return _build(config, step_config, optimizer, mesh, adapters, flags)
+    return _build(config, step_config, optimizer, mesh, adapters, flags, num_sources)
 
 
 @functools.lru_cache(maxsize=8)
-def _build(config, step_config, optimizer, mesh, adapters, flags) -> Program:
+def _build(config, step_config, optimizer, mesh, adapters, flags, num_sources) -> Program:
     base_axes = model.logical_axes(config)
     logical_axes = lora.add_axes(adapters, base_axes)
     params, mask = abstract_trained(config, adapters, optimizer.freeze)
@@ -130,7 +133,8 @@ def _build(config, step_config, optimizer, mesh, adapters, flags) -> Program:
     param_shardings = shardings(mesh, logical_axes, params)
     shapes = jax.eval_shape(init, jax.random.key(0))
     state = placed(shapes, _state_shardings(shapes, param_shardings, mesh))
-    batch = abstract_batch(step_config.batch_size, step_config.context_length, batch_sharding(mesh))
+    sizes = step_config.batch_size, step_config.context_length
+    batch = abstract_batch(*sizes, batch_sharding(mesh), num_sources)
     step = make_train_step(config, step_config, transform, schedule, mask, param_shardings)
     inputs = jax.tree.map(lambda leaf: leaf.sharding, (state, batch))
     outputs = inputs[0], replicated(mesh)
@@ -158,7 +162,7 @@ def make_train_step(
       transform: for the parameters that `mask` marks as trained; None: all.
     Its metrics are scalars: `loss`, `grad_norm` (before clipping), `learning_rate`,
     `num_tokens` (predicted), `skipped_steps`, `bad_in_a_row`, `z_loss` if it has a weight, and
-    those of `objective.router_metrics`.
+    those of `objective.router_metrics`; of a mixture also `by_source`, sums of each source.
     """
     everything = jax.tree.map(lambda _: True, model.abstract(config))
     mask = everything if mask is None else mask
@@ -192,6 +196,8 @@ def make_train_step(
             "skipped_steps": new.skipped,
             "bad_in_a_row": new.bad_in_a_row,
         }
+        if sums.loss.by_group is not None:
+            metrics["by_source"] = sums.loss.by_group
         if step_config.z_loss:
             metrics["z_loss"] = step_config.z_loss * sums.loss.z / count
         return new, metrics | router_metrics(sums.router, step_config)
@@ -199,14 +205,18 @@ def make_train_step(
     return step
 
 
-def abstract_batch(batch_size: int, context_length: int, sharding: Any = None) -> Batch:
-    """The shapes of a batch."""
+def abstract_batch(
+    batch_size: int, context_length: int, sharding: Any = None, num_sources: int = 0
+) -> Batch:
+    """The shapes of a batch; `num_sources` are those of a mixture."""
 
-    def shape(name: str) -> jax.ShapeDtypeStruct:
-        dtype = jnp.bool_ if name == "loss_mask" else jnp.int32
-        return jax.ShapeDtypeStruct((batch_size, context_length), dtype, sharding=sharding)
+    def shape(dtype: Any, columns: int = context_length) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, columns), dtype, sharding=sharding)
 
-    return Batch(**{field.name: shape(field.name) for field in dataclasses.fields(Batch)})
+    names = ("tokens", "targets", "segment_ids", "positions")
+    is_of_source = shape(jnp.bool_, num_sources) if num_sources else None
+    integers = {name: shape(jnp.int32) for name in names}
+    return Batch(**integers, loss_mask=shape(jnp.bool_), is_of_source=is_of_source)
 
 
 def _select(condition: jax.Array, new: Any, old: Any) -> Any:

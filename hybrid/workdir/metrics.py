@@ -124,10 +124,12 @@ def training_row(
 
 
 def evaluation_row(step: int, result: Any) -> Row:
-    """The row of one evaluation; `eval/accuracy` only where a task was evaluated."""
+    """The row of one evaluation; `eval/accuracy` of a task, `eval/loss/NAME` of a mixture."""
     names = ["loss", "perplexity", "bits_per_byte"]
     names += [] if result.accuracy is None else ["accuracy"]
-    return {"step": step} | {f"eval/{name}": number(getattr(result, name)) for name in names}
+    row = {"step": step} | {f"eval/{name}": number(getattr(result, name)) for name in names}
+    of_sources = result.by_source.items()
+    return row | {f"eval/loss/{name}": number(one.loss) for name, one in of_sources}
 
 
 def number(value: Any) -> float | None:

@@ -1,9 +1,11 @@
 """What a run was: `config.json` and `provenance.json`, and what may differ when it resumes."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -14,6 +16,7 @@ import jax
 from hybrid import config as config_lib
 from hybrid import experiment as experiment_lib
 from hybrid.config import ConfigError
+from hybrid.data.mixed import errors_of
 from hybrid.experiment import Experiment
 from hybrid.origin import CONFIG, PROVENANCE, upgraded
 from hybrid.process.compiler import FLAG_VARIABLES
@@ -152,15 +155,15 @@ def read_config(workdir: AnyPath) -> dict[str, Any]:
 def check_resume(workdir: AnyPath, experiment: Experiment) -> list[str]:
     """Warnings about what a resumed run changes.  Raises: ConfigError for what it must not."""
     # A key that is newer than the run had its default there.
-    recorded = config_lib.flatten(experiment_lib.defaults().to_dict())
-    recorded |= config_lib.flatten(read_config(workdir))
-    current = config_lib.flatten(experiment_lib.to_dict(experiment))
+    had = config_lib.flatten(read_config(workdir))
+    recorded = flattened(config_lib.updated(experiment_lib.defaults().to_dict(), had))
+    current = flattened(experiment_lib.to_dict(experiment))
     warnings = []
     for name in sorted(recorded.keys() | current.keys()):
         old, new = _plain(recorded.get(name)), _plain(current.get(name))
         if old == new or name.startswith(MAY_CHANGE):
             continue
-        if name in COMPARED_BY_CONTENT and bool(old) == bool(new):
+        if is_compared_by_content(name) and bool(old) == bool(new):
             continue
         if name in MAY_CHANGE_BITS:
             warnings.append(f"{name} was {old!r}, is {new!r}: bits may differ")
@@ -176,11 +179,29 @@ def check_resume(workdir: AnyPath, experiment: Experiment) -> list[str]:
     return warnings
 
 
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values by dotted key, those in a list of sections as `data.mixture[0].paths`."""
+    found: dict[str, Any] = {}
+    for name, value in config_lib.flatten(values).items():
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            for index, entry in enumerate(value):
+                found |= config_lib.flatten(entry, f"{name}[{index}].")
+        else:
+            found[name] = value
+    return found
+
+
+def is_compared_by_content(name: str) -> bool:
+    """Whether a key, as `flattened` names it, is one of COMPARED_BY_CONTENT, or a source's own."""
+    return re.sub(r"mixture\[\d+\]\.", "", name) in COMPARED_BY_CONTENT
+
+
 def names_the_same(workdir: AnyPath, experiment: Experiment) -> bool:
     """Whether text, tokenizer and base are named as the run has them, so that nothing is read."""
-    recorded = config_lib.flatten(read_config(workdir))
-    current = config_lib.flatten(experiment_lib.to_dict(experiment))
-    return all(_plain(recorded.get(name)) == _plain(current[name]) for name in COMPARED_BY_CONTENT)
+    recorded = flattened(read_config(workdir))
+    current = flattened(experiment_lib.to_dict(experiment))
+    named = filter(is_compared_by_content, current)
+    return all(_plain(recorded.get(name)) == _plain(current[name]) for name in named)
 
 
 def check_identity(
@@ -188,7 +209,12 @@ def check_identity(
 ) -> None:
     """Raises: ConfigError where text or tokenizer are not those in the record of a checkpoint."""
     data = experiment.data
-    corpus = "data.paths" if data.paths else "data.source"
+    for index, (source, part) in enumerate(zip(data.mixture, data.parts, strict=True)):
+        before, now = (each.get("by_source", {}) for each in (record, identity))
+        alone = dataclasses.replace(experiment, data=part)
+        with errors_of(index):
+            check_identity(alone, before.get(source.name, {}), now.get(source.name, {}))
+    corpus = "data.mixture" if data.mixture else "data.paths" if data.paths else "data.source"
     compared = {
         "tokenizer_fingerprint": ("data.tokenizer", "the tokenizer"),
         "data_fingerprint": (corpus, "the text"),

@@ -16,8 +16,8 @@ from hybrid.evaluation.target import evaluate_target, of_pretrained
 from hybrid.evaluation.token_records import load_records
 from hybrid.loading import api
 from hybrid.process import signals
-from hybrid.training import loop
 from hybrid.process.lock import WriterLock
+from hybrid.training import loop
 
 PAGE = """
 import json, pathlib

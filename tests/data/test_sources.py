@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from hybrid.config import ConfigError
 from hybrid.data import sources
-from hybrid.data.sources import corpus
 from hybrid.data.config import DataConfig
+from hybrid.data.sources import corpus
 
 
 def _write(folder, texts):

@@ -19,9 +19,9 @@ from hybrid.data.config import DataConfig
 from hybrid.evaluation.target import evaluate_target, of_run
 from hybrid.loading import api
 from hybrid.pretrained.tokenizer import write_tokenizer
+from hybrid.process.lock import WriterLock
 from hybrid.training import loop
 from hybrid.workdir import provenance
-from hybrid.process.lock import WriterLock
 
 
 @pytest.fixture(scope="module")

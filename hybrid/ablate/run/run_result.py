@@ -142,6 +142,7 @@ def _evaluation(folder: pathlib.Path) -> dict[str, Any] | None:
     first = config_lib.flatten(result.get("by_context", [result])[0])
     names = ("loss", "perplexity", "bits_per_byte", "accuracy")
     scores = {f"eval/{name}": first[name] for name in names if name in first}
+    scores |= {f"eval/loss/{one['name']}": one["loss"] for one in first.get("by_source", ())}
     return {"step": first["step"], **scores}
 
 

@@ -27,14 +27,15 @@ from hybrid.ablate.run.progress import SweepProgress
 from hybrid.config import ConfigError
 from hybrid.data import pipeline, sources
 from hybrid.data.config import DataConfig
+from hybrid.data.mixed import joined_fingerprint
 from hybrid.evaluation.target import Target, check_fixed, check_shapes, evaluate_target
 from hybrid.evaluation.token_records import save_records
 from hybrid.process.files import check_writable, write_json, write_whole
+from hybrid.process.lock import FILE as LOCK
+from hybrid.process.lock import WriterLock
 from hybrid.sharding import make_mesh
 from hybrid.training import loop
 from hybrid.workdir import checkpoint, provenance
-from hybrid.process.lock import FILE as LOCK
-from hybrid.process.lock import WriterLock
 
 SWEEP = "sweep.json"
 # What a trained run may change while it goes on, and its scores don't depend on.
@@ -262,8 +263,16 @@ def _identity(data: DataConfig, vocab_size: int, longest: int) -> dict[str, str 
     names = ("corpus_fingerprint", "tokenizer_fingerprint", "held_out_fingerprint")
     identity = {name: held_out.identity[name] for name in names}
     if identity["corpus_fingerprint"] is None:  # files of their own are held out
-        identity["corpus_fingerprint"] = sources.documents(data).corpus
+        identity["corpus_fingerprint"] = _corpus(data, held_out)
     return identity
+
+
+def _corpus(data: DataConfig, held_out: Any) -> str | None:
+    """The fingerprint of all text, where what is held out does not tell it."""
+    if data.mixture:
+        pairs = zip(data.parts, held_out.by_source.values(), strict=True)
+        return joined_fingerprint([_corpus(*pair) for pair in pairs])
+    return held_out.identity["corpus_fingerprint"] or sources.documents(data).corpus
 
 
 def _check_text(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from hybrid.config import ConfigError
 
-
 Spans = tuple[tuple[int, int], ...]
 
 

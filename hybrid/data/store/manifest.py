@@ -5,7 +5,6 @@ is asked for, and the least used ones are let go.
 """
 
 import dataclasses
-import functools
 import json
 import threading
 import zlib

@@ -26,9 +26,9 @@ from hybrid.data.store.build import SHARD_TOKENS, Counts, Entry, Writer
 from hybrid.data.store.encode import Asked, Encoder, encoded
 from hybrid.data.store.manifest import MANIFEST, Manifest
 from hybrid.process.files import check_writable, log_of
-from hybrid.process.remote import AnyPath, RemotePath
 from hybrid.process.lock import FILE as LOCK
 from hybrid.process.lock import writer_lock
+from hybrid.process.remote import AnyPath, RemotePath
 
 JOURNAL = "journal.jsonl"
 _KEYS = ("source", "paths", "eval_paths", "eval_fraction")

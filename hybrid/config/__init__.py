@@ -13,7 +13,6 @@ import ast
 import contextlib
 import dataclasses
 import difflib
-import itertools
 import math
 import operator
 import os
@@ -25,6 +24,8 @@ from typing import Any, ClassVar
 
 import ml_collections
 import numpy as np
+
+from hybrid.config.lists import split_list
 
 MOST_SEED = 2**32 - 1  # jax.random.key(2**32) is key(0): beyond it two seeds would be alike
 
@@ -143,11 +144,16 @@ def defaults(cls: type) -> ml_collections.ConfigDict:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain nested dicts; tuples stay tuples."""
-    values = {}
-    for name, (_, field) in _entries(type(config)).items():
-        value = config.section(name) if field is None else getattr(config, name)
-        values[name] = to_dict(value) if dataclasses.is_dataclass(value) else value
-    return values
+    return {
+        name: _to_plain(config.section(name) if field is None else getattr(config, name))
+        for name, (_, field) in _entries(type(config)).items()
+    }
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_to_plain, value))
+    return to_dict(value) if dataclasses.is_dataclass(value) else value
 
 
 # --- From values to dataclasses --------------------------------------------------------------
@@ -170,8 +176,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str, root: type) -> Any
             raise unknown_key(f"{prefix}{name}", root, prefix)
         kind, field = entries[name]
         if dataclasses.is_dataclass(kind):
-            if not isinstance(value, Mapping | ml_collections.ConfigDict):
-                raise ConfigError(prefix + name, "must be a section of keys", value)
+            _check_section(prefix + name, value)
             inner = _build(typing.cast(type, kind), value, f"{prefix}{name}.", root)
             (further if field is None else arguments)[name] = inner
         else:
@@ -183,6 +188,11 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str, root: type) -> Any
         arguments["sections"] = tuple(sorted(given.items()))
     with errors_under(prefix):
         return cls(**arguments)
+
+
+def _check_section(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(name, "must be a section of keys", value)
 
 
 @contextlib.contextmanager
@@ -266,11 +276,23 @@ def _as_tuple(name: str, kind: Any, value: Any) -> tuple:
     """A list of any length (`tuple[int, ...]`), or one value of each type (`tuple[float, int]`)."""
     items = typing.get_args(kind)
     if items[-1] is Ellipsis:
-        single = not isinstance(value, list | tuple)
-        return tuple(_as_type(name, items[0], x) for x in ([value] if single else value))
+        values = value if isinstance(value, list | tuple) else [value]
+        if dataclasses.is_dataclass(items[0]):
+            return _as_sections(name, typing.cast(type, items[0]), values)
+        return tuple(_as_type(name, items[0], x) for x in values)
     if not isinstance(value, list | tuple) or len(value) != len(items):
         raise ConfigError(name, f"must hold {_type_name(kind)}", value)
     return tuple(_as_type(name, item, x) for item, x in zip(items, value, strict=True))
+
+
+def _as_sections(name: str, cls: type, values: Any) -> tuple:
+    """A list of sections, built one by one; what is wrong in one is named `NAME[0].KEY`."""
+    built = []
+    for index, entry in enumerate(values):
+        _check_section(f"{name}[{index}]", entry)
+        with errors_under(f"{name}[{index}]."):
+            built.append(build(cls, entry))
+    return tuple(built)
 
 
 def opened_path(name: str, text: str, *, remote: bool = False) -> str:
@@ -302,6 +324,8 @@ def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         items = typing.get_args(kind)
         if items[-1] is Ellipsis:
+            if dataclasses.is_dataclass(items[0]):
+                return "a list of sections, {'KEY': VALUE, …}"
             nested = typing.get_origin(items[0]) is tuple
             return f"a list of {_type_name(items[0]) if nested else items[0].__name__}"
         return "(" + ", ".join(item.__name__ for item in items) + ")"
@@ -328,41 +352,14 @@ def _parse(name: str, kind: Any, text: str) -> Any:
         return text
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
+        if dataclasses.is_dataclass(item):
+            return _literal(name, kind, text)  # `build` makes sections of it
         if typing.get_origin(item) is tuple:
             return _as_type(name, kind, _literal(name, kind, text))
         return tuple(_parse(name, item, part) for part in split_list(text))
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     return _as_type(name, kind, _literal(name, kind, text))
-
-
-# An item and what ends it: within quotes, where a quote is written twice, or as it stands.
-_QUOTED = r"""(['"])((?:(?!\1).|\1\1)*)\1"""
-_ITEM = re.compile(rf"\s*(?:{_QUOTED}|([^,]*?))\s*(?:,|$)", re.DOTALL)
-_QUOTED_ITEM = re.compile(rf"(?:^|(?<=[,(\[]))\s*{_QUOTED}(?=\s*(?:[,)\]]|$))", re.DOTALL)
-
-
-def split_list(text: str) -> list[str]:
-    """The items of a list: separated by commas, in brackets or not; quotes protect an item.
-
-    >>> split_list("a b.txt, 'c,d.txt'")
-    ['a b.txt', 'c,d.txt']
-    >>> split_list("[01]/[ab]"), split_list("[1, 2]")
-    (['[01]/[ab]'], ['1', '2'])
-    """
-    text = text.strip()
-    text = text[1:-1] if _in_brackets(text) else text
-    items = ((m[1], m[2].replace(m[1] * 2, m[1]) if m[1] else m[3]) for m in _ITEM.finditer(text))
-    return [item for quote, item in items if quote or item]
-
-
-def _in_brackets(text: str) -> bool:
-    """Whether the first character is a bracket that the last one closes."""
-    if text[:1] + text[-1:] not in ("()", "[]"):
-        return False
-    outside = _QUOTED_ITEM.sub(lambda match: "." * len(match[0]), text)
-    steps = ((c in "([") - (c in ")]") for c in outside)
-    return list(itertools.accumulate(steps)).index(0) == len(text) - 1
 
 
 def _literal(name: str, kind: Any, text: str) -> Any:
