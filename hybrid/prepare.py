@@ -1,4 +1,4 @@
-"""`python -m hybrid.prepare`: a config's text as a store of tokens, which training opens at once."""
+"""`python -m hybrid.prepare`: a config's text as a store of tokens, opened at once."""
 
 import functools
 import pathlib
@@ -31,9 +31,12 @@ def _run(arguments: cli.Arguments) -> None:
         remedy = "prepare each source by itself, then name its store: 'source': 'prepared'"
         raise ConfigError("data.mixture", problem, names, remedy)
     folder, flags = path_of("--output", output), arguments.flags
-    for name, least in (("workers", -1), ("shard_tokens", 1)):
-        if flags[name].value < least:
-            raise ConfigError(f"--{name}", f"must be at least {least}", flags[name].value)
+    for name, given, least in (
+        ("workers", flags.workers, -1),
+        ("shard_tokens", flags.shard_tokens, 1),
+    ):
+        if given < least:
+            raise ConfigError(f"--{name}", f"must be at least {least}", given)
     if flags.verify:
         store = manifest.read(folder, "--output")
         store.verify()

@@ -118,7 +118,7 @@ def stored(
     )
     skipped = store.manifest.split(part).num_without_token
     below = documents.held_out_below
-    about = {
+    about: dict[str, Any] = {
         "fingerprint": documents.fingerprint,
         "corpus": documents.corpus,
         "held_out_below": below.hex() if below else None,
@@ -156,7 +156,7 @@ def token_store(
     progress: Progress | None = None,
     before_tokenizing: Callable[[], Any] = lambda: None,
 ) -> Store:
-    """The store of `documents` as its `train` or `eval`, from the cache or tokenized into it; see `stored`."""
+    """The store of `documents` as its `train` or `eval`, from the cache or made; see `stored`."""
     root = cache_root(cache_dir)
     order = () if split == "train" else (documents.names, documents.listing.digest.tobytes())
     parts = (FORMAT, split, documents.fingerprint, order, sorted(encoder.identity.items()))

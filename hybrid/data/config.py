@@ -135,8 +135,8 @@ class DataConfig:
     )
     eval_paths: tuple[str, ...] = key(
         (),
-        "files, globs or folders to evaluate on; empty: a part of the documents is held out by hash, of a "
-        "single document its end",
+        "files, globs or folders to evaluate on; empty: a part of the documents is held out by "
+        "hash, of a single document its end",
         path=True,
     )
     eval_fraction: float = key(

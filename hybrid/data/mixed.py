@@ -37,6 +37,8 @@ class Run(Protocol):
 
     def row(self, index: int) -> Row: ...
 
+    def names(self, index: int) -> list[str]: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class MixedRows:
@@ -64,6 +66,11 @@ class MixedRows:
         source, own = self.mixture.place(index)
         is_of_source = np.arange(len(self.runs)) == source
         return {**self._in_order[source].row(own), "is_of_source": is_of_source}
+
+    def names(self, index: int) -> list[str]:
+        """Where the documents of row `index` of the run came from."""
+        source, own = self.mixture.place(index)
+        return self._in_order[source].names(own)
 
     @property
     def fingerprint(self) -> str:

@@ -8,8 +8,8 @@ the stream that lie in one document or go on over documents,
     row 1               o e0 b1 w o r                 predicts e0, not b1, then w o r
     row 2                         r l d e1 . .        predicts l d e1; the rest is padding
 
-`stream`     one piece a row: row r is stream[r*T : r*T + T + 1]. Nothing is lost, nothing padded but
-             the end; neighbours share their boundary token, the last target of one row and the
+`stream`     one piece a row: row r is stream[r*T : r*T + T + 1]. Nothing is lost, nothing padded
+             but the end; neighbours share their boundary token, the last target of one row and the
              first input of the next.
 `best_fit`   whole documents, each put where the least room is left for it, the longest first
              (2404.10830). One that is longer than a row is cut as above, others never.

@@ -90,15 +90,19 @@ class Rows:
 
     def row(self, index: int) -> Row:
         """Row `index` >= 0 of the run, over epochs; fields of `Batch`, each [context_length]."""
-        is_ordered = isinstance(self.source, MixedRows)
-        place = index if is_ordered else order.row_at(index, self.num_rows, self.seed)
-        return self.source.row(place)
+        return self.source.row(self._place(index))
 
     def names(self, index: int) -> list[str]:
         """Where the documents of row `index` came from, in its order; none of a task."""
         if isinstance(self.source, Examples):
             return []
-        return self.source.names(order.row_at(index, self.num_rows, self.seed))
+        return self.source.names(self._place(index))
+
+    def _place(self, index: int) -> int:
+        """Which row of the source comes at `index`; a mixture has its own order."""
+        if isinstance(self.source, MixedRows):
+            return index
+        return order.row_at(index, self.num_rows, self.seed)
 
     def batches(
         self, first_row: int, batch_size: int, own: Sequence[int] | None = None

@@ -125,7 +125,8 @@ class Scorer:
         """Each request as one window, whose last outputs are scored; BOS is among its ids."""
         made, offset = [], 0
         for index, request in enumerate(requests):
-            made.append(Window(index, 0, request.num_inputs, request.num_shared, offset))
+            about = (request.num_inputs, request.num_shared, offset, request.num_scored)
+            made.append(Window(index, 0, *about))
             offset += request.num_scored
         if share_rows:
             rows = windows.best_fit(made, row_length)

@@ -140,7 +140,7 @@ def test_best_fit_fills_rows_that_a_stream_would_cut():
 
 
 def test_a_row_a_document_leaves_out_what_is_too_long():
-    pieces, rows = packed([b"abc", b"abcdefgh", b""], "document", 5, packing="document")
+    _, rows = packed([b"abc", b"abcdefgh", b""], "document", 5, packing="document")
     fields = [rows.row(r) for r in range(rows.num_rows)]
     assert [row["targets"].tolist() for row in fields] == [
         [*b"abc", EOS, PAD], [*b"abcde"], [EOS, PAD, PAD, PAD, PAD]]  # fmt: skip

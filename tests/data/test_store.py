@@ -214,8 +214,7 @@ def test_a_damaged_shard_is_named_before_its_tokens_are_used(store, tmp_path, pl
         manifest.read(damaged, "").verify()
     rows = open_rows(of_store(damaged))
     with pytest.raises(ConfigError, match=message):
-        for index in range(rows.num_rows):
-            rows.row(index)
+        list(map(rows.row, range(rows.num_rows)))
 
 
 def test_a_cut_shard_and_a_changed_manifest_are_named(store, tmp_path):

@@ -131,9 +131,8 @@ class Documents:
             file, places = int(listing.file[start]), listing.place[start:end]
             is_wanted = np.zeros(places[-1] + 1, bool)
             is_wanted[places] = True
-            size = len(is_wanted)
             number = start
-            found = self.files.read(file, lambda p, w=is_wanted, n=size: p < n and bool(w[p]))
+            found = self.files.read(file, functools.partial(_is_in, is_wanted))
             for place, content in found:
                 content = _part(content, *self.span)
                 name = self.files.name(file, place)
@@ -318,9 +317,9 @@ def files_of(config: DataConfig, split: str = "train") -> tuple[Files, str, tupl
     """
     form = form_of(config)
     if config.source == "stdlib" and split != "eval":
-        root, paths = stdlib.root(), stdlib.files()
-        names = tuple(path.relative_to(root).as_posix() for path in paths)
-        return Files("text", tuple(map(str, paths)), names, form), "data.source", ()
+        root, sources = stdlib.root(), stdlib.files()
+        names = tuple(path.relative_to(root).as_posix() for path in sources)
+        return Files("text", tuple(map(str, sources)), names, form), "data.source", ()
     patterns, key = config.paths, "data.paths"
     kind = config.source
     if split == "eval":
@@ -378,6 +377,10 @@ def _list(found: Files) -> Listing:
             digests += digest_of(*content)
     digest = np.frombuffer(bytes(digests), ">u8").astype(np.uint64).reshape(-1, 2)
     return Listing(np.array(file_of), np.array(place_of), np.array(size_of), digest)
+
+
+def _is_in(is_wanted: np.ndarray, place: int) -> bool:
+    return place < len(is_wanted) and bool(is_wanted[place])
 
 
 def _everything_in_it(place: int) -> bool:

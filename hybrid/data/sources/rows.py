@@ -72,10 +72,13 @@ def _parquet(path: str, form: Form, wanted: Wanted) -> Iterator[tuple[int, Conte
 def _arrow(path: str, form: Form, wanted: Wanted) -> Iterator[tuple[int, Content]]:
     import pyarrow
 
-    with _arrow_errors(path, "an Arrow stream"), pyarrow.memory_map(path) as file:
-        with pyarrow.ipc.open_stream(file) as stream:
-            _check_columns(form, stream.schema.names, path)
-            yield from _table_rows(stream, path, form, wanted)
+    with (
+        _arrow_errors(path, "an Arrow stream"),
+        pyarrow.memory_map(path) as file,
+        pyarrow.ipc.open_stream(file) as stream,
+    ):
+        _check_columns(form, stream.schema.names, path)
+        yield from _table_rows(stream, path, form, wanted)
 
 
 def _table_rows(

@@ -9,8 +9,10 @@ while the first are read. A text that stands alone is not cut.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -144,7 +146,7 @@ class _Job:
             start = first_file if number == first else 0
             for file in range(start, len(files.paths)):
                 behind = first_place if (number, file) == (first, first_file) else -1
-                for place, content in files.read(file, lambda p, b=behind: p > b):
+                for place, content in files.read(file, functools.partial(operator.lt, behind)):
                     digest = digest_of(*content)
                     is_eval = number == 1
                     if self.is_by_hash:
@@ -225,21 +227,22 @@ def _manifest(job: _Job, counts: Counts) -> Manifest:
     chains = counts.chain["train"] + (counts.chain["eval"] if job.is_by_hash else "")
     threshold = nominal_threshold(job.config.eval_fraction)
     names = ("train", "eval") if job.is_by_hash else ("", "")
-    splits = {
-        split: counts.split(split, job.config.source + f" ({name})" * bool(name))
+    train, held_out = (
+        counts.split(split, job.config.source + f" ({name})" * bool(name))
         for split, name in zip(("train", "eval"), names, strict=True)
-    }
+    )
     return Manifest(
         tokenizer=job.encoder.identity,
         largest_id=counts.largest_id,
         corpus=hashlib.blake2b(chains.encode(), digest_size=16).hexdigest(),
         held_out_below=threshold.hex() if job.is_by_hash else None,
         source=job.settings,
-        **splits,
+        train=train,
+        eval=held_out,
     )
 
 
-# --- What is there ---------------------------------------------------------------------------------
+# --- What is there -------------------------------------------------------------------------------
 
 
 def _finished(folder: AnyPath, job: _Job) -> Manifest | None:

@@ -45,7 +45,7 @@ def write(path: AnyPath, arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def _block_sums(array: np.ndarray) -> np.ndarray:
-    data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b""
+    data = np.ascontiguousarray(array).view(np.uint8)
     sums = (zlib.crc32(data[start : start + BLOCK]) for start in range(0, len(data), BLOCK))
     return np.fromiter(sums, np.uint32)
 
