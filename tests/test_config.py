@@ -191,7 +191,7 @@ def test_a_tilde_is_opened_in_every_key_that_names_files(monkeypatch, tmp_path):
     keys = [
         key
         for key in config_lib.walk(experiment.Experiment)
-        if re.search("files or|path of|folder of|this folder", key.doc)
+        if re.search("files or|files, globs|path of|folder of|this folder", key.doc)
     ]
     assert {key.name for key in keys} == {
         "data.paths", "data.tokenizer", "data.eval_paths", "data.cache_dir", "init_from",

@@ -232,20 +232,22 @@ def _by_hash(
     """
     about: list[tuple[str, int, int, bytes]] = []
     ends = array("q")
-    with open(spool, "wb") as file:
+    with open(spool, "wb") as written:
         for entry in entries:
             ids = entry.tokens.ids
             if entry.tokens.predicted is not None:
                 ids = np.where(entry.tokens.predicted, ids, -1 - ids)
-            file.write(ids.astype(np.int32).tobytes())
-            ends.append(file.tell() // 4)
+            written.write(ids.astype(np.int32).tobytes())
+            ends.append(written.tell() // 4)
             about.append((entry.file, entry.place, entry.num_bytes, entry.digest))
     held = np.memmap(spool, np.int32, "r") if ends and ends[-1] else np.zeros(0, np.int32)
     for number in documents.by_hash.tolist():
         kept = held[ends[number - 1] if number else 0 : ends[number]]
         is_whole = kept.min(initial=0) >= 0
         ids = np.array(kept) if is_whole else np.where(kept < 0, -1 - kept, kept)
-        yield Entry(*about[number], Tokens(ids, predicted=None if is_whole else kept >= 0))
+        file, place, num_bytes, digest = about[number]
+        tokens = Tokens(ids, predicted=None if is_whole else kept >= 0)
+        yield Entry(file, place, num_bytes, digest, tokens)
     del held
     spool.unlink()
 

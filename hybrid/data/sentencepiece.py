@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hybrid.data.tokenizers import Ids
+Ids = Sequence[int | np.integer] | np.ndarray
 
 
 class SentencePieceTokenizer:

@@ -86,7 +86,9 @@ def load(name: str, key: str = "data.tokenizer") -> Tokenizer:
     path = file_of(name, key)
     try:
         if path.suffix == ".model":
-            from hybrid.data.sentencepiece import SentencePieceTokenizer  # built on this module
+            from hybrid.data.sentencepiece import (
+                SentencePieceTokenizer,
+            )  # only runs that use one pay
 
             return SentencePieceTokenizer(path.read_bytes())
         return JsonTokenizer(path.read_bytes(), neighbour_config(path))

@@ -46,7 +46,9 @@ def write(path: AnyPath, arrays: Mapping[str, np.ndarray]) -> int:
 
 def _block_sums(array: np.ndarray) -> np.ndarray:
     data = np.ascontiguousarray(array).view(np.uint8)
-    sums = (zlib.crc32(data[start : start + BLOCK]) for start in range(0, len(data), BLOCK))
+    sums = (
+        zlib.crc32(data[start : start + BLOCK].tobytes()) for start in range(0, len(data), BLOCK)
+    )
     return np.fromiter(sums, np.uint32)
 
 
