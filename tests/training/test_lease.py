@@ -9,7 +9,7 @@ from hybrid.config import ConfigError
 from hybrid.process.files import as_path
 from hybrid.process.lease import FILE, LeaseLost
 from hybrid.process.lock import writer_lock
-from hybrid.workdir import lease as lease_lib
+from hybrid.process import lease as lease_lib
 
 
 @pytest.fixture(autouse=True)
