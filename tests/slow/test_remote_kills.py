@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 # As train.py, but the lease of a process that was killed runs out sooner.
 TRAIN = """
 import sys
-from hybrid.workdir import lease
+from hybrid.process import lease
 lease.LEASE, lease.RENEWAL, lease._POLL = 3.0, 0.5, 0.1
 from hybrid.training.__main__ import main
 sys.exit(main(sys.argv[1:]))

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from hybrid.config import ConfigError
+from hybrid.process import lease as lease_lib
 from hybrid.process.files import as_path
 from hybrid.process.lease import FILE, LeaseLost
 from hybrid.process.lock import writer_lock
-from hybrid.process import lease as lease_lib
 
 
 @pytest.fixture(autouse=True)

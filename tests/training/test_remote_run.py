@@ -13,10 +13,10 @@ from hybrid import export
 from hybrid.config import ConfigError
 from hybrid.evaluation.__main__ import main as evaluate
 from hybrid.generate.__main__ import main as generate
-from hybrid.process import cli
+from hybrid.process import cli, lease
 from hybrid.process.files import as_path
 from hybrid.training import loop
-from hybrid.workdir import checkpoint, lease
+from hybrid.workdir import checkpoint
 
 RUN = as_path("gs://bucket/trained")
 
