@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import (
     attention_cost,
     cache_dtype,
+    data,
     decode,
     machine,
     mixers,
@@ -65,6 +66,12 @@ SECTIONS = {
         "python -m benchmarks.mixers",
         "A whole layer of each letter of the pattern beside a local one, readings in turn.",
         mixers.markdown,
+    ),
+    "data": (
+        "Text to rows",
+        "python -m benchmarks.data",
+        "A store is prepared, opened and read by random rows, beside other containers.",
+        data.markdown,
     ),
     "step_budgets": (
         "A train step on a TPU slice",

@@ -6,7 +6,16 @@ python -m benchmarks.run --quick
 import subprocess
 import sys
 
-MODULES = ("parts", "attention_cost", "mixers", "vmapped_seeds", "train_step", "decode", "report")
+MODULES = (
+    "parts",
+    "attention_cost",
+    "mixers",
+    "data",
+    "vmapped_seeds",
+    "train_step",
+    "decode",
+    "report",
+)
 
 
 def main() -> int:
