@@ -63,7 +63,7 @@ def _texts(config: DataConfig) -> Iterator[str]:
     if _has_prose(config):
         yield from (document.text.decode("utf-8", "replace") for document in documents)
         return
-    for document in documents.by_hash:
+    for document in sorted(documents, key=lambda document: sources.digest_of(document.text)):
         yield " ".join(docstrings(document.text))
 
 

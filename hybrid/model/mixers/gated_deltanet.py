@@ -100,7 +100,7 @@ class GatedDeltaNetSpec(RecurrentSpec):
 
     def split_sizes(self) -> dict[str, int]:
         """Heads."""
-        return {f"deltanet.{name}": getattr(self, name) for name in ("num_heads", "num_key_heads")}
+        return {f"delta.{name}": getattr(self, name) for name in ("num_heads", "num_key_heads")}
 
     def summary(self) -> str:
         """Heads and the size of the state."""
@@ -119,7 +119,7 @@ def _spec(config: ModelConfig, slot: int) -> GatedDeltaNetSpec:
     head_dim, num_heads = own.head_dim or config.head_dim, own.num_heads or config.num_heads
     num_key_heads = own.num_key_heads or num_heads
     of_values = "model.delta.num_heads" if own.num_heads else "model.num_heads"
-    check_divides("deltanet.num_key_heads", num_key_heads, of_values, num_heads)
+    check_divides("delta.num_key_heads", num_key_heads, of_values, num_heads)
     return GatedDeltaNetSpec(
         num_heads=num_heads,
         num_key_heads=num_key_heads,

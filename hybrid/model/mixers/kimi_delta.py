@@ -54,7 +54,7 @@ class KimiDeltaSpec(GatedDeltaNetSpec):
 
     def split_sizes(self) -> dict[str, int]:
         """Heads."""
-        return {"kimi_delta.num_heads": self.num_heads}
+        return {"kda.num_heads": self.num_heads}
 
     def summary(self) -> str:
         """Heads and the size of the state."""
