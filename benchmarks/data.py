@@ -77,7 +77,7 @@ def _prepare(text: pathlib.Path, store: pathlib.Path, tokenizer: pathlib.Path) -
 
 
 _START = """
-import json, resource, sys, time
+import json, sys, time
 from hybrid.data import pipeline
 from hybrid.data.config import DataConfig
 source, path, tokenizer, cache, size = sys.argv[1:]
@@ -87,7 +87,8 @@ held_out = pipeline.open_held_out(config, vocab_size=int(size))
 rows = pipeline.open_rows(config, context_length=1024, seed=0, vocab_size=int(size))
 rows.row(0)
 seconds = time.perf_counter() - begun
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+about = dict(line.split(":") for line in open("/proc/self/status") if ":" in line)
+peak = int(about["VmHWM"].split()[0]) / 1024
 print(json.dumps({"seconds": seconds, "peak_megabytes": peak}))
 """
 
