@@ -77,7 +77,9 @@ SECTIONS = {
         "A train step on a TPU slice",
         "python -m benchmarks.step_budgets",
         "Another kind of figure: not timed, but counted in programs that are compiled for chips "
-        "that are not there (`hybrid.plan --topology`), for the Gemma 4 presets.",
+        "that are not there (`hybrid.plan --topology`), for the Gemma 4 presets. Rows with "
+        "`model.attention=chunked` are the XLA loop in place of the TPU kernels "
+        "([kernels.md](kernels.md)); the other rows are what `auto` takes.",
         step_budgets.markdown,
     ),
     "vmapped_seeds": (

@@ -122,19 +122,13 @@ def stored(
         "fingerprint": documents.fingerprint,
         "corpus": documents.corpus,
         "held_out_below": below.hex() if below else None,
-        "description": described(documents, skipped),
+        "description": documents.described(skipped),
     }
     note = {**about, "store": store.folder.name, "noted": began}
     with contextlib.suppress(OSError):  # a later start reads the text again
         root = cache_root(config.cache_dir)
         write_json(_note(root, config, split, encoder, None), note)
     return StoredText(store, part, **about)
-
-
-def described(documents: Documents, num_without_token: int) -> str:
-    """One line about a text, for a log."""
-    skipped = f", {num_without_token:,} without a token skipped" if num_without_token else ""
-    return documents.description + skipped
 
 
 def cache_root(cache_dir: str = "") -> pathlib.Path:

@@ -1,12 +1,14 @@
 """Documents that an evaluation scores whole, one by one, held in arrays or read from a store."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from hybrid.data.store.manifest import Store
+from hybrid.data.store.shard import Shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,32 @@ def _without_last(arrays: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredArrays(Sequence[np.ndarray]):
-    """One array of each document held out in a store, read when it is asked for.
+class _Stored(Sequence):
+    """One thing of each document held out in a store, read when it is asked for."""
+
+    store: Store
+
+    def __len__(self) -> int:
+        return self.store.manifest.eval.total("num_documents")
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):  # iterating ends by this
+            raise IndexError(index)
+        ends = np.cumsum([shard.num_documents for shard in self.store.manifest.eval.shards])
+        number = int(np.searchsorted(ends, index, "right"))
+        first = int(ends[number - 1]) if number else 0
+        return self._of(self.store.shard("eval", number), index - first)
+
+    @abc.abstractmethod
+    def _of(self, shard: Shard, place: int) -> Any:
+        """That of the document at `place` of a shard."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArrays(_Stored):
+    """One array of each document.
 
     Attributes:
       name: `tokens`, `token_bytes` or `predicted`.
@@ -80,14 +106,10 @@ class StoredArrays(Sequence[np.ndarray]):
       without_last: whether the last one is left out.
     """
 
-    store: Store
     name: str
     dtype: Any
     after: int
     without_last: bool = False
-
-    def __len__(self) -> int:
-        return self.store.manifest.eval.total("num_documents")
 
     @property
     def lengths(self) -> list[int]:
@@ -99,19 +121,7 @@ class StoredArrays(Sequence[np.ndarray]):
             found += (lengths - self.after - self.without_last).tolist()
         return found
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[np.ndarray]: ...
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):  # iterating ends by this
-            raise IndexError(index)
-        number, place = _found(self.store, index)
-        shard = self.store.shard("eval", number)
+    def _of(self, shard: Shard, place: int) -> np.ndarray:
         start = int(shard.starts[place]) + self.after
         is_last = place + 1 == len(shard.starts)
         stop = shard.num_tokens if is_last else int(shard.starts[place + 1])
@@ -122,32 +132,8 @@ class StoredArrays(Sequence[np.ndarray]):
         return shard.array(self.name, start, stop).astype(self.dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredNames(Sequence[str]):
-    """Where each document held out in a store came from."""
+class StoredNames(_Stored):
+    """Where each document came from."""
 
-    store: Store
-
-    def __len__(self) -> int:
-        return self.store.manifest.eval.total("num_documents")
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        number, place = _found(self.store, index)
-        return self.store.shard("eval", number).names(place, place + 1)[0]
-
-
-def _found(store: Store, index: int) -> tuple[int, int]:
-    """The shard that a document is in, and its number there."""
-    ends = np.cumsum([shard.num_documents for shard in store.manifest.eval.shards])
-    number = int(np.searchsorted(ends, index, "right"))
-    return number, index - (int(ends[number - 1]) if number else 0)
+    def _of(self, shard: Shard, place: int) -> str:
+        return shard.names(place, place + 1)[0]

@@ -141,7 +141,10 @@ def rows_of(stream: Stream, layout: Layout) -> Rows:
         return ListedRows(np.stack([starts, kept], 1), ends, int((stops - kept).sum()))
     pieces = np.array(list(_cut(starts, stops, layout)), np.int64).reshape(-1, 2)
     opened = 0 if layout.window_bos is None else ~np.isin(pieces[:, 0], starts)
-    return _best_fit(pieces, pieces[:, 1] - pieces[:, 0] + opened, layout.context_length + 1)
+    lengths = (pieces[:, 1] - pieces[:, 0] + opened).tolist()
+    rows = best_fit(lengths, layout.context_length + 1)
+    order = [piece for row in rows for piece in sorted(row)]  # as the documents stand
+    return ListedRows(pieces[order], np.cumsum([len(row) for row in rows]))
 
 
 def _cut(starts: np.ndarray, stops: np.ndarray, layout: Layout) -> Iterator[Span]:
@@ -155,28 +158,25 @@ def _cut(starts: np.ndarray, stops: np.ndarray, layout: Layout) -> Iterator[Span
             yield start, end
 
 
-def _best_fit(pieces: np.ndarray, lengths: np.ndarray, room: int) -> ListedRows:
-    """Each piece, the longest first, into the row with the least room that is enough."""
-    rooms: list[int] = []  # that some row has left, ascending, each once
-    rows_with: dict[int, list[int]] = {}
-    row_of, num_rows = np.empty(len(pieces), np.int64), 0
-    for piece in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[piece])
-        place = bisect.bisect_left(rooms, length)
-        if place == len(rooms):
-            row, left, num_rows = num_rows, room - length, num_rows + 1
+def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Each piece, the longest first, into the row with the least room that is enough.
+
+    Returns: the numbers of each row's pieces, in the order they were put there.
+    """
+    rows: list[list[int]] = []
+    left: list[tuple[int, int]] = []  # (room, row) of rows that are not full, ascending
+    for piece in sorted(range(len(lengths)), key=lambda piece: -lengths[piece]):
+        length = lengths[piece]
+        place = bisect.bisect_left(left, (length, 0))
+        if place < len(left):
+            free, row = left.pop(place)
         else:
-            left = rooms[place] - length
-            row = rows_with[rooms[place]].pop()
-            if not rows_with[rooms[place]]:
-                del rows_with[rooms.pop(place)]
-        row_of[piece] = row
-        if left > 1:  # no piece is shorter
-            if left not in rows_with:
-                bisect.insort(rooms, left)
-            rows_with.setdefault(left, []).append(row)
-    order = np.argsort(row_of, kind="stable")
-    return ListedRows(pieces[order], np.cumsum(np.bincount(row_of, minlength=num_rows)))
+            free, row = room, len(rows)
+            rows.append([])
+        rows[row].append(piece)
+        if free > length:
+            bisect.insort(left, (free - length, row))
+    return rows
 
 
 # --- One row -------------------------------------------------------------------------------------

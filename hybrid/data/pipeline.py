@@ -307,7 +307,7 @@ def open_held_out(
         below = documents.held_out_below.hex() if documents.held_out_below else None
         corpus, fingerprint = documents.corpus, documents.fingerprint
         arrays = _in_memory(documents, encoder, vocab_size, progress)
-        description = cache.described(documents, len(documents) - len(arrays["tokens"]))
+        description = documents.described(len(documents) - len(arrays["tokens"]))
     masks, context = arrays["predicted"], int(bos == "never")  # a document's first token
     if not len(arrays["tokens"]) or (masks and not any(m[context:].any() for m in masks)):
         key = "data.eval_paths" if split == "eval" and config.eval_paths else "data.paths"

@@ -23,7 +23,6 @@ segments never see each other the scores are those of each window alone.
 Read next: `perplexity.py`.
 """
 
-import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -31,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hybrid.config import ConfigError
+from hybrid.data import packing
 from hybrid.data.batch import Batch
 
 TOKENS_A_BATCH = 8192
@@ -180,19 +180,8 @@ def _windows(
 
 def best_fit(windows: Sequence[Window], row_length: int) -> tuple[tuple[Window, ...], ...]:
     """Puts windows into rows of at most `row_length` columns, best fit, longest first."""
-    rows: list[list[Window]] = []
-    room: list[tuple[int, int]] = []  # (free columns, row) of rows that are not full, sorted
-    for window in sorted(windows, key=lambda window: (-window.length, window.offset)):
-        place = bisect.bisect_left(room, (window.length, 0))
-        if place < len(room):
-            free, row = room.pop(place)
-        else:
-            free, row = row_length, len(rows)
-            rows.append([])
-        rows[row].append(window)
-        if free > window.length:
-            bisect.insort(room, (free - window.length, row))
-    return tuple(map(tuple, rows))
+    rows = packing.best_fit([window.length for window in windows], row_length)
+    return tuple(tuple(windows[number] for number in row) for row in rows)
 
 
 def rows_a_batch(num_rows: int, row_length: int, batch_size: int, multiple: int) -> int:

@@ -8,7 +8,9 @@ import shutil
 
 import example_results
 import pytest
+import sweep_page
 from from_json import sweep_results
+from sweep_page import results
 
 from hybrid import config as config_lib
 from hybrid.ablate.__main__ import main
@@ -29,12 +31,6 @@ from hybrid.evaluation.retrieval.sample_log import Scored
 from hybrid.pages import load_page
 from hybrid.training import loop
 
-PAGE = """
-import json, pathlib
-
-def get_config(path):
-    return json.loads(pathlib.Path(path).read_text())
-"""
 SMALL = {
     "base.model.num_layers": 2,
     "base.model.d_model": 16,
@@ -82,22 +78,9 @@ def page(folder):
         values = config_lib.updated(load_page("configs/ablate_needles.py"), SMALL)
         values |= {**own, "baseline": {"model.window_size": 8}, **keys}
         values["cells"] = keys.get("cells", [{"model.window_size": 8}, {"model.window_size": 2}])
-        (folder / f"{name}.json").write_text(json.dumps(values))
-        (folder / f"{name}.py").write_text(PAGE)
-        return f"--config={folder / name}.py:{folder / name}.json"
+        return sweep_page.write(folder, name, values)
 
     return write
-
-
-@pytest.fixture(scope="module")
-def whole(folder, page):
-    """The folder of a sweep that ran undisturbed."""
-    assert main([page(), f"--workdir={folder / 'whole'}"]) == 0
-    return folder / "whole"
-
-
-def results(sweep):
-    return json.loads((sweep / "results.json").read_text())
 
 
 def benchmarks_of(sweep):

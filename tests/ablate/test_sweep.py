@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import small_run
+import sweep_page
+from sweep_page import results
 from training.tiny_run import experiment_of, snapshot
 
 from hybrid import config as config_lib
@@ -18,13 +20,6 @@ from hybrid.loading import api
 from hybrid.process import signals
 from hybrid.process.lock import WriterLock
 from hybrid.training import loop
-
-PAGE = """
-import json, pathlib
-
-def get_config(path):
-    return json.loads(pathlib.Path(path).read_text())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +44,9 @@ def page(folder):
             "seeds": [0, 1],
             **keys,
         }
-        (folder / f"{name}.json").write_text(json.dumps(values))
-        (folder / f"{name}.py").write_text(PAGE)
-        return f"--config={folder / name}.py:{folder / name}.json"
+        return sweep_page.write(folder, name, values)
 
     return write
-
-
-@pytest.fixture(scope="module")
-def whole(folder, page):
-    """The folder of a sweep that ran undisturbed."""
-    assert main([page(), f"--workdir={folder / 'whole'}"]) == 0
-    return folder / "whole"
-
-
-def results(sweep):
-    return json.loads((sweep / "results.json").read_text())
 
 
 def without_times(sweep):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hybrid.config import ConfigError
 from hybrid.data import sources
 from hybrid.data.config import DataConfig
-from hybrid.data.sources import corpus
+from hybrid.data.sources import split
 
 
 def _write(folder, texts):
@@ -276,7 +276,7 @@ def split_of(config):
     fraction=st.sampled_from([1e-9, 0.05, 0.3, 0.5, 0.99]),
 )
 def test_the_end_of_one_text_is_held_out_at_a_line_or_a_character(text, fraction):
-    cut = corpus.end_of_training(text, fraction)
+    cut = split.end_of_training(text, fraction)
     assert 0 < cut < len(text)
     held_out = len(text) - cut
     assert held_out <= 2 * max(1, round(fraction * len(text))) + 3

@@ -267,12 +267,12 @@ def test_what_is_no_file_of_rows_is_refused(tmp_path):
         with pytest.raises(ConfigError, match=said):
             list(mrcr_rows.read((str(tmp_path / name),)))
     (tmp_path / "c.parquet").write_text("no")
-    with pytest.raises(ConfigError, match=r"needs pyarrow|is no Parquet file"):
+    with pytest.raises(ConfigError, match=r"is no Parquet file"):
         list(mrcr_rows.read((str(tmp_path / "c.parquet"),)))
 
 
 def test_parquet_and_json_lines_hold_the_same_rows(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     rows = [row(2, 6, index) for index in range(3)]

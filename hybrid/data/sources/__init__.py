@@ -1,8 +1,8 @@
 """Where text comes from: files of four kinds, one sequence of documents, one fingerprint.
 
 Read in this order: `files.py` (which files paths name), `rows.py` (what stands in one), `form.py`
-and `prompts.py` (what of a row is text, and predicted), `corpus.py` (documents, their hashes and
-splits), `stdlib.py`.
+and `prompts.py` (what of a row is text, and predicted), `corpus.py` (documents and their hashes),
+`split.py` (which are held out), `stdlib.py`.
 """
 
 from hybrid.data.sources.corpus import Document, Documents, Files, digest_of, documents, files_of

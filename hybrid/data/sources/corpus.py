@@ -17,7 +17,6 @@ Documents without any text are counted and left out. What `stdlib` leaves out is
 import dataclasses
 import functools
 import hashlib
-import math
 import platform
 from array import array
 from collections.abc import Iterator
@@ -27,10 +26,9 @@ import numpy as np
 from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
 from hybrid.data.sources import files, rows, stdlib
+from hybrid.data.sources import split as split_lib
 from hybrid.data.sources.form import Content, Form, Spans
 from hybrid.data.sources.prompts import form_of
-
-_DIGEST_BYTES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +134,7 @@ class Documents:
             for place, content in found:
                 content = _part(content, *self.span)
                 name = self.files.name(file, place)
-                if _key(digest_of(*content)) != tuple(listing.digest[number].tolist()):
+                if split_lib.key_of(digest_of(*content)) != tuple(listing.digest[number].tolist()):
                     raise _changed(name)
                 yield Document(name, content.text, self.span[0], *content[1:])
                 number += 1
@@ -166,18 +164,32 @@ class Documents:
         ordered = self.listing.digest[self.by_hash].astype(">u8")
         return digest_of(ordered.tobytes()).hex()
 
-    @property
-    def description(self) -> str:
-        """One line for a log: origin, number of documents, size and fingerprint."""
-        size, short = self.num_bytes / 1e6, self.fingerprint[:12]
-        counted = f"{len(self):,} documents" if len(self) > 1 else "1 document"
-        line = f"{self.origin}: {counted}, {size:.2f} MB, fingerprint {short}"
-        if self.num_empty:
-            line += f", {self.num_empty:,} without text left out"
+    def described(self, num_without_token: int = 0) -> str:
+        """One line for a log: origin, number of documents, size, fingerprint, what is left out."""
+        line = described(self.origin, len(self), self.num_bytes, self.fingerprint, self.num_empty)
         if self.no_files:
             more = f" and {len(self.no_files) - 3:,} more" * (len(self.no_files) > 3)
             line += f", no file: {', '.join(self.no_files[:3])}{more}"
-        return line
+        return line + without_token(num_without_token)
+
+    @property
+    def description(self) -> str:
+        """`described`, where all documents have tokens."""
+        return self.described()
+
+
+def described(
+    origin: str, num_documents: int, num_bytes: int, fingerprint: str, num_empty: int
+) -> str:
+    """A text in one line, for a log."""
+    counted = f"{num_documents:,} documents" if num_documents != 1 else "1 document"
+    line = f"{origin}: {counted}, {num_bytes / 1e6:.2f} MB, fingerprint {fingerprint[:12]}"
+    return line + (f", {num_empty:,} without text left out" if num_empty else "")
+
+
+def without_token(number: int) -> str:
+    """What is added to that line where documents gave no token."""
+    return f", {number:,} without a token skipped" if number else ""
 
 
 def _changed(name: str) -> ConfigError:
@@ -186,7 +198,7 @@ def _changed(name: str) -> ConfigError:
 
 def digest_of(text: bytes, predicted: Spans | None = None, parsed: bool = False) -> bytes:
     """16 bytes that tell a document from all others, by all of its `Content`."""
-    digest = hashlib.blake2b(text, digest_size=_DIGEST_BYTES)
+    digest = hashlib.blake2b(text, digest_size=split_lib.DIGEST_BYTES)
     if predicted is not None:
         digest.update(f" predicted {list(predicted)}".encode())
     if parsed:
@@ -217,8 +229,8 @@ def documents(
     digests = everything.listing.digest
     if held_out_below is None and (digests == digests[0]).all():
         return _part_of_one(everything, config.eval_fraction, split)
-    threshold = held_out_below or _threshold(digests, config.eval_fraction)
-    is_kept = is_below(digests, threshold) == (split == "eval")
+    threshold = held_out_below or split_lib.threshold_of(digests, config.eval_fraction)
+    is_kept = split_lib.is_below(digests, threshold) == (split == "eval")
     if not is_kept.any():
         problem = f"nothing is left of the {len(everything)} documents for the run's {split} split"
         raise ConfigError("data.paths", problem, list(config.paths) or config.source)
@@ -227,41 +239,13 @@ def documents(
     return dataclasses.replace(everything, listing=kept, origin=origin, held_out_below=threshold)
 
 
-# --- Splits --------------------------------------------------------------------------------------
-
-
-def nominal_threshold(fraction: float) -> bytes:
-    """The hash below which that part of all hashes lies, 8 bytes."""
-    return math.ceil(fraction * 2.0**64).to_bytes(8, "big")
-
-
-def is_below(digests: np.ndarray, threshold: bytes) -> np.ndarray:
-    """Which of the digests [n, 2] come before a hash of 8 or 16 bytes, bool [n]."""
-    high, low = _key(threshold.ljust(_DIGEST_BYTES, b"\0"))
-    highs, lows = digests.T
-    return (highs < high) | ((highs == high) & (lows < low))
-
-
-def _key(digest: bytes) -> tuple[int, int]:
-    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
-
-
-def _threshold(digests: np.ndarray, fraction: float) -> bytes:
-    """The hash below which documents are held out: at least one of them, never all."""
-    ordered = np.unique(digests, axis=0)
-    nominal = nominal_threshold(fraction)
-    below = int(is_below(ordered, nominal).sum())
-    number = min(max(below, 1), len(ordered) - 1)
-    return nominal if number == below else ordered[number].astype(">u8").tobytes()
-
-
 def _part_of_one(everything: Documents, fraction: float, split: str) -> Documents:
     """Of the one text that is there (and its copies) the end is held out, the rest is trained on.
 
     Raises: ConfigError for a text too short to cut.
     """
     first = next(iter(everything))
-    text, cut = first.text, end_of_training(first.text, fraction)
+    text, cut = first.text, split_lib.end_of_training(first.text, fraction)
     if not cut:
         remedy = "name files in data.eval_paths, or give more text"
         problem = "nothing is left to hold out for evaluation"
@@ -269,7 +253,7 @@ def _part_of_one(everything: Documents, fraction: float, split: str) -> Document
     span = (cut, len(text)) if split == "eval" else (0, cut)
     part = _part(Content(text, first.predicted, first.parsed), *span)
     number = len(everything)
-    digest = np.array([_key(digest_of(*part))] * number, np.uint64)
+    digest = np.array([split_lib.key_of(digest_of(*part))] * number, np.uint64)
     sizes = np.full(number, len(part.text))
     listing = dataclasses.replace(everything.listing, num_bytes=sizes, digest=digest)
     shown = "the last" if split == "eval" else "without the last"
@@ -287,23 +271,6 @@ def _part(content: Content, start: int, stop: int | None) -> Content:
     inside = ((max(a - start, 0), min(b - start, len(text))) for a, b in content.predicted)
     predicted = tuple(span for span in inside if span[0] < span[1])
     return Content(text, predicted, content.parsed)
-
-
-def end_of_training(text: bytes, fraction: float) -> int:
-    """Where the held-out end of a text begins: behind a line's end near there, else a character.
-
-    About `fraction` of the text is held out, at most twice as much; 0 for a text of one character.
-    """
-    size = min(max(round(fraction * len(text)), 1), len(text) - 1)
-    goal = len(text) - size
-    line = text.rfind(b"\n", max(goal - size, 0), goal) + 1
-    if line:
-        return line
-    # Bytes 10xxxxxx go on with a character, at most three of them in UTF-8.
-    near = sorted(range(goal - 3, goal + 4), key=lambda place: abs(place - goal))
-    inside = (place for place in near if 0 < place < len(text))
-    begin = next((place for place in inside if text[place] & 0xC0 != 0x80), 0)
-    return begin or (goal if len(text) > 4 else 0)
 
 
 # --- Listing -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import Any
 
 from hybrid.config import ConfigError
+from hybrid.data.sources.corpus import described, without_token
 from hybrid.data.store.shard import REMEDY, Shard
 from hybrid.process.files import write_json
 from hybrid.process.remote import AnyPath
@@ -64,14 +65,9 @@ class Split:
     @property
     def description(self) -> str:
         """One line for a log: origin, number of documents, size and fingerprint."""
-        number, size = self.total("num_documents"), self.total("num_bytes") / 1e6
-        counted = f"{number:,} documents" if number != 1 else "1 document"
-        line = f"{self.origin}: {counted}, {size:.2f} MB, fingerprint {self.fingerprint[:12]}"
-        if self.num_empty:
-            line += f", {self.num_empty:,} without text left out"
-        if self.num_without_token:
-            line += f", {self.num_without_token:,} without a token skipped"
-        return line
+        counts = self.total("num_documents"), self.total("num_bytes")
+        line = described(self.origin, *counts, self.fingerprint, self.num_empty)
+        return line + without_token(self.num_without_token)
 
 
 @dataclasses.dataclass(frozen=True)

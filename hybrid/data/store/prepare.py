@@ -22,7 +22,7 @@ import numpy as np
 from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
 from hybrid.data.sources import Document, Files, digest_of, files_of
-from hybrid.data.sources.corpus import is_below, nominal_threshold
+from hybrid.data.sources.split import is_below, nominal_threshold
 from hybrid.data.store import manifest
 from hybrid.data.store.build import SHARD_TOKENS, Counts, Entry, Writer
 from hybrid.data.store.encode import Asked, Encoder, encoded

@@ -108,7 +108,7 @@ class _Lists:
     def __init__(self, store: Store, split: str, layout: Layout, cache: pathlib.Path):
         about = store.manifest.split(split)
         shards = [(shard.file, shard.index_crc32) for shard in about.shards]
-        parts = (1, shards, layout.packing, layout.context_length, layout.window_bos is not None)
+        parts = (2, shards, layout.packing, layout.context_length, layout.window_bos is not None)
         name = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
         self._folder = cache / f"rows-{name}"
         if not (self._folder / _TOTALS).is_file():

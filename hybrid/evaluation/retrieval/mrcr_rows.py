@@ -6,7 +6,7 @@
     n_needles, desired_msg_index, total_messages, n_chars    whole numbers
     date_added                 text; may be missing in earlier revisions
 
-Parquet needs pyarrow, which is loaded here alone.
+pyarrow is loaded only where it reads Parquet.
 """
 
 import json
@@ -100,12 +100,9 @@ def _rows(path: pathlib.Path) -> Iterator[Any]:
 
 
 def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        accepted = "pip install pyarrow (the extra `parquet`), or a .jsonl file"
-        raise ConfigError(KEY, "needs pyarrow to read Parquet", str(path), accepted) from None
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=16):
