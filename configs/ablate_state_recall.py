@@ -5,19 +5,20 @@ python -m hybrid.ablate --config=configs/ablate_state_recall.py --workdir=runs/a
 Two layers with small states (four heads of 8, Mamba-2's of 8 a channel), asked for 8 pairs of key
 and value in 64 tokens, and for needles. Published: what a recurrence recalls is bounded by its
 state (Zoology, 2312.04927), and few attention layers make up for it (Based, 2402.18668). RG-LRU,
-whose state is a vector, needs three layers before the global one and more steps to find the rule.
+whose state is a vector, is asked for 4 pairs, and needs three layers before the global one and more
+steps to find the rule.
 """
 
 from hybrid.ablate import arms
 from hybrid.ablate import config as ablate
 
-DEEPER = {"model.num_layers": 4, "training.num_steps": 1200}
+VECTOR = {"model.num_layers": 4, "training.num_steps": 1200, "data.mqar.num_pairs": (4,)}
 MIXERS = {
     "M": ("Mamba-2", 1, {}),
     "D": ("Gated DeltaNet", 1, {}),
     "K": ("Kimi Delta", 1, {}),
     "W": ("RWKV-7", 1, {}),
-    "R": ("RG-LRU", 3, DEEPER),
+    "R": ("RG-LRU", 3, VECTOR),
 }
 CELLS = [
     {"name": "all global", "model.pattern": "G"},
