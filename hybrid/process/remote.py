@@ -149,6 +149,9 @@ class RemotePath(gpath.PosixGPath):
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing: epath's would make a bucket that is missing."""
 
+    def rmdir(self) -> None:
+        """Does nothing: without objects there is no folder."""
+
     # --- Names -------------------------------------------------------------------------------
 
     def absolute(self) -> "RemotePath":

@@ -2,16 +2,17 @@
 
 import dataclasses
 import gzip
-import json
 import os
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
+import stores
 import tokenizers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores import ENCODER, TEXTS, content, make, of_store, open_rows
 
 from hybrid import prepare as command
 from hybrid.config import ConfigError
@@ -20,27 +21,12 @@ from hybrid.data.config import DataConfig
 from hybrid.data.sources import Document
 from hybrid.data.store import manifest, shard
 from hybrid.data.store.encode import Asked, Encoder, encoded
-from hybrid.data.store.prepare import prepare
 from hybrid.data.tokenizers import ByteTokenizer
-
-ENCODER = Encoder(ByteTokenizer(), 257, 258)
-TEXTS = [f"text {i}: ".encode() + bytes([97 + i % 26]) * (40 + 7 * i % 90) for i in range(120)]
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """120 lines in three files, one of them compressed."""
-    folder = tmp_path_factory.mktemp("source")
-    lines = [json.dumps({"text": text.decode()}) + "\n" for text in TEXTS]
-    (folder / "a.jsonl").write_text("".join(lines[:50]))
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[50:80]).encode(), mtime=0))
-    (folder / "c.jsonl").write_text("".join(lines[80:]) + "\n" + json.dumps({"text": ""}))
-    return DataConfig(source="jsonl", paths=(str(folder),), eval_fraction=0.2)
-
-
-def make(config, folder, **keys):
-    keys = {"vocab_size": 259, "num_workers": 0, "shard_tokens": 1500, **keys}
-    return prepare(config, ENCODER, folder, **keys)
+    return stores.source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +34,6 @@ def store(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store") / "s"
     make(source, folder)
     return folder
-
-
-def of_store(folder, **keys):
-    return DataConfig(source="prepared", paths=(str(folder),), **keys)
-
-
-def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def open_rows(config, **keys):
-    return pipeline.open_rows(config, **{"context_length": 32, "seed": 0, "vocab_size": 259} | keys)
 
 
 # --- What is in it -------------------------------------------------------------------------------
