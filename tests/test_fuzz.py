@@ -19,7 +19,7 @@ import warnings
 import pytest
 
 from hybrid import config as config_lib
-from hybrid import experiment, export
+from hybrid import experiment, export, prepare, show_batch
 from hybrid.ablate import command as ablate
 from hybrid.evaluation import command as evaluation
 from hybrid.generate import command as generate
@@ -29,7 +29,7 @@ from hybrid.process import cli
 from hybrid.training import command as training
 from hybrid.training import loop
 
-MODULES = (training, evaluation, ablate, generate, lm_eval, plan, export)
+MODULES = (training, evaluation, ablate, generate, lm_eval, plan, export, prepare, show_batch)
 COMMANDS = {module.__name__.split(".")[1]: module.COMMAND for module in MODULES}
 FAST, SLOW = 25, 334  # lines of each command
 GLUE = ["="] * 19 + [""]
