@@ -22,6 +22,7 @@ from hybrid import config as config_lib
 from hybrid import experiment, export, prepare, show_batch
 from hybrid.ablate import command as ablate
 from hybrid.evaluation import command as evaluation
+from hybrid.evaluation.retrieval import __main__ as retrieval
 from hybrid.generate import command as generate
 from hybrid.lm_eval import command as lm_eval
 from hybrid.plan import __main__ as plan
@@ -31,6 +32,7 @@ from hybrid.training import loop
 
 MODULES = (training, evaluation, ablate, generate, lm_eval, plan, export, prepare, show_batch)
 COMMANDS = {module.__name__.split(".")[1]: module.COMMAND for module in MODULES}
+COMMANDS["retrieval"] = retrieval.COMMAND
 FAST, SLOW = 25, 334  # lines of each command
 GLUE = ["="] * 19 + [""]
 FILLED = {"prompt": "one", "output": "out"}  # flags that other ones are read behind

@@ -106,6 +106,14 @@ DIGESTS = {
 
 
 @pytest.mark.parametrize("name", ruler.TASKS)
+def test_an_answer_stands_behind_the_prompt_and_has_the_full_score(name, files):
+    sample, task = made(name, files), ruler.TASKS[name]
+    answer = ruler.answer(task, sample)
+    assert task.score(answer, sample.references) == 1
+    assert answer.startswith(" ") != sample.answer_prefix.endswith(" ")
+
+
+@pytest.mark.parametrize("name", ruler.TASKS)
 def test_a_seed_gives_the_same_bits_everywhere(name, files):
     samples = [made(name, files, index=index) for index in (0, 1)]
     texts = [(s.prompt, s.answer_prefix, s.references) for s in samples]

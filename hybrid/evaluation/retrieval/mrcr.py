@@ -29,7 +29,7 @@ from hybrid.data.tasks.example import Draws
 from hybrid.evaluation.config import RetrievalConfig
 from hybrid.evaluation.retrieval import mrcr_made, mrcr_rows
 from hybrid.evaluation.retrieval.conversation import Conversation
-from hybrid.evaluation.retrieval.prompts import Encoder, Group, Prompt
+from hybrid.evaluation.retrieval.prompts import Encoder, Group, Prompt, plain
 from hybrid.evaluation.retrieval.sample import FORMAT, Request, TooShort, largest
 
 CHARACTERS_A_TOKEN = 4.9  # of o200k_base, on the published rows
@@ -154,7 +154,8 @@ def _prompt(encoder: Encoder, conversation: Conversation, draws: Draws) -> Promp
     ids, limit = encoder.ids_of_turns(conversation.turns), _limit(encoder, conversation)
     if encoder.learned_positions:  # the answer itself fits, spare tokens may not
         limit = min(limit, encoder.learned_positions - len(ids))
-    return Prompt(ids, limit, (answer,), scored, floors=floors)
+    text = plain(conversation.turns)
+    return Prompt(ids, limit, (answer,), scored, text=text, answer=answer, floors=floors)
 
 
 def _limit(encoder: Encoder, conversation: Conversation) -> int:

@@ -37,6 +37,7 @@ class Prompt:
       tokens_to_generate: at most.
       references: what a right reply holds, for the record.
       score: of a reply, 0 to 1.
+      text, answer: what the ids are made of, and a right reply that could follow it.
       is_text: whether the reply is text; else it is scored as its ids, `3 17`, and nothing ends it.
       floors: what replies that need no understanding would score, 0 to 1, by their name.
     """
@@ -45,6 +46,8 @@ class Prompt:
     tokens_to_generate: int
     references: tuple[str, ...]
     score: Callable[[str], float]
+    text: str = ""
+    answer: str = ""
     is_text: bool = True
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -158,9 +161,14 @@ class Maker:
             problem = f"is too short for {name} with this tokenizer"
             accepted = f"at least {error.needed}"
             raise ConfigError("eval.retrieval.lengths", problem, length, accepted) from None
-        ids, references = encoder.ids(made), made.references
+        references = made.references
         return Prompt(
-            ids, made.tokens_to_generate, references, lambda reply: task.score(reply, references)
+            encoder.ids(made),
+            made.tokens_to_generate,
+            references,
+            lambda reply: task.score(reply, references),
+            text=made.prompt + made.answer_prefix,
+            answer=ruler.answer(task, made),
         )
 
     def _questions(self, file: str) -> questions.Questions | None:
@@ -183,7 +191,7 @@ class Maker:
 def _key_prompt(examples: Examples, index: int) -> Prompt:
     example = examples.example(index)
     value = str(example.targets[example.asked[0]])
-    return Prompt(example.tokens, 1, (value,), lambda reply: float(reply == value), False)
+    return Prompt(example.tokens, 1, (value,), lambda reply: float(reply == value), is_text=False)
 
 
 def reads_essay(config: RetrievalConfig) -> bool:

@@ -95,3 +95,10 @@ def _fitted(task: Task, make: Make, request: Request, count_tokens: CountTokens)
         return count_tokens(made) + made.tokens_to_generate
 
     return make(request, largest(cost, request.length, task.least, task.most(request)))
+
+
+def answer(task: Task, made: Sample) -> str:
+    """The shortest text behind a sample's prefix that has the full score."""
+    space = "" if made.answer_prefix.endswith(" ") else " "
+    is_any = task.score is scores.any_found
+    return space + ", ".join(made.references[:1] if is_any else made.references)
