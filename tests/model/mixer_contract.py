@@ -38,6 +38,7 @@ from hybrid.model.mixers.protocol import CacheFormat
 from hybrid.origin import Origin
 from hybrid.sharding import MESH_AXES
 from hybrid.training import loop
+from hybrid.workdir import checkpoint
 
 TIME = 14
 MODEL = {
@@ -122,14 +123,7 @@ class MixerBehaviour:
         assert np.abs(rough - exact).max() < 0.1 * np.abs(exact).max()
 
     def test_it_trains_and_resumes_to_the_same_bits(self, tmp_path):
-        keys = {f"model__{name}": value for name, value in self.keys.items()}
-        keys |= {"model__pattern": f"{self.letter}G", "optimizer__schedule": "constant"}
-        whole = experiment_of(tmp_path, **keys)
-        losses = _losses(whole, tmp_path / "whole")
-        assert losses[-1] < losses[0]
-        half = dataclasses.replace(whole, training=dataclasses.replace(whole.training, num_steps=4))
-        _losses(half, tmp_path / "resumed")
-        assert _losses(whole, tmp_path / "resumed") == losses
+        check_resume(tmp_path, pattern=f"{self.letter}G", **self.keys)
         saved = json.loads((tmp_path / "whole" / "config.json").read_text())
         assert self.letter in saved["model"]["pattern"]
 
@@ -301,6 +295,28 @@ def packed(batch=2, time=18):
 
 def _loss(config, params, batch):
     return model.loss_sums(config, params, batch).nll
+
+
+def check_resume(folder, **keys):
+    """A model of these keys learns, and a run that was stopped goes on to the same bits."""
+    keys = {f"model__{name}": value for name, value in keys.items()}
+    whole = experiment_of(folder, optimizer__schedule="constant", **keys)
+    losses = _losses(whole, folder / "whole")
+    assert losses[-1] < losses[0]
+    half = dataclasses.replace(whole, training=dataclasses.replace(whole.training, num_steps=4))
+    _losses(half, folder / "resumed")
+    assert _losses(whole, folder / "resumed") == losses
+    saved = [_saved_params(whole, folder / name) for name in ("whole", "resumed")]
+    jax.tree.map(np.testing.assert_array_equal, *saved)
+
+
+def _saved_params(whole, folder):
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one),
+        model.abstract(whole.model),
+    )
+    return checkpoint.restore_params(folder, "latest", shapes)[0]
 
 
 def _losses(whole, folder):

@@ -1,4 +1,4 @@
-"""Every pair of letters in one pattern: scan equal to loop, decoding equal to the forward."""
+"""Every pair of letters in one pattern: scan is loop, decoding is the forward, runs resume."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from inference.small_models import params_of, tokens_of
-from model.mixer_contract import MODEL, packed
+from model.mixer_contract import MODEL, check_resume, packed
 from model.small_mixers import keys_of
 
 from hybrid import experiment, model
@@ -61,3 +61,9 @@ def test_decoding_equals_the_forward(pair):
     np.testing.assert_allclose(last, logits[:, TIME - 1], atol=1e-9)
     best = np.argmax(logits[:, TIME - 1 : -1], axis=-1)
     np.testing.assert_array_equal(best, tokens[:, TIME:])
+
+
+@pytest.mark.weekly
+@pytest.mark.parametrize("pair", PAIRS)
+def test_it_trains_and_resumes_to_the_same_bits(pair, tmp_path):
+    check_resume(tmp_path, pattern=f"{pair}G", num_layers=6, **keys_of(pair))
