@@ -255,15 +255,16 @@ class AttentionMixer(Rewinds, abc.ABC):
         config = self.config(dtype="float64")
         tokens, plan = jnp.asarray(tokens_of(config, time=TIME)), model.layer_plan(config)
         params = params_of(config)
+        extend, hidden_states = (
+            jax.jit(functools.partial(f, config)) for f in (model.extend, model.hidden_states)
+        )
         cache = caches.allocate(plan, CacheFormat(3, "float64"), len(tokens))
         for part in (tokens[:, :3], tokens[:, 3:]):
             slots = model.slot_arrays(plan, cache.form, "float64")
             num_new = jnp.full(len(tokens), part.shape[1])
-            x, cache = model.extend(
-                config, params_of(config), jnp.asarray(part), num_new, cache, slots
-            )
+            x, cache = extend(params, jnp.asarray(part), num_new, cache, slots)
             cache = cache.grown(TIME)
-        wanted = model.hidden_states(config, params, tokens)
+        wanted = hidden_states(params, tokens)
         np.testing.assert_allclose(x[:, -1], wanted[:, -1], atol=1e-9)
 
     def test_the_plan_counts_the_weight_products_that_are_compiled(self):
