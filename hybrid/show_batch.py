@@ -109,8 +109,9 @@ def spelled(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
 
     A character of several tokens stands at the last of them, and the others are empty.
     """
-    names = {index: text for text, index in tokenizer.control_tokens.items()}
-    names = names or _BYTE_NAMES
+    is_byte = isinstance(tokenizer, tokenizers.ByteTokenizer)
+    own = {index: text for text, index in tokenizer.control_tokens.items()}
+    names = _BYTE_NAMES if is_byte else own
     found = []
     for place, token in enumerate(ids.tolist()):
         name = names.get(token)
@@ -137,7 +138,12 @@ def _run(arguments: cli.Arguments) -> None:
         context_length=loaded.training.context_length,
         seed=loaded.training.seed,
         vocab_size=loaded.model.vocab_size,
+        batch_size=loaded.training.batch_size,  # a mixture's schedule is counted in steps
     )
+    if rows.end is not None and number >= rows.end:
+        raise ConfigError(
+            "--row", "is behind the last row of the mixture", number, f"below {rows.end}"
+        )
     row = rows.row(number)
     if loaded.data.is_task:
         texts, targets = (list(map(str, row[name].tolist())) for name in ("tokens", "targets"))

@@ -156,3 +156,34 @@ def test_what_is_wrong_is_one_line_with_status_2(words, key, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(rf"error: {key}[: ].*\n", done.stderr)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mixtures_rows_are_those_of_its_steps(tmp_path, capsys):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name * 40}\n" * 40)
+    mixture = [{"name": name, "paths": f"{tmp_path}/{name}.txt"} for name in "ab"]
+    page = [
+        "--config=configs/tiny.py",
+        f"--config.data.cache_dir={tmp_path}/cache",
+        f"--config.data.mixture={mixture}",
+        "--config.data.mixture_schedule=((0, (1, 0)), (1, (0, 1)))",
+        "--config.training.batch_size=4",
+        "--config.training.context_length=32",
+    ]
+    for row, name in ((3, "a.txt"), (4, "b.txt")):
+        assert main([*page, f"--row={row}"]) == 0
+        assert f"{tmp_path}/{name}" in capsys.readouterr().out
+    capped = [{**source, "epochs": 0.1} for source in mixture]
+    page[2:4] = [f"--config.data.mixture={capped}"]
+    assert main([*page, "--row=1000"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --row: is behind the last row of the mixture, got 1000; below ")
+
+
+def test_a_tokenizer_without_control_tokens_has_no_bytes_names(tmp_path):
+    import tokenizers as hf
+
+    own = hf.Tokenizer(hf.models.WordLevel({f"w{n}": n for n in range(300)}, unk_token="w0"))
+    own.save(str(tmp_path / "tokenizer.json"))
+    found = spelled(load(str(tmp_path / "tokenizer.json")), np.array([255, 256, 257]))
+    assert not any("<" in name for name in found)

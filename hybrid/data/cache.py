@@ -36,7 +36,7 @@ from hybrid.data.store.encode import CHUNK_BYTES, Asked, Encoder, Tokens, encode
 from hybrid.data.store.manifest import Manifest, Split, Store
 from hybrid.process.files import check_writable, write_json
 
-FORMAT = 2
+FORMAT = 3
 _STALE_SECONDS = 24 * 3600
 _FRESH_SECONDS = 2.0  # a file may change again within its own time of change
 _VERIFIED_BYTES = 1 << 30
@@ -152,7 +152,7 @@ def token_store(
 ) -> Store:
     """The store of `documents` as its `train` or `eval`, from the cache or made; see `stored`."""
     root = cache_root(cache_dir)
-    order = () if split == "train" else (documents.names, documents.listing.digest.tobytes())
+    order = documents.names, documents.listing.digest.tobytes()
     parts = (FORMAT, split, documents.fingerprint, order, sorted(encoder.identity.items()))
     folder = root / _hash(parts)
     store = _whole(folder)
@@ -309,6 +309,7 @@ def _note(
         sorted(encoder.identity.items()),
         config.source,
         sources.form_of(config),
+        bool(config.eval_paths),  # or parted by hash
         config.eval_fraction,
         held_out_below,
         _files(config, split),

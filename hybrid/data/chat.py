@@ -69,6 +69,8 @@ def read(folder: AnyPath, key: str) -> ChatTemplate:
     file, config = folder / TEMPLATE, folder / CONFIG
     try:
         values = json.loads(config.read_bytes()) if config.is_file() else {}
+        if not isinstance(values, dict):
+            raise ValueError(f"{CONFIG} holds no object")
         source = file.read_bytes().decode() if file.is_file() else _default(values)
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(key, f"{folder} can't be read ({error})") from None

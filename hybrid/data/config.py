@@ -6,7 +6,7 @@ Read next: `sources/`, and `tasks/` for the tasks.
 import dataclasses
 import re
 
-from hybrid.config import ConfigError, errors_under, key, section
+from hybrid.config import ConfigError, key, section
 
 TASKS = ("mqar", "needle")  # rows of the table in `tasks/`
 SOURCES = ("stdlib", "text", "jsonl", "parquet", "datasets", "prepared", *TASKS)
@@ -70,13 +70,19 @@ class MixtureSource:
     )
     source: str = key("text", "as data.source, but for tasks", choices=TEXTS)
     paths: tuple[str, ...] = key((), "as data.paths", path=True)
-    text_field: str = key("text", "as data.text_field")
+    text_field: str = key("", "as data.text_field; empty: that one")
     eval_paths: tuple[str, ...] = key((), "as data.eval_paths", path=True)
     packing: str = key("", "as data.packing; empty: that one", choices=("", *PACKINGS))
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name, re.ASCII):
             raise ConfigError("name", "must be of letters, digits, - and _", self.name or "nothing")
+
+    @classmethod
+    def key_of(cls, index: int, name: str) -> str:
+        """The key `NAME` under `data.` of source `index`, where it is one of its own."""
+        is_own = name in {field.name for field in dataclasses.fields(cls)}
+        return f"mixture[{index}].{name}" if is_own else name
 
     @property
     def data_keys(self) -> dict[str, object]:
@@ -247,9 +253,12 @@ class DataConfig:
         """Each source of the mixture as if it were alone."""
         found = []
         for index, source in enumerate(self.mixture):
-            with errors_under(f"mixture[{index}]."):
-                alone: dict = {**source.data_keys, "mixture": (), "mixture_schedule": ()}
+            alone: dict = {**source.data_keys, "mixture": (), "mixture_schedule": ()}
+            try:
                 found.append(dataclasses.replace(self, **alone))
+            except ConfigError as error:
+                key = source.key_of(index, error.key)
+                raise ConfigError(key, error.problem, error.got, error.accepted) from None
         return tuple(found)
 
     @property

@@ -115,9 +115,8 @@ def errors_of(index: int) -> Iterator[None]:
 
 def key_of(index: int, key: str) -> str:
     """The key `data.KEY` of a source where it is one of its own, else the key itself."""
-    own = {field.name for field in dataclasses.fields(MixtureSource)}
     section, _, name = key.partition(".")
-    return f"data.mixture[{index}].{name}" if section == "data" and name in own else key
+    return f"data.{MixtureSource.key_of(index, name)}" if section == "data" else key
 
 
 def described(config: DataConfig, descriptions: Sequence[str]) -> str:

@@ -138,13 +138,22 @@ def rows_of(stream: Stream, layout: Layout) -> Rows:
     if layout.packing == "document":
         kept = np.minimum(stops, starts + layout.context_length + 1)
         ends = np.arange(1, len(starts) + 1)
-        return ListedRows(np.stack([starts, kept], 1), ends, int((stops - kept).sum()))
+        return ListedRows(np.stack([starts, kept], 1), ends, _num_predicted(stream, kept, stops))
     pieces = np.array(list(_cut(starts, stops, layout)), np.int64).reshape(-1, 2)
     opened = 0 if layout.window_bos is None else ~np.isin(pieces[:, 0], starts)
     lengths = (pieces[:, 1] - pieces[:, 0] + opened).tolist()
     rows = best_fit(lengths, layout.context_length + 1)
     order = [piece for row in rows for piece in sorted(row)]  # as the documents stand
     return ListedRows(pieces[order], np.cumsum([len(row) for row in rows]))
+
+
+def _num_predicted(stream: Stream, starts: np.ndarray, stops: np.ndarray) -> int:
+    """Predicted tokens of stretches that begin inside documents."""
+    mask = stream.predicted(0, stream.num_tokens)
+    if mask is None:
+        return int((stops - starts).sum())
+    before = np.append(0, np.cumsum(mask))
+    return int((before[stops] - before[starts]).sum())
 
 
 def _cut(starts: np.ndarray, stops: np.ndarray, layout: Layout) -> Iterator[Span]:

@@ -176,6 +176,9 @@ def open_rows(
         config.cross_document,
     )
     rows = StoreRows(text.store, text.split, layout, cache.cache_root(config.cache_dir))
+    if not rows.shares.predicted:
+        problem = f"is too short: no row of data.packing={config.packing} reaches what is predicted"
+        raise ConfigError("training.context_length", problem, context_length)
     ids = (tokenizer.fingerprint, bos, tokenizer.bos_id, tokenizer.eos_id)
     fingerprint = _fingerprint(_ROWS, text.fingerprint, *ids, *_form(layout, text))
     description = f"{text.description}; {rows.shares.description}"

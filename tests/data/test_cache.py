@@ -1,6 +1,7 @@
 """The token cache is whole or absent, whoever writes it and whatever interrupts."""
 
 import concurrent.futures
+import dataclasses
 import os
 
 import numpy as np
@@ -220,3 +221,33 @@ def test_a_note_that_is_damaged_or_whose_store_is_gone_is_no_note(corpus, tmp_pa
     for shard in (tmp_path / "c").glob("*/*.safetensors"):
         shard.unlink()
     assert opened(corpus)[0].fingerprint == rows.fingerprint
+
+
+@pytest.mark.parametrize("first_is_whole", [True, False])
+def test_a_text_that_is_parted_and_one_that_is_not_are_told_apart(
+    corpus, tmp_path, monkeypatch, first_is_whole
+):
+    """The same files, once shared by hash and once all to train on, or all to evaluate on."""
+    monkeypatch.setattr(cache, "_FRESH_SECONDS", -60.0)
+    (tmp_path / "other.txt").write_bytes(b"other" * 30)
+    other = (f"{tmp_path}/other.txt",)
+    whole = dataclasses.replace(corpus, eval_paths=other)
+    evaluated = dataclasses.replace(corpus, paths=other, eval_paths=corpus.paths)
+    found = {}
+    for config in (whole, evaluated, corpus) if first_is_whole else (corpus, whole, evaluated):
+        rows, held_out = opened(config)
+        trained = rows.source.store.manifest.train.total("num_documents")
+        found[config] = trained, len(held_out)
+    assert found[whole] == (20, 1)
+    assert found[evaluated] == (1, 20)
+    assert sum(found[corpus]) == 20
+
+
+def test_documents_are_named_after_the_files_that_are_read(corpus, tmp_path):
+    opened(corpus)
+    (tmp_path / "text").rename(tmp_path / "moved")
+    moved = dataclasses.replace(corpus, paths=(f"{tmp_path}/moved/*.txt",))
+    rows, _ = opened(moved)
+    names = [name for r in range(rows.num_rows) for name in rows.names(r)]
+    assert names
+    assert all(os.path.isfile(name) for name in names)

@@ -129,7 +129,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tree, source, path, keys, message
 def test_a_table_with_holes_or_without_rows_is_refused(tmp_path):
     path = tmp_path / "x.parquet"
     config = DataConfig(source="parquet", paths=(str(path),))
-    for values, message in ((["a", None], "row 2 holds no text"), ([], "the table is empty")):
+    for values, message in ((["a", None], "row 2 holds no text"), ([], "no text in these files")):
         pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(values, "str")}), path)
         with pytest.raises(ConfigError, match=message):
             sources.documents(config, "all")
@@ -150,3 +150,51 @@ def test_a_folder_of_text_holds_all_files_below_but_hidden_ones(tmp_path):
     config = DataConfig(source="text", paths=(f"{tmp_path}/empty",))
     with pytest.raises(ConfigError, match=r"data\.paths: holds no file of text, got .*empty"):
         sources.documents(config, "all")
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/c.txt").write_text("c")
+    (tmp_path / "text/sub").mkdir(parents=True)
+    (tmp_path / "text/a.txt").write_text("a")
+    (tmp_path / "text/link").symlink_to("../there")
+    (tmp_path / "text/sub/up").symlink_to("..")
+    config = DataConfig(source="text", paths=(f"{tmp_path}/text",))
+    names = [os.path.relpath(name, tmp_path) for name in sources.documents(config, "all").names]
+    assert names == ["text/a.txt", "text/link/c.txt"]
+
+
+def test_an_empty_file_among_others_is_left_out(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}')
+    (tmp_path / "b.jsonl").write_text("")
+    assert len(sources.documents(DataConfig(source="jsonl", paths=(str(tmp_path),)), "all")) == 1
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    column = pyarrow.array(["a", "b"])
+    table = pyarrow.Table.from_arrays([column, column], ["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    config = DataConfig(source="parquet", paths=(str(tmp_path),))
+    with pytest.raises(ConfigError, match=r"data\.text_field: .* several columns of the name"):
+        sources.documents(config, "all")
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+@pytest.mark.parametrize("content", ['{"epoch": 1}', "[]", '{"_data_files": [3], "splits": 1}'])
+def test_a_saved_folder_of_another_form_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    config = DataConfig(source="datasets", paths=(str(tmp_path),))
+    with pytest.raises(ConfigError, match=rf"data\.paths: lists no .*{name}"):
+        sources.documents(config, "all")
+
+
+def test_the_folder_around_saved_ones_holds_what_these_list(tmp_path):
+    for part in ("one", "two"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "state.json").write_text('{"_data_files": [{"filename": "d.arrow"}]}')
+        table = pyarrow.table({"text": [f"{part} text"]})
+        for file in ("d.arrow", "cache-1.arrow"):
+            with pyarrow.ipc.new_stream(str(tmp_path / part / file), table.schema) as writer:
+                writer.write_table(table)
+    config = DataConfig(source="datasets", paths=(str(tmp_path),))
+    assert len(sources.documents(config, "all")) == 2

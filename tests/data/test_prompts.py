@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -199,7 +200,8 @@ def test_bos_and_eos_stand_once_also_where_the_template_has_them(talk, folder, t
         found.tokens(0, found.num_tokens), wanted.tokens(0, wanted.num_tokens)
     )
     ids = found.tokens(0, found.num_tokens)
-    assert (ids == EOS).sum() == (ids == BOS).sum() == 2  # under `never` it is the template's
+    assert (ids == EOS).sum() == 2
+    assert (ids == BOS).sum() == (0 if bos == "never" else 2)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_by_place(talk, tmp_path):
@@ -384,3 +386,27 @@ def test_an_encoder_gives_the_same_ids_one_by_one_and_in_a_batch(talk, predict):
         np.testing.assert_array_equal(one.predicted, of_batch.predicted)
         assert one.num_bytes is not None
         assert (of_batch.num_bytes, (one.predicted is None)) == (None, predict == "all")
+
+
+@pytest.mark.parametrize("tokenizer_config", ["[]", '"x"', "null"])
+def test_a_tokenizer_config_of_another_form_is_refused(talk, folder, tokenizer_config, tmp_path):
+    wrong = tmp_path / "wrong"
+    shutil.copytree(folder, wrong)
+    (wrong / "tokenizer_config.json").write_text(tokenizer_config)
+    (wrong / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(ConfigError, match=r"^data\.messages_field: .*holds no object"):
+        held_out(talk(said("a", "b"), tokenizer=str(wrong)))
+
+
+def test_rows_that_reach_no_answer_are_refused_and_shares_count_answers(tmp_path):
+    path = tmp_path / "x.jsonl"
+    rows = [{"prompt": f"{n} " * 30, "completion": "one two"} for n in range(20)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    keys = {"prompt_field": "prompt", "packing": "document", "cache_dir": str(tmp_path / "c")}
+    config = DataConfig(source="jsonl", paths=(str(path),), **keys)
+    with pytest.raises(ConfigError, match=r"^training\.context_length: is too short: no row of"):
+        pipeline.open_rows(config, context_length=40, seed=0, vocab_size=259)
+    found = pipeline.open_rows(config, context_length=64, seed=0, vocab_size=259)
+    lost = 100 * found.source.shares.left_out / (found.num_rows * 8)
+    assert 0 < lost < 100
+    assert f"{lost:.1f}% of the text left out" in found.description

@@ -1,5 +1,6 @@
 """Stores of tokens: what is written comes back, by any way, and damage is named."""
 
+import concurrent.futures
 import dataclasses
 import gzip
 import os
@@ -280,3 +281,53 @@ def test_the_command_prepares_verifies_and_refuses(source, tmp_path, capsys):
     ):
         assert command.main([*words, "--verify", wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+# --- Lists of rows -------------------------------------------------------------------------------
+
+
+def test_a_list_of_rows_that_is_damaged_is_made_anew_or_named(store, tmp_path):
+    config = of_store(store, packing="best_fit", cache_dir=str(tmp_path))
+    rows = open_rows(config)
+    (folder,) = tmp_path.glob("rows-*")
+    (folder / "totals.json").write_bytes((folder / "totals.json").read_bytes()[:9])
+    assert open_rows(config).fingerprint == rows.fingerprint
+    spans = folder / "00000-spans.npy"
+    whole = spans.read_bytes()
+    for damaged in (b"", whole[:-8] + bytes(8)):
+        spans.write_bytes(damaged)
+        fresh = open_rows(config)
+        with pytest.raises(ConfigError, match=r"data\.cache_dir: holds a damaged list of rows"):
+            list(map(fresh.row, range(fresh.num_rows)))
+
+
+def test_two_that_list_rows_at_once_agree(store, tmp_path):
+    config, barrier = of_store(store, packing="document", cache_dir=str(tmp_path)), []
+
+    def start(_):
+        barrier.append(1)
+        while len(barrier) < 4:
+            pass
+        return open_rows(config).row(3)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(start, range(4))
+    for other in others:
+        np.testing.assert_equal(other, first)
+
+
+@pytest.mark.parametrize("cache_dir", ["file", "file/below", "/proc/none"])
+def test_lists_that_cannot_be_kept_are_refused_by_key(store, tmp_path, cache_dir):
+    (tmp_path / "file").write_text("")
+    config = of_store(store, packing="document", cache_dir=str(tmp_path / cache_dir))
+    with pytest.raises(ConfigError, match=r"data\.cache_dir: "):
+        open_rows(config)
+
+
+def test_a_store_within_its_own_source_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a text")
+    before, folder, file = sorted(os.listdir(tmp_path)), (str(tmp_path),), (f"{tmp_path}/a.txt",)
+    for keys in ({"paths": folder}, {"paths": file, "eval_paths": folder}):
+        with pytest.raises(ConfigError, match=r"--output: lies in a folder of data\.(eval_)?paths"):
+            make(DataConfig(source="text", **keys), tmp_path / "store")
+    assert sorted(os.listdir(tmp_path)) == before

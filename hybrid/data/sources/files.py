@@ -69,11 +69,17 @@ def _files_of(match: str, kind: str, config_key: str) -> list[str]:
         return [match]
     if not os.path.isdir(match):
         return []
-    if kind == "datasets" and (saved := _saved_files(match, config_key)):
-        return saved
-    found = []
-    for folder, folders, names in os.walk(match):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    found, seen = [], set()
+    for folder, folders, names in os.walk(match, followlinks=True):
+        is_new = (real := os.path.realpath(folder)) not in seen  # links may lead in circles
+        seen.add(real)
+        shown_folders = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = shown_folders if is_new else []
+        if not is_new:
+            continue
+        if kind == "datasets" and (saved := _saved_files(folder, config_key)):
+            found += saved  # beside what `datasets` keeps there of its own
+            continue
         shown = (name for name in sorted(names) if not name.startswith("."))
         endings = ENDINGS.get(kind, ("",))
         paths = (os.path.join(folder, name) for name in shown if name.lower().endswith(endings))
@@ -85,20 +91,32 @@ def _saved_files(folder: str, config_key: str) -> list[str]:
     """The Arrow files of a folder that `datasets` has saved, in its order; none of another one."""
     splits = os.path.join(folder, SPLITS)
     if os.path.isfile(splits):
-        names = ", ".join(os.path.join(folder, name) for name in _json(splits)["splits"])
+        names = ", ".join(os.path.join(folder, name) for name in _listed(splits, "splits"))
         raise ConfigError(config_key, "holds several splits", folder, f"one of {names}")
     state = os.path.join(folder, STATE)
     if not os.path.isfile(state):
         return []
-    return [os.path.join(folder, file["filename"]) for file in _json(state)["_data_files"]]
+    try:
+        return [os.path.join(folder, file["filename"]) for file in _listed(state, "_data_files")]
+    except (KeyError, TypeError):
+        raise _not_saved(state, "_data_files") from None
 
 
-def _json(path: str) -> dict:
+def _listed(path: str, name: str) -> list:
+    """A list in a file of `datasets`."""
     with opened(path) as file:
         try:
-            return json.load(file)
+            values = json.load(file)
         except ValueError as error:
             raise ConfigError("data.paths", f"is not JSON ({error})", path) from None
+    if not isinstance(values, dict) or not isinstance(values.get(name), list):
+        raise _not_saved(path, name)
+    return values[name]
+
+
+def _not_saved(path: str, name: str) -> ConfigError:
+    accepted = "a folder that the library datasets has saved"
+    return ConfigError("data.paths", f"lists no {name}", path, accepted)
 
 
 def _no_file(pattern: str, matches: Sequence[str], kind: str, config_key: str) -> ConfigError:

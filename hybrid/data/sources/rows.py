@@ -39,14 +39,11 @@ def _whole(path: str, form: Form, wanted: Wanted) -> Iterator[tuple[int, Content
 
 
 def _lines(path: str, form: Form, wanted: Wanted) -> Iterator[tuple[int, Content]]:
-    number = 0
     with opened(path) as file:
         for number, line in enumerate(file, start=1):
             if wanted(number) and not line.isspace():
                 where = f"{path} line {number}"
                 yield number, form.content(_json_object(line, where), where)
-    if not number:
-        raise ConfigError("data.paths", f"{path} line 1: the file is empty", accepted="JSON lines")
 
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
@@ -93,14 +90,14 @@ def _table_rows(
             for number, values in zip(places, rows, strict=True):
                 if wanted(number):
                     yield number, form.content(values, f"{path} row {number}")
-    if not place:
-        raise ConfigError("data.paths", f"{path}: the table is empty")
 
 
 def _check_columns(form: Form, names: list[str], path: str) -> None:
     for field, key in form.fields.items():
         if field not in names:
             raise missing(field, names, key, path)
+        if names.count(field) > 1:
+            raise ConfigError(key, f"{path} has several columns of the name", field)
 
 
 @contextlib.contextmanager

@@ -123,8 +123,9 @@ class Encoder:
             return (tokenizer.encode_parsed if document.parsed else tokenizer.encode)(text), None
 
     def _own_text(self, ids: np.ndarray) -> slice:
-        """The text without a BOS and an EOS that it spells itself where ours will stand."""
-        start = int(self.bos_id is not None and len(ids) > 0 and ids[0] == self.bos_id)
+        """The text without a BOS that it spells itself and an EOS where ours will stand."""
+        bos_id = self.tokenizer.bos_id  # also where the policy is to have none
+        start = int(bos_id is not None and len(ids) > 0 and ids[0] == bos_id)
         ends = self.eos_id is not None and len(ids) > start and ids[-1] == self.eos_id
         return slice(start, len(ids) - ends)
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import operator
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
-from hybrid.data.sources import Document, Files, digest_of, files_of
+from hybrid.data.sources import Document, Files, digest_of, files_of, matches_of
 from hybrid.data.sources.split import is_below, nominal_threshold
 from hybrid.data.store import manifest
 from hybrid.data.store.build import SHARD_TOKENS, Counts, Entry, Writer
@@ -66,6 +67,7 @@ def prepare(
     if not isinstance(folder, RemotePath) and not folder.absolute().parent.is_dir():
         raise ConfigError("--output", "its parent folder doesn't exist", str(folder))
     check_writable(folder, "--output")
+    _check_outside(folder, config)
     with writer_lock(folder) as lock:
         found = _finished(folder, job)
         if found is not None:
@@ -93,6 +95,18 @@ def prepare(
         for name in (JOURNAL, LOCK):
             (folder / name).unlink(missing_ok=True)
     return made
+
+
+def _check_outside(folder: AnyPath, config: DataConfig) -> None:
+    """Raises: ConfigError for a store that would be among the files that it is made of."""
+    if isinstance(folder, RemotePath):
+        return
+    for name in ("paths", "eval_paths"):
+        walked = (match for pattern in getattr(config, name) for match in matches_of(pattern))
+        for match in map(pathlib.Path, walked):
+            if match.is_dir() and folder.resolve().is_relative_to(match.resolve()):
+                problem = f"lies in a folder of data.{name}"
+                raise ConfigError("--output", problem, str(folder), f"a folder outside of {match}")
 
 
 @dataclasses.dataclass(frozen=True)

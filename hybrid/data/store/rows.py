@@ -5,22 +5,29 @@ ways look at the length of every document; what they find is kept in the cache f
 numbers a document, and mapped from there.
 """
 
+import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
+import shutil
+import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from hybrid.config import ConfigError
 from hybrid.data import packing
 from hybrid.data.packing import Layout, ListedRows, Row
 from hybrid.data.store.manifest import Split, Store
 from hybrid.data.store.shard import Shard
-from hybrid.process.files import whole_folder
+from hybrid.process.files import check_writable, whole_folder
 
-_TOTALS = "totals.json"
+_TOTALS, _PARTS = "totals.json", ("spans", "ends")
+_NOTHING: dict[str, Any] = {"num_rows": [], "left_out": 0, "crc32": []}
 _LISTS_OPEN = 128
 
 
@@ -108,36 +115,85 @@ class _Lists:
     def __init__(self, store: Store, split: str, layout: Layout, cache: pathlib.Path):
         about = store.manifest.split(split)
         shards = [(shard.file, shard.index_crc32) for shard in about.shards]
-        parts = (2, shards, layout.packing, layout.context_length, layout.window_bos is not None)
+        parts = (3, shards, layout.packing, layout.context_length, layout.window_bos is not None)
         name = hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
         self._folder = cache / f"rows-{name}"
-        if not (self._folder / _TOTALS).is_file():
-            with whole_folder(self._folder) as folder:
-                _write_lists(folder, store, split, layout, about)
-        totals = json.loads((self._folder / _TOTALS).read_bytes())
+        totals = _totals(self._folder)
+        if totals is None:
+            check_writable(cache, "data.cache_dir")
+            write = functools.partial(_write_lists, store, split, layout, about)
+            totals = _published(self._folder, write)
         self.num_rows, self.left_out = totals["num_rows"], totals["left_out"]
+        self._checksums = totals["crc32"]
         self._open: OrderedDict[int, ListedRows] = OrderedDict()
 
     def of(self, number: int) -> ListedRows:
+        """The list of a shard.  Raises: ConfigError where it is damaged."""
         found = self._open.get(number)
         if found is None:
-            names = (self._folder / f"{number:05}-{part}.npy" for part in ("spans", "ends"))
-            found = ListedRows(*(np.load(name, mmap_mode="r") for name in names))
-            self._open[number] = found
+            spans, ends = (self._array(number, part) for part in _PARTS)
+            found = self._open[number] = ListedRows(spans, ends)
             if len(self._open) > _LISTS_OPEN:
                 self._open.popitem(last=False)
         return found
 
+    def _array(self, number: int, part: str) -> np.ndarray:
+        path = self._folder / _file(number, part)
+        try:
+            found = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            found = None
+        if found is None or zlib.crc32(found.tobytes()) != self._checksums[number][part]:
+            problem = "holds a damaged list of rows"
+            raise ConfigError("data.cache_dir", problem, str(path), "remove its folder")
+        return found
+
+
+def _file(number: int, part: str) -> str:
+    return f"{number:05}-{part}.npy"
+
+
+def _totals(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What the finished lists of a folder come to; None where there are none."""
+    try:
+        found = json.loads((folder / _TOTALS).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() == _NOTHING.keys() else None
+
+
+def _published(folder: pathlib.Path, write: Callable[[pathlib.Path], None]) -> dict[str, Any]:
+    """Writes the lists; of two writers the first one wins, and the other takes what it finds.
+
+    Raises: ConfigError for a cache folder that can't be written.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)  # without its totals, so damaged
+        with whole_folder(folder) as temporary:
+            write(temporary)
+    except OSError as error:
+        if _totals(folder) is None:
+            problem = f"can't be written ({error.strerror})"
+            raise ConfigError("data.cache_dir", problem, str(folder.parent)) from None
+    found = _totals(folder)
+    assert found is not None, "just written"
+    return found
+
 
 def _write_lists(
-    folder: pathlib.Path, store: Store, split: str, layout: Layout, about: Split
+    store: Store, split: str, layout: Layout, about: Split, folder: pathlib.Path
 ) -> None:
-    totals: dict[str, Any] = {"num_rows": [], "left_out": 0}
+    totals = copy.deepcopy(_NOTHING)
     for number in range(len(about.shards)):
         rows = packing.rows_of(store.shard(split, number), layout)
         assert isinstance(rows, ListedRows)
-        np.save(folder / f"{number:05}-spans.npy", rows.spans)
-        np.save(folder / f"{number:05}-ends.npy", rows.ends)
+        sums = {}
+        for part in _PARTS:
+            array = np.ascontiguousarray(getattr(rows, part))
+            np.save(folder / _file(number, part), array)
+            sums[part] = zlib.crc32(array.tobytes())
+        totals["crc32"].append(sums)
         totals["num_rows"].append(rows.num_rows)
         totals["left_out"] += rows.num_left_out
     (folder / _TOTALS).write_text(json.dumps(totals))
