@@ -267,9 +267,15 @@ def _ids(encoding: Any) -> np.ndarray:
 
 
 def neighbour_config(path: AnyPath) -> dict[str, Any] | None:
-    """The tokenizer_config.json beside a tokenizer.json; None without one."""
+    """The tokenizer_config.json beside a tokenizer.json; None without one.
+
+    Raises: ValueError for one that holds no object.
+    """
     beside = path.with_name("tokenizer_config.json")
-    return json.loads(beside.read_bytes()) if beside.is_file() else None
+    found = json.loads(beside.read_bytes()) if beside.is_file() else None
+    if not isinstance(found, dict | None):
+        raise ValueError(f"{beside.name} holds no object")
+    return found
 
 
 def _unknown_token(model: dict[str, Any]) -> str | None:
