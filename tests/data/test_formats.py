@@ -198,3 +198,10 @@ def test_the_folder_around_saved_ones_holds_what_these_list(tmp_path):
                 writer.write_table(table)
     config = DataConfig(source="datasets", paths=(str(tmp_path),))
     assert len(sources.documents(config, "all")) == 2
+
+
+def test_zstd_may_begin_with_a_frame_to_skip(tmp_path):
+    packed = pyarrow.compress(b"a text", codec="zstd", asbytes=True)
+    (tmp_path / "a.txt.zst").write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + packed)
+    found = sources.documents(DataConfig(source="text", paths=(str(tmp_path),)), "all")
+    assert [document.text for document in found] == [b"a text"]

@@ -140,6 +140,7 @@ def _no_file(pattern: str, matches: Sequence[str], kind: str, config_key: str) -
 
 # How compressed files begin, and how their names end.
 _UNPACKED = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_UNPACKED |= {bytes([0x50 + n]) + b"\x2a\x4d\x18": "zstd" for n in range(16)}  # pzstd's begin so
 _NOT_UNPACKED = (b"BZh", b"\xfd7zXZ\0")
 _NAMES = (".gz", ".zst", ".bz2", ".xz")
 _BUFFER = 1 << 20
