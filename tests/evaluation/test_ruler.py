@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
 from hybrid.data.tokenizers import ByteTokenizer
@@ -265,7 +266,12 @@ def test_the_default_essay_is_the_docstrings_of_the_library(monkeypatch):
     found = haystack.essay.__wrapped__(DataConfig())
     assert 20_000 < sum(map(len, found)) < 200_000
     assert haystack.name(DataConfig()).startswith("docstrings of stdlib of Python 3.")
-    assert haystack.essay.__wrapped__(DataConfig(source="needle")) == found
+    mixture = ({"name": "a", "paths": "a.txt"}, {"name": "b", "paths": "b.txt"})
+    store = {"source": "prepared", "paths": ("store",)}
+    for keys in ({"source": "needle"}, store, {"mixture": mixture}):  # no running text of a file
+        config = config_lib.build(DataConfig, keys)
+        assert haystack.essay.__wrapped__(config) == found
+        assert haystack.name(config) == haystack.name(DataConfig())
 
 
 @pytest.mark.parametrize(
