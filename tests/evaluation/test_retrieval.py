@@ -10,6 +10,7 @@ from data import chat_folder
 from pretrained import tiny_folder
 from test_task_run import train
 
+from hybrid import config as config_lib
 from hybrid import experiment
 from hybrid.config import ConfigError
 from hybrid.data import chat, tokenizers
@@ -18,7 +19,7 @@ from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.evaluation.__main__ import main
 from hybrid.evaluation.config import NEEDLES, RULER, RetrievalConfig
 from hybrid.evaluation.retrieval import command, report, ruler
-from hybrid.evaluation.retrieval.benchmark import Benchmark
+from hybrid.evaluation.retrieval.benchmark import Benchmark, benchmark
 from hybrid.evaluation.retrieval.prompts import Encoder, Group, Maker, Prompt
 from hybrid.evaluation.retrieval.result import GroupScore, summarized
 from hybrid.evaluation.retrieval.run import run as run_groups
@@ -169,6 +170,38 @@ def test_a_key_and_its_value_stand_at_the_depth(depth, place):
     assert prompt.ids[place - 1] == prompt.ids[-1]
     assert prompt.score(str(prompt.ids[place])) == 1
     assert prompt.score("0") == 0
+
+
+def test_the_seed_decides_all_prompts_and_no_length_or_depth_does():
+    keys = {"tasks": ("needle_keys", "needle_noise", "vt"), "lengths": (2000,), "depths": (50.0,)}
+
+    def answers(**changes):
+        return [group.make(1).references for group in maker(**(keys | changes)).groups()]
+
+    assert answers() == answers(depths=(100.0,)) == answers(lengths=(3000,))
+    pairs = zip(answers(), answers(seed=2**40), strict=True)
+    assert all(one != other for one, other in pairs)
+
+
+@pytest.mark.parametrize(("task", "lengths"), [("needle_noise", "700,572"), ("mrcr", "9000,2564")])
+def test_a_length_must_do_for_every_sample(task, lengths):
+    """Not for the first one alone; the least that is named does."""
+    keys = {"tasks": task, "num_samples": 100, "num_needles": 2, "depths": (50.0,)}
+
+    def made(lengths):
+        settings = config_lib.parse_overrides(RetrievalConfig, {"lengths": lengths})
+        of = {"eval": {"retrieval": {**keys, **settings}}}
+        return benchmark(experiment.from_config(of))
+
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.lengths: is too short for ") as caught:
+        made(lengths)
+    assert str(caught.value.got) == lengths.split(",")[1]  # the shortest
+    needed = int(caught.value.accepted.removeprefix("at least "))
+    group = min(made(f"9000,{needed}").groups, key=lambda group: group.length)
+    held = [group.make(i) for i in range(100)]
+    assert max(len(each.ids) + each.tokens_to_generate for each in held) <= needed
+    with pytest.raises(ConfigError, match=f"at least {needed}$"):
+        made(f"{needed - 1}")
 
 
 @pytest.mark.parametrize("task", NEEDLES[1:])

@@ -3,8 +3,8 @@
 The published haystack of the `essay` tasks is a collection of essays that is not ours to ship. Here
 it is the text of `data.paths`, and where that is no running text of one source (code, a task, a
 mixture, a prepared store, whose tokens are all there is) what a Python installation carries: the
-docstrings of its standard library, cut into sentences. Scores on it do not compare to published ones to the
-last point, and results name it.
+docstrings of its standard library, cut into sentences. Scores on it do not compare to published
+ones to the last point, and results name it.
 
 Read next: `niah.py`.
 """

@@ -80,9 +80,11 @@ def _distractors(request: Request, question: Question, held: Questions, size: in
     draws = request.draws("distractors")
     own = {*question.gold, *question.near}
     near = [question.near[i] for i in draws.distinct(len(question.near), 0, len(question.near))]
+    if size <= len(near):
+        return near[:size]
     far = [place for place in range(len(held.documents)) if place not in own]
-    count = min(max(0, size - len(near)), len(far))
-    return near[:size] + [far[i] for i in draws.distinct(count, 0, len(far)).tolist()]
+    count = min(size - len(near), len(far))
+    return near + [far[i] for i in draws.distinct(count, 0, len(far)).tolist()]
 
 
 # --- Files -----------------------------------------------------------------------------------

@@ -89,12 +89,19 @@ def sample(task: Task, request: Request, count_tokens: CountTokens) -> Sample:
     return _fitted(task, task.otherwise, request, count_tokens)
 
 
-def _fitted(task: Task, make: Make, request: Request, count_tokens: CountTokens) -> Sample:
-    def cost(size: int) -> int:
-        made = make(request, size)
-        return count_tokens(made) + made.tokens_to_generate
+def least_tokens(task: Task, request: Request, count_tokens: CountTokens) -> int:
+    """Tokens of the smallest sample, those to generate included; `count_tokens` as `sample`."""
+    return _cost(task.otherwise or task.make, request, count_tokens, task.least)
 
+
+def _fitted(task: Task, make: Make, request: Request, count_tokens: CountTokens) -> Sample:
+    cost = functools.partial(_cost, make, request, count_tokens)
     return make(request, largest(cost, request.length, task.least, task.most(request)))
+
+
+def _cost(make: Make, request: Request, count_tokens: CountTokens, size: int) -> int:
+    made = make(request, size)
+    return count_tokens(made) + made.tokens_to_generate
 
 
 def answer(task: Task, made: Sample) -> str:
