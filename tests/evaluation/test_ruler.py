@@ -286,6 +286,45 @@ def test_a_file_of_another_form_is_refused(tmp_path, content, said):
         questions.read_squad(str(path))
 
 
+WRONG_TEXTS = ("", " ", 3, None, ["a"], "a\ud800")
+
+
+@pytest.mark.parametrize("text", WRONG_TEXTS)
+@pytest.mark.parametrize("name", ["question", "context", "answer"])
+def test_questions_of_squad_are_texts_with_answers(tmp_path, name, text):
+    values, path = squad(2, 2), tmp_path / "squad.json"
+    paragraph = values["data"][1]["paragraphs"][0]
+    if name == "context":
+        paragraph["context"] = text
+    elif name == "question":
+        paragraph["qas"][0]["question"] = text
+    else:
+        paragraph["qas"][0]["answers"][1]["text"] = text
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.squad_path: is not in the form") as got:
+        questions.read_squad.__wrapped__(str(path))
+    assert "\n" not in str(got.value)
+    str(got.value).encode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: text} for name in ("question", "answer") for text in WRONG_TEXTS),
+        *({"context": [[title, ["A fact."]]]} for title in WRONG_TEXTS),
+        *({"context": [["Title", [sentence]]]} for sentence in WRONG_TEXTS),
+        *({"context": context} for context in ([], {}, "ab", [["Title", "text"]], [["Title", []]])),
+    ],
+)
+def test_questions_of_hotpotqa_are_texts_with_documents(tmp_path, changes):
+    values, path = hotpotqa(3), tmp_path / "hotpotqa.json"
+    values[1] |= changes
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.hotpotqa_path: is not in the") as got:
+        questions.read_hotpotqa.__wrapped__(str(path))
+    str(got.value).encode()
+
+
 # What NVIDIA/RULER's string_match_all and string_match_part (scripts/eval/synthetic/constants.py)
 # give behind postprocess_pred (scripts/eval/evaluate.py), in percent to two digits.
 PUBLISHED = [
