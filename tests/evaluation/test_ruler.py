@@ -11,7 +11,7 @@ from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
 from hybrid.data.tokenizers import ByteTokenizer
-from hybrid.evaluation.retrieval import haystack, niah, questions, ruler, scores
+from hybrid.evaluation.retrieval import haystack, niah, questions, ruler, scores, vocabulary
 from hybrid.evaluation.retrieval.sample import Request, TooShort, largest
 
 ESSAY = tuple(f"Sentence {i} tells of {'very ' * (i % 7)}little." for i in range(500))
@@ -223,6 +223,17 @@ def test_questions_have_their_document_among_distractors(files):
     assert sample.prompt.count("Document ") == len(other)
     assert sample.references == ("M00", "mayor M00")
     assert made("qa_2", files).references == ("Fact 0.2",)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("niah_multikey_2", r"for (\S+) is"), ("cwe", r"\. (\S+)")]
+)
+def test_a_sample_ends_where_its_words_do(name, word):
+    request = Request(name, 0, 1 << 21)
+    sample = ruler.sample(ruler.TASKS[name], request, lambda sample: 1)
+    found = set(re.findall(word, sample.prompt))
+    pool = vocabulary.NUM_PAIRS + len(vocabulary.SINGLE) * (name == "cwe")
+    assert pool <= len(found) <= pool + 100  # of cwe's question and worked example besides
 
 
 @pytest.mark.parametrize("name", ["niah_single_1", "vt", "cwe", "fwe", "qa_1"])
