@@ -181,8 +181,15 @@ def test_rows_are_sorted_into_bins_by_needles(tmp_path):
     prompt = next(mrcr.groups(config, ENCODER)).make(0)
     assert ByteTokenizer().decode(prompt.ids).endswith("in your response.\nAssistant: ")
     short = RetrievalConfig(tasks=("mrcr",), mrcr_paths=(path,), lengths=(64,))
-    with pytest.raises(ConfigError, match=r"^eval.retrieval.lengths: no row"):
+    smallest = rf"^eval.retrieval.lengths: no row .*, got 64; at least {min(ends)}, the smallest"
+    with pytest.raises(ConfigError, match=smallest):
         list(mrcr.groups(short, ENCODER))
+    other = dataclasses.replace(config, num_needles=(1, 3))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.num_needles: .*; they have 2, 4, 8$"):
+        list(mrcr.groups(other, ENCODER))
+    empty = dataclasses.replace(config, mrcr_paths=(write(tmp_path / "empty.jsonl", []),))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.mrcr_paths: hold no row"):
+        list(mrcr.groups(empty, ENCODER))
 
 
 def test_bins_count_what_is_asked_for(tmp_path):

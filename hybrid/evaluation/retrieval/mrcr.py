@@ -106,16 +106,31 @@ def name(num_needles: int) -> str:
 
 
 def _of_rows(config: RetrievalConfig, encoder: Encoder) -> Iterator[Group]:
-    """The rows of files by needles and bin, none beyond the longest of `lengths`."""
+    """The rows of files by needles and bin, none beyond the longest of `lengths`.
+
+    Raises: ConfigError where no row is left, by the key that leaves none.
+    """
+    ends: list[int] = []
+    seen: set[int] = set()
     bins: dict[tuple[int, int], list[Conversation]] = {}
     count = token_counter(config.mrcr_tokenizer, encoder.tokenizer)
     for row in mrcr_rows.read(config.mrcr_paths):
-        end = bin_end(count(row))
-        if row.num_needles in config.num_needles and end <= max(config.lengths):
-            bins.setdefault((row.num_needles, end), []).append(row)
+        seen.add(row.num_needles)
+        if row.num_needles not in config.num_needles:
+            continue
+        ends.append(bin_end(count(row)))
+        if ends[-1] <= max(config.lengths):
+            bins.setdefault((row.num_needles, ends[-1]), []).append(row)
+    if not seen:
+        raise ConfigError(mrcr_rows.KEY, "hold no row", list(config.mrcr_paths))
+    if not ends:
+        problem = "no row of eval.retrieval.mrcr_paths has so many"
+        accepted = f"they have {', '.join(map(str, sorted(seen)))}"
+        raise ConfigError("eval.retrieval.num_needles", problem, config.num_needles, accepted)
     if not bins:
         problem = "no row of eval.retrieval.mrcr_paths is in a bin up to it"
-        raise ConfigError(_LENGTHS, problem, max(config.lengths))
+        accepted = f"at least {min(ends)}, the smallest bin"
+        raise ConfigError(_LENGTHS, problem, max(config.lengths), accepted)
     for (num_needles, end), rows in sorted(bins.items()):
         for row in rows[: config.num_samples] if encoder.learned_positions else ():
             _check_positions(encoder, row, end)
