@@ -122,6 +122,8 @@ REFUSED = {
     "eval.retrieval.hotpotqa_path": ["tasks=qa_2", "hotpotqa_path=nowhere.json"],
     "eval.retrieval.depths": ["tasks=needle_noise", "depths=101"],
     "eval.retrieval.chat_template": ["tasks=vt", "chat_template=true"],
+    "eval.retrieval.num_needles": ["tasks=mrcr", "num_needles=2,4,2"],
+    "eval.long_perplexity.judge": ["tasks=vt"],
     "--per_token": ["tasks=niah_single_1"],
 }
 
@@ -133,6 +135,7 @@ def test_what_is_wrong_is_refused_in_one_line_and_nothing_is_created(
     monkeypatch.chdir(tmp_path)
     flags = [f"--config.eval.retrieval.{setting}" for setting in REFUSED[key]]
     flags += ["--per_token=nats"] if key == "--per_token" else []
+    flags += [f"--config.{key}={workdir}"] if key == "eval.long_perplexity.judge" else []
     assert main([f"--workdir={workdir}", "--output=result.json", *flags]) == 2
     shown, log = capsys.readouterr()
     assert shown == ""
