@@ -96,7 +96,7 @@ def groups(config: RetrievalConfig, encoder: Encoder) -> Iterator[Group]:
     for num_needles in config.num_needles:
         for length in config.lengths:
             of = config.seed, encoder, num_needles, length
-            make, least = (functools.partial(each, *of) for each in (_made, _least_tokens))
+            make, least = functools.partial(_made, *of), functools.partial(_least_tokens, *of)
             yield Group(name(num_needles), length, config.num_samples, make, least_tokens=least)
 
 

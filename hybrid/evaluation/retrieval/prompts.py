@@ -165,9 +165,8 @@ class Maker:
 
     def _of_text(self, task: str, length: int, depth: float | None) -> Group:
         of = _TEXT_NEEDLES.get(task, task), length, depth
-        make, least = (
-            functools.partial(each, *of) for each in (self._ruler_prompt, self._least_tokens)
-        )
+        make = functools.partial(self._ruler_prompt, *of)
+        least = functools.partial(self._least_tokens, *of)
         return Group(task, length, self.config.num_samples, make, depth, least)
 
     def _of_keys(self, length: int, depth: float) -> Group:
@@ -220,9 +219,9 @@ class Maker:
 
 
 def _key_prompt(
-    config: NeedleConfig, seed: int, length: int, vocab_size: int, index: int
+    config: NeedleConfig, stream: str, length: int, vocab_size: int, index: int
 ) -> Prompt:
-    draws = Request(f"{KEYS} {seed}", index, length).draws("row")
+    draws = Request(stream, index, length).draws("row")
     example = needle.example(config, draws, index, length, vocab_size)
     value = str(example.targets[example.asked[0]])
     return Prompt(example.tokens, 1, (value,), lambda reply: float(reply == value), is_text=False)
