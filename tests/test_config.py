@@ -18,6 +18,7 @@ from hybrid import experiment
 from hybrid.ablate.config import SweepConfig
 from hybrid.ablate.run.cells import cells
 from hybrid.config import ConfigError
+from hybrid.evaluation.config import RetrievalConfig
 from hybrid.generate import checked_seeds
 from hybrid.pages import load_page
 
@@ -262,3 +263,13 @@ def test_texts_that_are_no_number_are_refused_by_key(text, recwarn):
         with pytest.raises(ConfigError, match=rf"^{key.replace('.', '[.]')}: must"):
             loaded(**{key.replace(".", "__"): text})
     assert not recwarn
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("tasks", ("vt", "vt")), ("lengths", (64, 80, 64)), ("depths", (0.0, 0.0)),
+     ("num_needles", (2, 2))],
+)  # fmt: skip
+def test_nothing_is_asked_twice(name, values):
+    with pytest.raises(ConfigError, match=rf"^{name}: must name each one once, got \("):
+        RetrievalConfig(**{name: values})

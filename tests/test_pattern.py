@@ -6,6 +6,7 @@ import pytest
 
 from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
+from hybrid.model.mixers import MIXERS
 from hybrid.model.mixers.rwkv7 import Rwkv7Config
 from hybrid.model.pattern import layer_letters, plan_layers, segmented
 
@@ -154,6 +155,16 @@ def test_layers_of_a_kind_have_that_kinds_geometry():
     assert (local.rope.theta, local.rope.fraction) == (10_000, 1)
     assert (full.rope.theta, full.rope.fraction) == (1_000_000, 0.25)
     assert [spec.mixer.window_size for spec in layers.layers()] == [8, 16, 32, 64, 128, None]
+
+
+STATE = [letter for letter, row in MIXERS.items() if row.kind == "state"]
+
+
+@pytest.mark.parametrize("letter", STATE)
+def test_a_state_has_no_window(letter):
+    plan(pattern=f"L{letter}G", num_layers=3, window_sizes=(8, 0, 0))
+    with pytest.raises(ConfigError, match=f"^window_sizes: must be 0 at a {letter}, got "):
+        plan(pattern=f"L{letter}G", num_layers=3, window_sizes=(8, 8, 0))
 
 
 # --- Layers that reuse keys and values -------------------------------------------------------

@@ -45,6 +45,7 @@ def _evaluate(arguments: cli.Arguments, is_first: bool) -> None:
     keys = target.experiment.eval
     if per_token is not None and (keys.retrieval.tasks or keys.long_perplexity.judge):
         raise ConfigError("--per_token", "is of plain losses alone", str(per_token))
+    keys.check_one_measure()
     if keys.retrieval.tasks:
         from hybrid.evaluation.retrieval import command as retrieval  # with what only it needs
 

@@ -64,6 +64,10 @@ class RetrievalConfig:
         for name in ("lengths", "depths", "num_needles"):
             if not getattr(self, name):
                 raise ConfigError(name, "must name at least one", "()")
+        for name in ("tasks", "lengths", "depths", "num_needles"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ConfigError(name, "must name each one once", values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +139,13 @@ class EvalConfig:
                 f"at most {min(lengths)}, or 0 for the context length itself",
             )
         return lengths
+
+    def check_one_measure(self) -> None:
+        """Raises: ConfigError where two measures are asked for, of which one would be left out."""
+        if self.retrieval.tasks and self.long_perplexity.judge:
+            problem = "is set although eval.retrieval.tasks are"
+            judge = self.long_perplexity.judge
+            raise ConfigError("eval.long_perplexity.judge", problem, judge, "one of the two")
 
     def first_length_only(self) -> "EvalConfig":
         """What training evaluates on its way: the first of several context lengths."""

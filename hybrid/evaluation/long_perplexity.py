@@ -79,7 +79,7 @@ def evaluate(
 
 
 def judge_of(target: Target) -> Target:
-    """The judge as a target of its own, on the text of `target`.
+    """The judge as a target of its own, on the text of `target` and with its `eval.*`.
 
     Raises: ConfigError for another tokenizer or policy of BOS: it would read other tokens.
     """
@@ -90,7 +90,9 @@ def judge_of(target: Target) -> Target:
     names = own.tokenizer, data.tokenizer
     if len({tokenizers.load(name).fingerprint for name in names}) > 1:
         raise ConfigError(KEY, "has another tokenizer than the model", path)
-    config = dataclasses.replace(found.experiment, data=data, training=target.experiment.training)
+    # What decides which tokens count, such as count_eos, is the model's: not as the judge was run.
+    of_target = {name: getattr(target.experiment, name) for name in ("data", "training", "eval")}
+    config = dataclasses.replace(found.experiment, **of_target)
     return dataclasses.replace(
         found, experiment=config, split=target.split, overrides={}, record=target.record
     )
@@ -104,7 +106,11 @@ def _with_eval(target: Target, settings: dict[str, Any]) -> Target:
 def summarized(
     of_model: Result, full: Result, short: Result, keys: LongPerplexityConfig
 ) -> LongPerplexity:
-    """The figure of three results over the same tokens, in the same order."""
+    """The figure of three results over the same tokens, in the same order.
+
+    Raises: ConfigError where they are of other tokens.
+    """
+    _check_tokens(of_model, full, short, keys.judge)
     is_far = full.records.position >= keys.short_length
     gain = short.records.nll - full.records.nll
     is_key = is_far & (gain > keys.gain) & (full.records.nll < keys.most_loss)
@@ -118,6 +124,17 @@ def summarized(
         context_length=full.context_length,
         short_length=keys.short_length,
     )
+
+
+def _check_tokens(of_model: Result, full: Result, short: Result, judge: str) -> None:
+    """Raises: ConfigError unless all score the same tokens; short windows have other positions."""
+    model = of_model.records
+    pairs = [(model.position, full.records.position)]
+    pairs += [(model.document, each.records.document) for each in (full, short)]
+    if not all(np.array_equal(one, other) for one, other in pairs):
+        counts = [each.num_tokens for each in (of_model, full, short)]
+        problem = "scores other tokens than the model ({:,}, {:,} and {:,})".format(*counts)
+        raise ConfigError(KEY, problem, judge, "a judge that reads the same text")
 
 
 def table(found: LongPerplexity, *, step: int | None, config: str, judge: str) -> str:

@@ -260,6 +260,6 @@ def check_shapes(trained: Experiment, config: Experiment, overrides: Values) -> 
     for name in names:
         alone = config_lib.updated(config_lib.to_dict(trained), {name: overrides[name]})
         if shapes(experiment.from_config(alone).model) != shapes(trained.model):
-            has = getattr(trained.model, name.removeprefix("model."))
+            has = config_lib.flatten(config_lib.to_dict(trained))[name]
             raise ConfigError(name, problem, overrides[name], f"the model has {has}")
     raise ConfigError(names[0], problem, overrides[names[0]])

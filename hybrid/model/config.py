@@ -46,7 +46,9 @@ class ModelConfig(OpenSection):
     )
     window_size: int = key(64, "tokens a local layer sees, the token itself counted", at_least=1)
     window_sizes: tuple[int, ...] = key(
-        (), "a window for each letter of the period (0 at G); empty: window_size everywhere"
+        (),
+        "a window for each letter of the period (0 where it has none); "
+        "empty: window_size everywhere",
     )
     d_model: int = key(128, "width of the residual stream", at_least=1)
     num_heads: int = key(4, "query heads", at_least=1)

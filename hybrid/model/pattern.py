@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from hybrid.config import ConfigError
 from hybrid.model.config import ModelConfig
 from hybrid.model.mixers import MIXERS
-from hybrid.model.mixers.attention import GLOBAL
+from hybrid.model.mixers.attention import GLOBAL, check_no_window
 from hybrid.model.mixers.protocol import Letter, MixerSpec
 
 
@@ -191,10 +191,17 @@ def plan_layers(config: ModelConfig) -> LayerPlan:
     sizes = config.num_experts, config.num_active_experts, config.expert_dim
     experts = Experts(*sizes) if config.num_experts else None
     specs = tuple(
-        LayerSpec(letter, MIXERS[letter].spec(config, layer % period), config.ffn_dim, experts)
+        LayerSpec(letter, _mixer(config, letter, layer % period), config.ffn_dim, experts)
         for layer, letter in enumerate(letters)
     )
     return segmented(share_kv(share_first(specs), config), period)
+
+
+def _mixer(config: ModelConfig, letter: str, slot: int) -> MixerSpec:
+    """The mixer of a letter of the period.  Raises: ConfigError."""
+    if MIXERS[letter].kind == "state":
+        check_no_window(config, slot, letter)
+    return MIXERS[letter].spec(config, slot)
 
 
 def layer_letters(pattern: str, num_layers: int, last_layer: str = "require_global") -> str:

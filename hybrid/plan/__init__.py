@@ -99,6 +99,9 @@ def report(experiment: Any, context: int | None = None, batch: int = 1) -> PlanR
     for name, value in (("context", context), ("batch", batch)):
         if value < 1:
             raise ConfigError(f"--{name}", "must be at least 1", value)
+    if 0 < config.learned_positions < context:
+        accepted = f"at most model.learned_positions ({config.learned_positions})"
+        raise ConfigError("--context", "is longer than the table of positions", context, accepted)
     layers = model.layer_plan(config)
     dtype = experiment.inference.cache_dtype or config.dtype
     form = CacheFormat(context, dtype, unified=experiment.inference.unified_cache)

@@ -243,6 +243,9 @@ REFUSED = {
     "eval.retrieval.chat_template is the template": [
         ["a", {**FEW, "eval.retrieval.chat_template": True}]
     ],
+    "eval.long_perplexity.judge is set although": [
+        ["a", {**FEW, "eval.long_perplexity.judge": "folder"}]
+    ],
 }
 
 

@@ -11,7 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+from hybrid.config import ConfigError
 from hybrid.evaluation.__main__ import main
+from hybrid.evaluation.target import changed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = {
@@ -209,3 +211,10 @@ def test_the_help_lists_flags_and_keys(capsys):
     shown = capsys.readouterr().out
     for word in ("--workdir", "--checkpoint", "--per_token", "eval.stride", "data.bos"):
         assert word in shown
+
+
+def test_an_override_of_a_section_that_parameters_do_not_fit_is_refused_by_its_key():
+    values = {"model": {"pattern": "DG", "num_layers": 2}}
+    with pytest.raises(ConfigError, match=r"got 3; the model has 4$") as caught:
+        changed(values, {"model.delta.conv_size": 3})
+    assert caught.value.key == "model.delta.conv_size"

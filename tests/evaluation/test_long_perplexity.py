@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from test_command import ROOT, SMALL
 
+from hybrid.config import ConfigError
 from hybrid.evaluation import long_perplexity
 from hybrid.evaluation.__main__ import main
 from hybrid.evaluation.config import LongPerplexityConfig
 from hybrid.evaluation.result import summarized
+from hybrid.evaluation.target import of_run
 from hybrid.evaluation.token_records import TokenRecords
 
 
@@ -34,6 +36,15 @@ def test_key_tokens_are_far_gain_much_and_are_found_in_the_end():
     assert found.perplexity == pytest.approx(math.exp(5.6))
     far = LongPerplexityConfig(judge="x", short_length=9)
     assert long_perplexity.summarized(of_model, full, short, far).long_perplexity is None
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_results_of_other_tokens_are_refused(place):
+    results = [result([1.0, 2.0, 3.0]) for _ in range(3)]
+    results[place] = result([1.0, 2.0])
+    with pytest.raises(ConfigError, match="scores other tokens than the model") as caught:
+        long_perplexity.summarized(*results, LongPerplexityConfig(judge="x"))
+    assert caught.value.key == "eval.long_perplexity.judge"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +77,14 @@ def test_the_command_gives_the_figure(run, tmp_path, capsys):
     assert sum(counts) == values["num_far_tokens"]
     loss = np.average([bucket["loss"] for bucket in far], weights=counts)
     assert values["long_perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+def test_the_judge_scores_what_the_model_is_asked(run):
+    page = {"eval.count_eos": "false", "eval.max_tokens": "40", "eval.context_length": "16"}
+    target = of_run(str(run), "latest", None, {**page, "eval.long_perplexity.judge": str(run)})
+    judge = long_perplexity.judge_of(target)  # was trained with other eval.*
+    assert judge.experiment.eval == target.experiment.eval
+    assert (judge.experiment.data, judge.overrides) == (target.experiment.data, {})
 
 
 @pytest.mark.parametrize(

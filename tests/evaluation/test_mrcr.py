@@ -181,8 +181,15 @@ def test_rows_are_sorted_into_bins_by_needles(tmp_path):
     prompt = next(mrcr.groups(config, ENCODER)).make(0)
     assert ByteTokenizer().decode(prompt.ids).endswith("in your response.\nAssistant: ")
     short = RetrievalConfig(tasks=("mrcr",), mrcr_paths=(path,), lengths=(64,))
-    with pytest.raises(ConfigError, match=r"^eval.retrieval.lengths: no row"):
+    smallest = rf"^eval.retrieval.lengths: no row .*, got 64; at least {min(ends)}, the smallest"
+    with pytest.raises(ConfigError, match=smallest):
         list(mrcr.groups(short, ENCODER))
+    other = dataclasses.replace(config, num_needles=(1, 3))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.num_needles: .*; they have 2, 4, 8$"):
+        list(mrcr.groups(other, ENCODER))
+    empty = dataclasses.replace(config, mrcr_paths=(write(tmp_path / "empty.jsonl", []),))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.mrcr_paths: hold no row"):
+        list(mrcr.groups(empty, ENCODER))
 
 
 def test_bins_count_what_is_asked_for(tmp_path):
@@ -226,9 +233,11 @@ def test_replies_end_with_the_table_of_learned_positions(tmp_path):
 
 MALFORMED = {
     "answer": [{"answer": "no random string"}, {"answer": 3}, {"answer": None}],
-    "random_string_to_prepend": [{"random_string_to_prepend": 7}],
+    "random_string_to_prepend": [
+        {"random_string_to_prepend": 7}, {"random_string_to_prepend": "a\ud800"},
+    ],
     "n_needles": [{"n_needles": "2"}, {"n_needles": 0}, {"n_needles": True}],
-    "desired_msg_index": [{"desired_msg_index": 99}, {"desired_msg_index": -1}],
+    "desired_msg_index": [{"desired_msg_index": place} for place in (99, -1, 0, 2)],
     "total_messages": [{"total_messages": 1.5}],
     "n_chars": [{"n_chars": None}],
     "prompt": [
@@ -236,6 +245,7 @@ MALFORMED = {
         {"prompt": json.dumps([{"role": "user", "content": "a"}] * 3)},
         {"prompt": json.dumps([{"role": "user"}, {"role": "assistant"}, {"role": "user"}])},
         {"prompt": json.dumps([{"role": "user", "content": "a"}] * 2)},
+        {"prompt": row()["prompt"].replace("write", "\\ud800")},
     ],
 }  # fmt: skip
 
@@ -281,6 +291,21 @@ def test_parquet_and_json_lines_hold_the_same_rows(tmp_path):
     read = [list(mrcr_rows.read((f"{tmp_path}/*.{end}",))) for end in ("parquet", "jsonl")]
     assert read[0] == read[1]
     assert len(read[0]) == 3
+
+
+def test_columns_of_parquet_that_nothing_needs_are_not_read(tmp_path):
+    """A date may be one that Python has none for."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist([row(2, 6)]).drop_columns(["date_added"])
+    dates = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    parquet.write_table(table.append_column("date_added", dates), tmp_path / "rows.parquet")
+    assert len(list(mrcr_rows.read((f"{tmp_path}/rows.parquet",)))) == 1
+    place = table.schema.get_field_index("answer")
+    parquet.write_table(table.set_column(place, "answer", dates), tmp_path / "rows.parquet")
+    with pytest.raises(ConfigError, match="is no Parquet file"):
+        list(mrcr_rows.read((f"{tmp_path}/rows.parquet",)))
 
 
 # --- The command -------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -9,17 +10,23 @@ from data import chat_folder
 from pretrained import tiny_folder
 from test_task_run import train
 
+from hybrid import config as config_lib
+from hybrid import experiment
 from hybrid.config import ConfigError
 from hybrid.data import chat, tokenizers
 from hybrid.data.config import NeedleConfig
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.evaluation.__main__ import main
 from hybrid.evaluation.config import NEEDLES, RULER, RetrievalConfig
-from hybrid.evaluation.retrieval import report, ruler
+from hybrid.evaluation.retrieval import command, report, ruler
+from hybrid.evaluation.retrieval.benchmark import Benchmark, benchmark
 from hybrid.evaluation.retrieval.prompts import Encoder, Group, Maker, Prompt
 from hybrid.evaluation.retrieval.result import GroupScore, summarized
 from hybrid.evaluation.retrieval.run import run as run_groups
 from hybrid.evaluation.retrieval.sample_log import SampleLog, Scored
+from hybrid.evaluation.target import Target
+from hybrid.origin import Origin
+from hybrid.workdir import checkpoint, checksums
 
 ONE_ROW = "--config.eval.batch_size=1"  # one shape of arrays, which is compiled once
 SMALL = (
@@ -102,7 +109,9 @@ def test_samples_of_another_seed_are_not_gone_on_with(evaluated, workdir, tmp_pa
     flags = ["--config=configs/ruler.py:niah_single_1", *SMALL, "--config.eval.retrieval.seed=1"]
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main([f"--workdir={workdir}", f"--output={tmp_path}/result.json", *flags]) == 2
-    assert "error: --output: the samples beside it" in capsys.readouterr().err
+    (line,) = re.findall("error: .*", capsys.readouterr().err)
+    assert line.startswith("error: --output: the samples beside it")
+    assert "are of another eval.retrieval.seed (42), got 1; " in line
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -113,6 +122,8 @@ REFUSED = {
     "eval.retrieval.hotpotqa_path": ["tasks=qa_2", "hotpotqa_path=nowhere.json"],
     "eval.retrieval.depths": ["tasks=needle_noise", "depths=101"],
     "eval.retrieval.chat_template": ["tasks=vt", "chat_template=true"],
+    "eval.retrieval.num_needles": ["tasks=mrcr", "num_needles=2,4,2"],
+    "eval.long_perplexity.judge": ["tasks=vt"],
     "--per_token": ["tasks=niah_single_1"],
 }
 
@@ -124,6 +135,7 @@ def test_what_is_wrong_is_refused_in_one_line_and_nothing_is_created(
     monkeypatch.chdir(tmp_path)
     flags = [f"--config.eval.retrieval.{setting}" for setting in REFUSED[key]]
     flags += ["--per_token=nats"] if key == "--per_token" else []
+    flags += [f"--config.{key}={workdir}"] if key == "eval.long_perplexity.judge" else []
     assert main([f"--workdir={workdir}", "--output=result.json", *flags]) == 2
     shown, log = capsys.readouterr()
     assert shown == ""
@@ -161,6 +173,38 @@ def test_a_key_and_its_value_stand_at_the_depth(depth, place):
     assert prompt.ids[place - 1] == prompt.ids[-1]
     assert prompt.score(str(prompt.ids[place])) == 1
     assert prompt.score("0") == 0
+
+
+def test_the_seed_decides_all_prompts_and_no_length_or_depth_does():
+    keys = {"tasks": ("needle_keys", "needle_noise", "vt"), "lengths": (2000,), "depths": (50.0,)}
+
+    def answers(**changes):
+        return [group.make(1).references for group in maker(**(keys | changes)).groups()]
+
+    assert answers() == answers(depths=(100.0,)) == answers(lengths=(3000,))
+    pairs = zip(answers(), answers(seed=2**40), strict=True)
+    assert all(one != other for one, other in pairs)
+
+
+@pytest.mark.parametrize(("task", "lengths"), [("needle_noise", "700,572"), ("mrcr", "9000,2564")])
+def test_a_length_must_do_for_every_sample(task, lengths):
+    """Not for the first one alone; the least that is named does."""
+    keys = {"tasks": task, "num_samples": 100, "num_needles": 2, "depths": (50.0,)}
+
+    def made(lengths):
+        settings = config_lib.parse_overrides(RetrievalConfig, {"lengths": lengths})
+        of = {"eval": {"retrieval": {**keys, **settings}}}
+        return benchmark(experiment.from_config(of))
+
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.lengths: is too short for ") as caught:
+        made(lengths)
+    assert str(caught.value.got) == lengths.split(",")[1]  # the shortest
+    needed = int(caught.value.accepted.removeprefix("at least "))
+    group = min(made(f"9000,{needed}").groups, key=lambda group: group.length)
+    held = [group.make(i) for i in range(100)]
+    assert max(len(each.ids) + each.tokens_to_generate for each in held) <= needed
+    with pytest.raises(ConfigError, match=f"at least {needed}$"):
+        made(f"{needed - 1}")
 
 
 @pytest.mark.parametrize("task", NEEDLES[1:])
@@ -221,7 +265,9 @@ def test_means_intervals_and_the_effective_length():
 
 def test_a_file_of_something_else_is_not_gone_on_with(tmp_path):
     path = tmp_path / "r.samples.jsonl"
-    for content in ("[1]\n", "text\n", '{"other": 1}\n'):
+    lines = ('{"x": 1}', "text", "[1]", "\\xff", '{"task": [], "length": 1, "depth": 1}')
+    samples = (f'{{"seed": 1}}\n{line}\n' for line in lines)
+    for content in ("[1]\n", "text\n", '{"other": 1}\n', *samples):
         path.write_text(content)
         with pytest.raises(ConfigError, match="holds something else"):
             SampleLog(path, {"seed": 1})
@@ -233,6 +279,51 @@ def test_a_file_of_something_else_is_not_gone_on_with(tmp_path):
     log.add(group, [Scored(1, 0.25, "reply\n", ("a", "b"), 7)])
     assert SampleLog(path, {"seed": 1}).holds(group, 1)
     assert not SampleLog(path, {"seed": 1}).holds(group, 0)
+
+
+def test_another_value_is_named_and_not_all_of_them(tmp_path):
+    path = tmp_path / "r.samples.jsonl"
+    held = {"keys": {"seed": 1, "squad_path": "a"}, "files": {"a": "12"}}
+    SampleLog(path, held).add(numbered_group("vt", 8, 2), [Scored(1, 0.25, "", (), 7)])
+    for changed, said in (
+        ({"keys": {"seed": 2, "squad_path": "a"}}, r"of another keys\.seed \(1\), got 2;"),
+        ({"files": {}}, r"of another files\.a \('12'\), got None;"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            SampleLog(path, held | changed)
+
+
+def test_a_log_knows_its_model_and_files_by_their_content(tmp_path):
+    questions, weights = tmp_path / "squad.json", tmp_path / "model.safetensors"
+    step = tmp_path / checkpoint.FOLDER / "3"
+    (step / "params").mkdir(parents=True)
+    keys = {"tasks": ("qa_1",), "squad_path": str(questions)}
+    config = experiment.from_config({"eval": {"retrieval": keys}})
+    asked = Benchmark((), Encoder(ByteTokenizer(), None, 264), None)
+    files = questions, weights, step / "params" / "a", step / "opt_state"
+
+    def identities():
+        checksums.write(step)
+        for number in (None, 3):
+            target = Target(config, Origin(tmp_path, {}, "byte", "auto"), number, "page")
+            yield command.identity(target, asked)
+
+    def write(path, text, seconds):
+        path.write_text(text)
+        os.utime(path, (seconds, seconds))
+
+    for file in files:
+        write(file, "same size", 1)
+    before = list(identities())
+    assert list(identities()) == before
+    # (what is written, what of a Hugging Face folder and of a run differs by it)
+    differing = [{"files"}, {"files"}], [{"content"}, set()], [set(), {"content"}], [set(), set()]
+    for file, names in zip(files, differing, strict=True):
+        write(file, "SAME SIZE", 2)
+        now = list(identities())
+        pairs = zip(before, now, strict=True)
+        assert [{name for name in old if old[name] != new[name]} for old, new in pairs] == names
+        before = now
 
 
 # --- Tables of one needle ----------------------------------------------------------------------

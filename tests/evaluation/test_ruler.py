@@ -7,10 +7,11 @@ import re
 
 import pytest
 
+from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.data.config import DataConfig
 from hybrid.data.tokenizers import ByteTokenizer
-from hybrid.evaluation.retrieval import haystack, niah, questions, ruler, scores
+from hybrid.evaluation.retrieval import haystack, niah, questions, ruler, scores, vocabulary
 from hybrid.evaluation.retrieval.sample import Request, TooShort, largest
 
 ESSAY = tuple(f"Sentence {i} tells of {'very ' * (i % 7)}little." for i in range(500))
@@ -224,6 +225,17 @@ def test_questions_have_their_document_among_distractors(files):
     assert made("qa_2", files).references == ("Fact 0.2",)
 
 
+@pytest.mark.parametrize(
+    ("name", "word"), [("niah_multikey_2", r"for (\S+) is"), ("cwe", r"\. (\S+)")]
+)
+def test_a_sample_ends_where_its_words_do(name, word):
+    request = Request(name, 0, 1 << 21)
+    sample = ruler.sample(ruler.TASKS[name], request, lambda sample: 1)
+    found = set(re.findall(word, sample.prompt))
+    pool = vocabulary.NUM_PAIRS + len(vocabulary.SINGLE) * (name == "cwe")
+    assert pool <= len(found) <= pool + 100  # of cwe's question and worked example besides
+
+
 @pytest.mark.parametrize("name", ["niah_single_1", "vt", "cwe", "fwe", "qa_1"])
 def test_too_short_a_length_tells_what_is_needed(name, files):
     with pytest.raises(TooShort) as caught:
@@ -265,7 +277,12 @@ def test_the_default_essay_is_the_docstrings_of_the_library(monkeypatch):
     found = haystack.essay.__wrapped__(DataConfig())
     assert 20_000 < sum(map(len, found)) < 200_000
     assert haystack.name(DataConfig()).startswith("docstrings of stdlib of Python 3.")
-    assert haystack.essay.__wrapped__(DataConfig(source="needle")) == found
+    mixture = ({"name": "a", "paths": "a.txt"}, {"name": "b", "paths": "b.txt"})
+    store = {"source": "prepared", "paths": ("store",)}
+    for keys in ({"source": "needle"}, store, {"mixture": mixture}):  # no running text of a file
+        config = config_lib.build(DataConfig, keys)
+        assert haystack.essay.__wrapped__(config) == found
+        assert haystack.name(config) == haystack.name(DataConfig())
 
 
 @pytest.mark.parametrize(
@@ -278,6 +295,45 @@ def test_a_file_of_another_form_is_refused(tmp_path, content, said):
     path.write_text(content)
     with pytest.raises(ConfigError, match=f"^eval.retrieval.squad_path: {said}"):
         questions.read_squad(str(path))
+
+
+WRONG_TEXTS = ("", " ", 3, None, ["a"], "a\ud800")
+
+
+@pytest.mark.parametrize("text", WRONG_TEXTS)
+@pytest.mark.parametrize("name", ["question", "context", "answer"])
+def test_questions_of_squad_are_texts_with_answers(tmp_path, name, text):
+    values, path = squad(2, 2), tmp_path / "squad.json"
+    paragraph = values["data"][1]["paragraphs"][0]
+    if name == "context":
+        paragraph["context"] = text
+    elif name == "question":
+        paragraph["qas"][0]["question"] = text
+    else:
+        paragraph["qas"][0]["answers"][1]["text"] = text
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.squad_path: is not in the form") as got:
+        questions.read_squad.__wrapped__(str(path))
+    assert "\n" not in str(got.value)
+    str(got.value).encode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: text} for name in ("question", "answer") for text in WRONG_TEXTS),
+        *({"context": [[title, ["A fact."]]]} for title in WRONG_TEXTS),
+        *({"context": [["Title", [sentence]]]} for sentence in WRONG_TEXTS),
+        *({"context": context} for context in ([], {}, "ab", [["Title", "text"]], [["Title", []]])),
+    ],
+)
+def test_questions_of_hotpotqa_are_texts_with_documents(tmp_path, changes):
+    values, path = hotpotqa(3), tmp_path / "hotpotqa.json"
+    values[1] |= changes
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"^eval.retrieval.hotpotqa_path: is not in the") as got:
+        questions.read_hotpotqa.__wrapped__(str(path))
+    str(got.value).encode()
 
 
 # What NVIDIA/RULER's string_match_all and string_match_part (scripts/eval/synthetic/constants.py)

@@ -13,6 +13,7 @@ from model.small_mixers import STATE_LETTERS, keys_of
 
 from hybrid import experiment
 from hybrid.config import ConfigError
+from hybrid.sharding import MESH_AXES
 
 MESHES = {
     "data=8": {"data": 8},
@@ -58,6 +59,22 @@ def test_rows_split_over_devices_are_refused(letter):
     reason = rf"mesh\.context: splits time, which .* \({letter}\) does not allow"
     with pytest.raises(ConfigError, match=reason):
         whole.check_context(AbstractMesh((2,), ("context",)))
+
+
+UNEVEN = {
+    "delta.num_heads": "D", "kda.num_heads": "K", "rwkv7.num_heads": "W", "rg_lru.num_blocks": "R",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", UNEVEN)
+def test_heads_that_the_tensor_axis_does_not_divide_are_refused_by_key(key):
+    section, name = key.split(".")
+    keys = MODEL | {"pattern": f"{UNEVEN[key]}G", section: {name: 2}}
+    whole = experiment.from_config({"model": keys, "training": {"batch_size": 4}})
+    sizes = dict.fromkeys(MESH_AXES, 1) | {"tensor": 4}
+    said = rf"^model\.{key}: must be a multiple of mesh\.tensor \(4\), got 2"
+    with pytest.raises(ConfigError, match=said):
+        whole.check_mesh(AbstractMesh(tuple(sizes.values()), tuple(sizes)))
 
 
 # --- The process with eight devices -----------------------------------------------------------

@@ -152,6 +152,10 @@ def test_a_forced_implementation_is_shown_as_such():
         (["--search", "--topology=v5e:2x4", "--compile=-1"], "error: --compile: must be"),
         (["--topology=v5e:2x4", "--context=0"], "error: --context: must be at least 1, got 0"),
         (["--context=0"], "error: --context: must be at least 1, got 0"),
+        (
+            ["--context=4096", "--config.model.learned_positions=1024"],
+            "error: --context: is longer than the table of positions, got 4096; at most model.",
+        ),
         (["--context=many"], "error: --context: "),
         (["--config.model.num_layer=3"], "did you mean model.num_layers?"),
         (["--config.inference.cache_dtype=int4"], "error: inference.cache_dtype: "),

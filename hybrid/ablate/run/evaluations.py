@@ -52,6 +52,7 @@ class Evaluation:
         built = experiment_lib.from_config(values)
         if not built.eval.retrieval.tasks:
             raise ConfigError("eval.retrieval.tasks", "names no task", (), "one at least")
+        built.eval.check_one_measure()
         return built
 
     def result(self, folder: pathlib.Path) -> pathlib.Path:

@@ -46,7 +46,9 @@ class Benchmark:
 
 
 def benchmark(config: Experiment, base: AnyPath | None = None) -> Benchmark:
-    """The benchmark of a config; a prompt of each task is made, at its shortest length.
+    """The benchmark of a config.
+
+    A prompt of each task is made at its shortest length, which must do for all of its samples.
 
     Args:
       base: the Hugging Face folder whose chat template prompts are turns of.
@@ -55,6 +57,9 @@ def benchmark(config: Experiment, base: AnyPath | None = None) -> Benchmark:
     encoder = _encoder(config, base)
     groups = tuple(_groups(config, encoder))
     shortest = {group.task: group for group in sorted(groups, key=lambda group: -group.length)}
+    for group in groups:
+        if group.length == shortest[group.task].length:
+            prompts.check_length(group)
     for group in shortest.values():
         group.make(0)
     return Benchmark(groups, encoder, base)

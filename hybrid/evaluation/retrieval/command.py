@@ -7,6 +7,7 @@ run that was stopped.
 Read first: `../target.py` (which model and config count), `benchmark.py`, `run.py`.
 """
 
+import hashlib
 import pathlib
 import sys
 import time
@@ -32,6 +33,7 @@ from hybrid.process.clock import clock
 from hybrid.process.files import write_json
 from hybrid.process.remote import AnyPath
 from hybrid.sharding import make_mesh
+from hybrid.workdir import checkpoint, checksums
 
 SECONDS_BETWEEN_LINES = 5.0
 # Keys that add samples or take some away, but change none.
@@ -127,8 +129,9 @@ def identity(target: Target, asked: Benchmark, model: str = "") -> dict[str, Any
         "format": FORMAT,
         "model": model or str(target.origin.path),
         "step": target.step,
-        "keys": {name: value for name, value in keys.items() if name not in _FREE},
-        "files": _sizes(config.eval.retrieval),
+        "content": _content(target),
+        "eval.retrieval": {name: value for name, value in keys.items() if name not in _FREE},
+        "files": _digests(config.eval.retrieval),
         "haystack": about["haystack"],
         "bos": about["bos"],
         "model config": config_lib.to_dict(config.model),
@@ -138,12 +141,32 @@ def identity(target: Target, asked: Benchmark, model: str = "") -> dict[str, Any
     }
 
 
-def _sizes(config: RetrievalConfig) -> dict[str, int]:
-    """Bytes of each file of questions or conversations, by its path."""
+def _content(target: Target) -> str:
+    """Tells models at one path apart, without a read of their weights.
+
+    Of a run, the checksums of the checkpoint's parameters; of a Hugging Face folder, size and time
+    of its files of weights.
+    """
+    folder = target.origin.path
+    if target.step is not None:
+        return checksums.digest(folder / checkpoint.FOLDER / str(target.step), "params/")
+    paths = sorted(pathlib.Path(str(folder)).glob("*.safetensors"))
+    stats = [(path.name, path.stat()) for path in paths]
+    held = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
+
+
+def _digests(config: RetrievalConfig) -> dict[str, str]:
+    """16 hex digits of the bytes of each file of questions or conversations, by its path."""
     questions = filter(None, (config.squad_path, config.hotpotqa_path, config.mrcr_tokenizer))
     patterns = [*questions, *config.mrcr_paths]
     paths = (pathlib.Path(path) for pattern in patterns for path in sources.matches_of(pattern))
-    return {str(path): path.stat().st_size for path in paths if path.is_file()}
+    return {str(path): _digest(path) for path in paths if path.is_file()}
+
+
+def _digest(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -1,9 +1,10 @@
 """The text that needles hide in: a few short sentences repeated, or running text at hand.
 
 The published haystack of the `essay` tasks is a collection of essays that is not ours to ship. Here
-it is the text of `data.paths`, and without one what a Python installation carries: the docstrings
-of its standard library, cut into sentences. Scores on it do not compare to published ones to the
-last point, and results name it.
+it is the text of `data.paths`, and where that is no running text of one source (code, a task, a
+mixture, a prepared store, whose tokens are all there is) what a Python installation carries: the
+docstrings of its standard library, cut into sentences. Scores on it do not compare to published
+ones to the last point, and results name it.
 
 Read next: `niah.py`.
 """
@@ -50,8 +51,8 @@ def name(config: DataConfig) -> str:
 
 
 def _has_prose(config: DataConfig) -> bool:
-    """Whether the source is read as it is: code is not, and a task has no text."""
-    return config.source not in WITHOUT_PATHS
+    """Whether the source is read as it is: code is not, a task and a store have no text."""
+    return config.source not in (*WITHOUT_PATHS, "prepared") and not config.mixture
 
 
 def _documents(config: DataConfig) -> sources.Documents:

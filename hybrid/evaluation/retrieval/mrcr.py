@@ -29,10 +29,11 @@ from hybrid.data.tasks.example import Draws
 from hybrid.evaluation.config import RetrievalConfig
 from hybrid.evaluation.retrieval import mrcr_made, mrcr_rows
 from hybrid.evaluation.retrieval.conversation import Conversation
-from hybrid.evaluation.retrieval.prompts import Encoder, Group, Prompt, plain
+from hybrid.evaluation.retrieval.prompts import Encoder, Group, Prompt, plain, too_short
 from hybrid.evaluation.retrieval.sample import FORMAT, Request, TooShort, largest
 
 CHARACTERS_A_TOKEN = 4.9  # of o200k_base, on the published rows
+LEAST_OTHERS = 1  # exchanges besides the needles, in what is made by rule
 SPARE_TOKENS = 64  # that a reply may have beyond the answer's
 FIRST_BIN = 4096
 OWN = "own"  # the model's tokenizer counts
@@ -94,8 +95,9 @@ def groups(config: RetrievalConfig, encoder: Encoder) -> Iterator[Group]:
         return
     for num_needles in config.num_needles:
         for length in config.lengths:
-            make = functools.partial(_made, config.seed, encoder, num_needles, length)
-            yield Group(name(num_needles), length, config.num_samples, make)
+            of = config.seed, encoder, num_needles, length
+            make, least = functools.partial(_made, *of), functools.partial(_least_tokens, *of)
+            yield Group(name(num_needles), length, config.num_samples, make, least_tokens=least)
 
 
 def name(num_needles: int) -> str:
@@ -104,16 +106,31 @@ def name(num_needles: int) -> str:
 
 
 def _of_rows(config: RetrievalConfig, encoder: Encoder) -> Iterator[Group]:
-    """The rows of files by needles and bin, none beyond the longest of `lengths`."""
+    """The rows of files by needles and bin, none beyond the longest of `lengths`.
+
+    Raises: ConfigError where no row is left, by the key that leaves none.
+    """
+    ends: list[int] = []
+    seen: set[int] = set()
     bins: dict[tuple[int, int], list[Conversation]] = {}
     count = token_counter(config.mrcr_tokenizer, encoder.tokenizer)
     for row in mrcr_rows.read(config.mrcr_paths):
-        end = bin_end(count(row))
-        if row.num_needles in config.num_needles and end <= max(config.lengths):
-            bins.setdefault((row.num_needles, end), []).append(row)
+        seen.add(row.num_needles)
+        if row.num_needles not in config.num_needles:
+            continue
+        ends.append(bin_end(count(row)))
+        if ends[-1] <= max(config.lengths):
+            bins.setdefault((row.num_needles, ends[-1]), []).append(row)
+    if not seen:
+        raise ConfigError(mrcr_rows.KEY, "hold no row", list(config.mrcr_paths))
+    if not ends:
+        problem = "no row of eval.retrieval.mrcr_paths has so many"
+        accepted = f"they have {', '.join(map(str, sorted(seen)))}"
+        raise ConfigError("eval.retrieval.num_needles", problem, config.num_needles, accepted)
     if not bins:
         problem = "no row of eval.retrieval.mrcr_paths is in a bin up to it"
-        raise ConfigError(_LENGTHS, problem, max(config.lengths))
+        accepted = f"at least {min(ends)}, the smallest bin"
+        raise ConfigError(_LENGTHS, problem, max(config.lengths), accepted)
     for (num_needles, end), rows in sorted(bins.items()):
         for row in rows[: config.num_samples] if encoder.learned_positions else ():
             _check_positions(encoder, row, end)
@@ -127,21 +144,28 @@ def _prompt_of_row(seed: int, encoder: Encoder, rows: Sequence[Conversation], in
 
 def _made(seed: int, encoder: Encoder, num_needles: int, length: int, index: int) -> Prompt:
     """Prompt `index` made by rule, as many exchanges as fit."""
-    request = Request(f"{name(num_needles)} {seed}", index, length)
-    make: Callable[[int], Conversation] = functools.partial(
-        mrcr_made.conversation, request, num_needles
-    )
-
-    def cost(size: int) -> int:
-        made = make(size)
-        return len(encoder.ids_of_turns(made.turns)) + _limit(encoder, made)
-
+    request = _request(seed, num_needles, length, index)
+    cost = functools.partial(_cost, encoder, request, num_needles)
     try:
-        size = largest(cost, length, 1, 1 << 20)
+        size = largest(cost, length, LEAST_OTHERS, 1 << 20)
     except TooShort as error:
-        problem, accepted = f"is too short for {name(num_needles)}", f"at least {error.needed}"
-        raise ConfigError(_LENGTHS, problem, length, accepted) from None
-    return _prompt(encoder, make(size), request.draws("floor"))
+        raise too_short(name(num_needles), length, error.needed) from None
+    made = mrcr_made.conversation(request, num_needles, size)
+    return _prompt(encoder, made, request.draws("floor"))
+
+
+def _least_tokens(seed: int, encoder: Encoder, num_needles: int, length: int, index: int) -> int:
+    request = _request(seed, num_needles, length, index)
+    return _cost(encoder, request, num_needles, LEAST_OTHERS)
+
+
+def _request(seed: int, num_needles: int, length: int, index: int) -> Request:
+    return Request(f"{name(num_needles)} {seed}", index, length)
+
+
+def _cost(encoder: Encoder, request: Request, num_needles: int, size: int) -> int:
+    made = mrcr_made.conversation(request, num_needles, size)
+    return len(encoder.ids_of_turns(made.turns)) + _limit(encoder, made)
 
 
 def _prompt(encoder: Encoder, conversation: Conversation, draws: Draws) -> Prompt:

@@ -48,6 +48,8 @@ def conversation(row: Any, place: str) -> Conversation:
             if type(row[column]) is not kind:
                 wanted = "text" if kind is str else "a whole number"
                 raise _wrong(place, column, f"must be {wanted}", row[column])
+            if kind is str:
+                _check_encodes(place, column, row[column])
     random_string, answer = row["random_string_to_prepend"], row["answer"]
     if not random_string or not answer.startswith(random_string):
         raise _wrong(place, "answer", f"must begin with {random_string!r}", answer)
@@ -56,6 +58,9 @@ def conversation(row: Any, place: str) -> Conversation:
     turns = _turns(row["prompt"], place)
     if not 0 <= row["desired_msg_index"] < len(turns):
         problem = f"must be below the {len(turns)} messages"
+        raise _wrong(place, "desired_msg_index", problem, row["desired_msg_index"])
+    if row["desired_msg_index"] % 2 == 0:
+        problem = "must be of a message of the assistant"
         raise _wrong(place, "desired_msg_index", problem, row["desired_msg_index"])
     return Conversation(turns, answer, random_string, row["n_needles"])
 
@@ -75,7 +80,17 @@ def _turns(prompt: str, place: str) -> tuple[str, ...]:
         if not is_message or message.get("role") != role:
             problem = f"message {index} must be of the {role} and hold a text"
             raise _wrong(place, "prompt", problem, message)
+        _check_encodes(place, "prompt", message["content"])
     return tuple(message["content"] for message in messages)
+
+
+def _check_encodes(place: str, column: str, text: str) -> None:
+    """Raises: ConfigError for half a surrogate pair, which JSON can name and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"holds half a surrogate pair at character {error.start}"
+        raise _wrong(place, column, problem, ascii(text[error.start])) from None
 
 
 def _wrong(place: str, column: str, problem: str, got: Any) -> ConfigError:
@@ -105,7 +120,8 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=16):
+            held = [name for name in (*TEXTS, *NUMBERS) if name in file.schema_arrow.names]
+            for batch in file.iter_batches(batch_size=16, columns=held or None):
                 yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise ConfigError(KEY, f"is no Parquet file ({error})", str(path)) from None

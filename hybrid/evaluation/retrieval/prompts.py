@@ -17,7 +17,7 @@ from hybrid.config import ConfigError
 from hybrid.data.cache import check_ids
 from hybrid.data.chat import ChatTemplate
 from hybrid.data.config import NeedleConfig
-from hybrid.data.tasks import Examples
+from hybrid.data.tasks import needle
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.evaluation.config import NEEDLES, RULER, RetrievalConfig
 from hybrid.evaluation.retrieval import questions, ruler
@@ -54,13 +54,32 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """`count` prompts of one number of the result; `make(i)` gives prompt i."""
+    """`count` prompts of one number of the result; `make(i)` gives prompt i.
+
+    `least_tokens(i)` says what prompt i and its reply need at least; None: they have one size.
+    """
 
     task: str
     length: int
     count: int
     make: Callable[[int], Prompt]
     depth: float | None = None
+    least_tokens: Callable[[int], int] | None = None
+
+
+def check_length(group: Group) -> None:
+    """Raises: ConfigError for a length too short for one of the prompts, by what all need."""
+    if group.least_tokens is None:
+        return
+    needed = max(map(group.least_tokens, range(group.count)))
+    if needed > group.length:
+        raise too_short(group.task, group.length, needed)
+
+
+def too_short(task: str, length: int, needed: int) -> ConfigError:
+    """The error of a length below `needed`."""
+    problem = f"is too short for {task} with this tokenizer"
+    return ConfigError("eval.retrieval.lengths", problem, length, f"at least {needed}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,30 +156,36 @@ class Maker:
 
     def groups(self) -> Iterator[Group]:
         """The groups of all tasks, by task, length and depth."""
-        num = self.config.num_samples
         for task, length in itertools.product(self.config.tasks, self.config.lengths):
             if task in RULER:
-                make = functools.partial(self._ruler_prompt, task, length, None)
-                yield Group(task, length, num, make)
+                yield self._of_text(task, length, None)
+            of = self._of_keys if task == KEYS else functools.partial(self._of_text, task)
             for depth in self.config.depths if task in NEEDLES else ():
-                yield Group(task, length, num, self._needle(task, length, depth), depth)
+                yield of(length, depth)
 
-    def _needle(self, task: str, length: int, depth: float) -> Callable[[int], Prompt]:
-        if task == KEYS:
-            return functools.partial(_key_prompt, self._key_examples(length, depth))
-        return functools.partial(self._ruler_prompt, _TEXT_NEEDLES[task], length, depth)
+    def _of_text(self, task: str, length: int, depth: float | None) -> Group:
+        of = _TEXT_NEEDLES.get(task, task), length, depth
+        make = functools.partial(self._ruler_prompt, *of)
+        least = functools.partial(self._least_tokens, *of)
+        return Group(task, length, self.config.num_samples, make, depth, least)
+
+    def _of_keys(self, length: int, depth: float) -> Group:
+        """Rows of `data.needle` whose value stands at `depth` percent: by the question at 100."""
+        distance = max(1, round((1 - depth / 100) * (length - 2)))
+        config = dataclasses.replace(self.keys, distances=(distance,))
+        vocab_size = self.encoder.vocab_size
+        needle.check(config, length, vocab_size, "eval.retrieval.lengths")
+        stream = f"{KEYS} {self.config.seed}"
+        make = functools.partial(_key_prompt, config, stream, length, vocab_size)
+        return Group(KEYS, length, self.config.num_samples, make, depth)
 
     def _ruler_prompt(self, name: str, length: int, depth: float | None, index: int) -> Prompt:
         task, encoder = ruler.TASKS[name], self.encoder
-        stream = f"{name} {self.config.seed}"
-        held = self._questions(task.reads)
-        request = Request(stream, index, length, self.essay, held, depth)
+        request = self._request(name, length, depth, index)
         try:
-            made = ruler.sample(task, request, lambda sample: len(encoder.ids(sample)))
+            made = ruler.sample(task, request, self._count)
         except TooShort as error:
-            problem = f"is too short for {name} with this tokenizer"
-            accepted = f"at least {error.needed}"
-            raise ConfigError("eval.retrieval.lengths", problem, length, accepted) from None
+            raise too_short(name, length, error.needed) from None
         references = made.references
         return Prompt(
             encoder.ids(made),
@@ -170,6 +195,17 @@ class Maker:
             text=made.prompt + made.answer_prefix,
             answer=ruler.answer(task, made),
         )
+
+    def _least_tokens(self, name: str, length: int, depth: float | None, index: int) -> int:
+        request = self._request(name, length, depth, index)
+        return ruler.least_tokens(ruler.TASKS[name], request, self._count)
+
+    def _request(self, name: str, length: int, depth: float | None, index: int) -> Request:
+        stream, held = f"{name} {self.config.seed}", self._questions(ruler.TASKS[name].reads)
+        return Request(stream, index, length, self.essay, held, depth)
+
+    def _count(self, sample: Sample) -> int:
+        return len(self.encoder.ids(sample))
 
     def _questions(self, file: str) -> questions.Questions | None:
         if file not in _READERS:
@@ -181,15 +217,12 @@ class Maker:
             raise ConfigError(f"eval.retrieval.{file}_path", problem, accepted=accepted)
         return _READERS[file](path)
 
-    def _key_examples(self, length: int, depth: float) -> Examples:
-        """Examples whose value stands at `depth` percent: next to the question at 100."""
-        distance = max(1, round((1 - depth / 100) * (length - 2)))
-        config = dataclasses.replace(self.keys, distances=(distance,))
-        return Examples("needle", config, "eval", length, self.encoder.vocab_size)
 
-
-def _key_prompt(examples: Examples, index: int) -> Prompt:
-    example = examples.example(index)
+def _key_prompt(
+    config: NeedleConfig, stream: str, length: int, vocab_size: int, index: int
+) -> Prompt:
+    draws = Request(stream, index, length).draws("row")
+    example = needle.example(config, draws, index, length, vocab_size)
     value = str(example.targets[example.asked[0]])
     return Prompt(example.tokens, 1, (value,), lambda reply: float(reply == value), is_text=False)
 

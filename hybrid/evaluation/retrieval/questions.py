@@ -80,9 +80,11 @@ def _distractors(request: Request, question: Question, held: Questions, size: in
     draws = request.draws("distractors")
     own = {*question.gold, *question.near}
     near = [question.near[i] for i in draws.distinct(len(question.near), 0, len(question.near))]
+    if size <= len(near):
+        return near[:size]
     far = [place for place in range(len(held.documents)) if place not in own]
-    count = min(max(0, size - len(near)), len(far))
-    return near[:size] + [far[i] for i in draws.distinct(count, 0, len(far)).tolist()]
+    count = min(size - len(near), len(far))
+    return near + [far[i] for i in draws.distinct(count, 0, len(far)).tolist()]
 
 
 # --- Files -----------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def _read(key: str, path: str, parse: Callable[[Any], Questions], form: str) -> 
         found = parse(json.loads(pathlib.Path(path).read_bytes()))
     except OSError as error:
         raise ConfigError(key, f"can't be read ({error.strerror})", path) from None
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         problem = f"is not in the form of {form} ({type(error).__name__}: {error})"
         raise ConfigError(key, problem, path, "a JSON file of that form") from None
     if not found.questions:
@@ -114,7 +116,7 @@ def _read(key: str, path: str, parse: Callable[[Any], Questions], form: str) -> 
 
 
 def _squad(values: Any) -> Questions:
-    articles = [[p["context"] for p in article["paragraphs"]] for article in values["data"]]
+    articles = [[_text(p, "context") for p in article["paragraphs"]] for article in values["data"]]
     documents = sorted({text for article in articles for text in article})
     place = {text: index for index, text in enumerate(documents)}
     questions = []
@@ -124,26 +126,49 @@ def _squad(values: Any) -> Questions:
             gold = place[paragraph["context"]]
             near = tuple(index for index in own if index != gold)
             questions += [
-                Question(entry["question"], answers, (gold,), near)
+                Question(_text(entry, "question"), answers, (gold,), near)
                 for entry in paragraph["qas"]
                 if not entry.get("is_impossible", False)
-                and (answers := tuple(answer["text"] for answer in entry["answers"]))
+                and (answers := tuple(_text(answer, "text") for answer in entry["answers"]))
             ]
     return Questions(tuple(questions), tuple(documents))
 
 
 def _hotpotqa(values: Any) -> Questions:
-    def texts(entry: Any) -> list[str]:
-        return [f"{title}\n{''.join(sentences)}" for title, sentences in entry["context"]]
-
-    documents = sorted({text for entry in values for text in texts(entry)})
+    owns = [_contexts(entry) for entry in values]
+    documents = sorted({text for own in owns for text in own})
     place = {text: index for index, text in enumerate(documents)}
     questions = tuple(
         Question(
-            entry["question"],
-            (entry["answer"],),
-            tuple(dict.fromkeys(place[text] for text in texts(entry))),
+            _text(entry, "question"),
+            (_text(entry, "answer"),),
+            tuple(dict.fromkeys(place[text] for text in own)),
         )
-        for entry in values
+        for entry, own in zip(values, owns, strict=True)
     )
     return Questions(questions, tuple(documents))
+
+
+def _contexts(entry: Any) -> list[str]:
+    """The documents of a HotpotQA question."""
+    if not isinstance(entry["context"], list) or not entry["context"]:
+        raise ValueError(f"context must be a list of documents, got {entry['context']!r:.60}")
+    found = []
+    for title, sentences in entry["context"]:
+        if not isinstance(sentences, list):
+            raise ValueError(f"sentences must be a list, got {sentences!r:.60}")
+        parts = {"title": title, "sentences": "".join(sentences)}
+        found.append("\n".join(_text(parts, name) for name in parts))
+    return found
+
+
+def _text(values: Any, name: str) -> str:
+    """A text that is not empty and can be encoded.  Raises: ValueError."""
+    text = values[name]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} must be a text that is not empty, got {text!r:.60}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds half a surrogate pair at {error.start}") from None
+    return text

@@ -12,7 +12,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
-from hybrid.evaluation.retrieval import frequent_words, niah, questions, scores, variables
+from hybrid.evaluation.retrieval import (
+    frequent_words,
+    niah,
+    questions,
+    scores,
+    variables,
+    vocabulary,
+)
 from hybrid.evaluation.retrieval.sample import Request, Sample, TooShort, largest
 
 EFFECTIVE = 85.6  # the mean score (of 100) that a length must reach to count as effective
@@ -46,7 +53,10 @@ class Task:
 
 def _niah(haystack: str, least: int = 1, **kinds) -> Task:
     make = functools.partial(niah.sample, haystack=haystack, **kinds)
-    return Task(make, least, reads="essay" if haystack == "essay" else "")
+    # Needles among needles: the one that is asked for takes a key too.
+    takes_words = haystack == "needles" and kinds.get("keys", "words") == "words"
+    most = vocabulary.NUM_PAIRS - 1 if takes_words else _MOST
+    return Task(make, least, most=lambda request: most, reads=haystack * (haystack == "essay"))
 
 
 def _questions(file: str) -> Task:
@@ -66,6 +76,7 @@ TASKS = {
     "cwe": Task(
         functools.partial(frequent_words.common_words, scale=frequent_words.LONG),
         frequent_words.NUM_COMMON + 1,
+        most=lambda request: vocabulary.NUM_LIST_WORDS,
         otherwise=functools.partial(frequent_words.common_words, scale=frequent_words.SHORT),
     ),
     "fwe": Task(frequent_words.frequent_words, 66),  # below it ranks 4 and 5 may be as frequent
@@ -89,12 +100,19 @@ def sample(task: Task, request: Request, count_tokens: CountTokens) -> Sample:
     return _fitted(task, task.otherwise, request, count_tokens)
 
 
-def _fitted(task: Task, make: Make, request: Request, count_tokens: CountTokens) -> Sample:
-    def cost(size: int) -> int:
-        made = make(request, size)
-        return count_tokens(made) + made.tokens_to_generate
+def least_tokens(task: Task, request: Request, count_tokens: CountTokens) -> int:
+    """Tokens of the smallest sample, those to generate included; `count_tokens` as `sample`."""
+    return _cost(task.otherwise or task.make, request, count_tokens, task.least)
 
+
+def _fitted(task: Task, make: Make, request: Request, count_tokens: CountTokens) -> Sample:
+    cost = functools.partial(_cost, make, request, count_tokens)
     return make(request, largest(cost, request.length, task.least, task.most(request)))
+
+
+def _cost(make: Make, request: Request, count_tokens: CountTokens, size: int) -> int:
+    made = make(request, size)
+    return count_tokens(made) + made.tokens_to_generate
 
 
 def answer(task: Task, made: Sample) -> str:

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hybrid import config as config_lib
 from hybrid.config import ConfigError
 from hybrid.evaluation.retrieval.prompts import Group
 from hybrid.process.files import log_of
@@ -56,7 +57,10 @@ class SampleLog:
             return
         _check(path, held.partition(b"\n")[0], identity)
         self._whole = held[: held.rfind(b"\n") + 1]
-        self._scored = _samples(self._whole)
+        try:
+            self._scored = _samples(self._whole)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _something_else(path) from None
 
     def holds(self, group: Group, index: int) -> bool:
         """Whether a sample was scored already."""
@@ -84,7 +88,10 @@ class SampleLog:
 
 
 def read(path: AnyPath) -> Samples:
-    """The samples of a log, whatever they are of."""
+    """The samples of a log, whatever they are of.
+
+    Raises: ValueError, KeyError, TypeError or AttributeError for a line that is no sample.
+    """
     return _samples(path.read_bytes())
 
 
@@ -111,16 +118,23 @@ def _line(values: Mapping[str, Any]) -> bytes:
     return json.dumps(values, sort_keys=True).encode() + b"\n"
 
 
+def _something_else(path: AnyPath | None) -> ConfigError:
+    problem = "the file of samples beside it holds something else"
+    return ConfigError("--output", problem, str(path), "another name, or remove that file")
+
+
 def _check(path: AnyPath | None, head: bytes, identity: Mapping[str, Any]) -> None:
+    """Raises: ConfigError by what differs in the first line of a log."""
     try:
         held = json.loads(head)
     except ValueError:
         held = None
     if not isinstance(held, dict) or held.keys() != identity.keys():
-        problem = "the file of samples beside it holds something else"
-        raise ConfigError("--output", problem, str(path), "another name, or remove that file")
-    now = json.loads(_line(identity))
-    for name in sorted(now):
-        if held[name] != now[name]:
-            problem = f"the samples beside it ({path}) are of another {name} ({held[name]})"
-            raise ConfigError("--output", problem, now[name], "another name, or remove that file")
+        raise _something_else(path)
+    before, now = config_lib.flatten(held), config_lib.flatten(json.loads(_line(identity)))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            has = before.get(name)
+            problem = f"the samples beside it ({path}) are of another {name} ({has!r})"
+            accepted = "another name, or remove that file"
+            raise ConfigError("--output", problem, repr(now.get(name)), accepted)

@@ -46,14 +46,15 @@ pumpkin puzzle quarry queen quilt rabbit radio raft rail rain raven reef ribbon 
 road robin rocket roof
 """
 ADJECTIVES, NOUNS = _ADJECTIVES.split(), _NOUNS.split()
-_NUM_PAIRS = len(ADJECTIVES) * len(NOUNS)
+NUM_PAIRS = len(ADJECTIVES) * len(NOUNS)
 # Words of a list without repetition: single ones, and pairs where those are used up.
 SINGLE = sorted({*ADJECTIVES, *NOUNS})
+NUM_LIST_WORDS = len(SINGLE) + NUM_PAIRS
 
 
 def words(draws: Draws, count: int) -> list[str]:
     """Distinct `adjective-noun` words."""
-    return [_pair(place) for place in draws.distinct(count, 0, _NUM_PAIRS).tolist()]
+    return [_pair(place) for place in draws.distinct(count, 0, NUM_PAIRS).tolist()]
 
 
 def _pair(place: int) -> str:
@@ -84,7 +85,7 @@ def letters(draws: Draws, count: int, num_letters: int, first: str = "a") -> lis
 
 def list_words(draws: Draws, count: int) -> list[str]:
     """Distinct words of a list: single ones while there are enough, else pairs among them."""
-    pool = len(SINGLE) if count <= len(SINGLE) else len(SINGLE) + _NUM_PAIRS
+    pool = len(SINGLE) if count <= len(SINGLE) else NUM_LIST_WORDS
     places = draws.distinct(count, 0, pool).tolist()
     return [
         SINGLE[place] if place < len(SINGLE) else _pair(place - len(SINGLE)) for place in places

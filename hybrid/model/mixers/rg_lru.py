@@ -76,6 +76,10 @@ class RGLRUSpec(RecurrentSpec):
         inputs = 3 * config.d_model + 2 * self.width // self.num_blocks
         return 2 * self.width * inputs, 0
 
+    def split_sizes(self) -> dict[str, int]:
+        """Blocks of the gates' kernels."""
+        return {"rg_lru.num_blocks": self.num_blocks}
+
     def summary(self) -> str:
         """Channels, blocks of the gates, the convolution."""
         gates = f"gates in {self.num_blocks} block{'' if self.num_blocks == 1 else 's'}"

@@ -102,6 +102,10 @@ class Rwkv7Spec(RecurrentSpec):
         mixing = delta_rule.flops_per_token(context, size, size, is_general=True)
         return weights, heads * mixing
 
+    def split_sizes(self) -> dict[str, int]:
+        """Heads."""
+        return {"rwkv7.num_heads": self.num_heads}
+
     def summary(self) -> str:
         """Heads, the size of the state, bottlenecks."""
         heads = f"{self.num_heads} heads with a state of {self.head_dim} x {self.head_dim}"
