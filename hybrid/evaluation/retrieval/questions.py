@@ -157,8 +157,8 @@ def _contexts(entry: Any) -> list[str]:
     for title, sentences in entry["context"]:
         if not isinstance(sentences, list):
             raise ValueError(f"sentences must be a list, got {sentences!r:.60}")
-        parts = {"title": title, "sentences": "".join(sentences)}
-        found.append("\n".join(_text(parts, name) for name in parts))
+        text = f"{_text({'title': title}, 'title')}\n{''.join(sentences)}"
+        found.append(_text({"sentences": text}, "sentences"))  # there may be none
     return found
 
 
