@@ -323,8 +323,8 @@ def test_questions_of_squad_are_texts_with_answers(tmp_path, name, text):
     [
         *({name: text} for name in ("question", "answer") for text in WRONG_TEXTS),
         *({"context": [[title, ["A fact."]]]} for title in WRONG_TEXTS),
-        *({"context": [["Title", [sentence]]]} for sentence in WRONG_TEXTS),
-        *({"context": context} for context in ([], {}, "ab", [["Title", "text"]], [["Title", []]])),
+        *({"context": [["Title", [sentence]]]} for sentence in WRONG_TEXTS[2:]),
+        *({"context": context} for context in ([], {}, "ab", [["Title", "text"]])),
     ],
 )
 def test_questions_of_hotpotqa_are_texts_with_documents(tmp_path, changes):
@@ -334,6 +334,15 @@ def test_questions_of_hotpotqa_are_texts_with_documents(tmp_path, changes):
     with pytest.raises(ConfigError, match=r"^eval.retrieval.hotpotqa_path: is not in the") as got:
         questions.read_hotpotqa.__wrapped__(str(path))
     str(got.value).encode()
+
+
+@pytest.mark.parametrize("sentences", [[], [""], [" "]])
+def test_a_document_of_hotpotqa_may_have_a_title_alone(tmp_path, sentences):
+    values, path = hotpotqa(3), tmp_path / "hotpotqa.json"
+    values[1]["context"].append(["Alone", sentences])
+    path.write_text(json.dumps(values))
+    found = questions.read_hotpotqa.__wrapped__(str(path))
+    assert f"Alone\n{''.join(sentences)}" in found.documents
 
 
 # What NVIDIA/RULER's string_match_all and string_match_part (scripts/eval/synthetic/constants.py)
