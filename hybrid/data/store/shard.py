@@ -16,9 +16,11 @@ checksums stands in the manifest.
 
 import functools
 import json
-import mmap
+import os
+import pathlib
+import weakref
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -168,13 +170,24 @@ class _Place:
         return cls(dtype, entry["shape"][0], data_start + start)
 
 
-def _reader(path: AnyPath) -> Any:
-    """A function that gives the bytes [start, stop) of a file: mapped, or asked for by range."""
-    if isinstance(path, RemotePath):
-        return path.read_range
-    with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return lambda start, stop: mapped[start:stop]
+def _reader(path: AnyPath) -> Callable[[int, int], bytes]:
+    """A function that gives the bytes [start, stop) of a file, fewer where it ends."""
+    return path.read_range if isinstance(path, RemotePath) else _LocalFile(path)
+
+
+class _LocalFile:
+    """A file that stays open, read by place.
+
+    Not mapped: pages of a map count as the process's memory, a megabyte a row on some systems,
+    and a file that is cut while it is mapped ends the process (SIGBUS).
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __call__(self, start: int, stop: int) -> bytes:
+        return os.pread(self._descriptor, stop - start, start)
 
 
 def _damaged(path: AnyPath, problem: str) -> ConfigError:
