@@ -205,24 +205,25 @@ class RemoteLog:
     """An object that grows: all of it is kept in memory, and put again when it is due.
 
     That is at each `sync`, and every half minute in between as long as it takes no more than a
-    hundredth of the time. It holds what was written through it alone, so a run that goes on
-    begins with `replace`.
+    hundredth of the time. What it puts was written through it alone, so a run that goes on begins
+    with `replace`.
     """
 
     def __init__(self, path: RemotePath):
-        self._path, self._data = path, bytearray()
+        self._path = path
+        self._data: bytearray | None = None  # nothing was written yet
         self._is_put, self._due = True, 0.0
 
     def append(self, data: bytes) -> None:
         """Adds to the end."""
-        self._data += data
+        self._data = (self._data or bytearray()) + data
         self._is_put = False
         if time.monotonic() >= self._due:
             self.sync()
 
     def sync(self) -> None:
         """Returns when everything so far is in the store."""
-        if self._is_put:
+        if self._data is None or self._is_put:
             return
         start = time.monotonic()
         self._path.write_bytes(bytes(self._data))
@@ -230,8 +231,13 @@ class RemoteLog:
         self._due = end + max(SECONDS_BETWEEN_PUTS, (end - start) / _MOST_TIME)
 
     def read(self) -> bytes:
-        """All of it."""
-        return bytes(self._data)
+        """All of it; nothing if there is no object."""
+        if self._data is not None:
+            return bytes(self._data)
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return b""
 
     def replace(self, data: bytes) -> None:
         """Puts `data` in the place of all that was there."""

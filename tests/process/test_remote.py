@@ -73,6 +73,7 @@ def test_a_log_is_put_at_a_sync_and_now_and_then(folder, object_store, monkeypat
     now = 100.0
     monkeypatch.setattr(remote.time, "monotonic", lambda: now)
     log = log_of(folder / "log")
+    assert log.read() == b""
     log.replace(b"1\n")
     log.append(b"2\n")
     assert object_store.text(f"{folder.name}/log") == "1\n"
@@ -85,6 +86,7 @@ def test_a_log_is_put_at_a_sync_and_now_and_then(folder, object_store, monkeypat
     now += remote.SECONDS_BETWEEN_PUTS
     log.append(b"3\n")
     assert object_store.text(f"{folder.name}/log") == "1\n2\n3\n"
+    assert log_of(folder / "log").read() == b"1\n2\n3\n"  # as another process finds it
 
 
 # --- At the door -----------------------------------------------------------------------------

@@ -279,9 +279,7 @@ def _held(folder: AnyPath, job: _Job) -> _Held:
     """
     head = json.dumps(job.settings) + "\n"
     nothing = _Held([head], Counts.none(), (0, 0, -1))
-    journal = folder / JOURNAL
-    text = journal.read_bytes().decode() if journal.exists() else ""
-    lines = text.splitlines(keepends=True)
+    lines = log_of(folder / JOURNAL).read().decode().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]  # the last may be torn
     if not whole:
         others = [path.name for path in folder.iterdir()] if folder.exists() else []
