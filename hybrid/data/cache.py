@@ -17,8 +17,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -34,10 +32,9 @@ from hybrid.data.store import manifest
 from hybrid.data.store.build import Entry, Writer, check_ids
 from hybrid.data.store.encode import CHUNK_BYTES, Asked, Encoder, Tokens, encoded, num_cores
 from hybrid.data.store.manifest import Manifest, Split, Store
-from hybrid.process.files import check_writable, write_json
+from hybrid.process.files import check_writable, shared_folder, write_json
 
 FORMAT = 3
-_STALE_SECONDS = 24 * 3600
 _FRESH_SECONDS = 2.0  # a file may change again within its own time of change
 _VERIFIED_BYTES = 1 << 30
 _ALONE_BYTES = 4 << 20  # text that starting processes for would cost more than it saves
@@ -162,12 +159,10 @@ def token_store(
     check_writable(root, "data.cache_dir")
     before_tokenizing()
     try:
-        with _temporary_folder(root) as temporary:
-            made = temporary / "store"
-            made.mkdir()
+        with shared_folder(folder, lambda path: _whole(path) is not None) as made:
             entries = _entries(documents, encoder, progress, split == "eval")
             if split == "train":
-                entries = _by_hash(entries, documents, temporary / "spool")
+                entries = _by_hash(entries, documents, made.with_name("spool"))
             writer = Writer(made, encoder, vocab_size)
             for entry in entries:
                 if writer.add(split, entry):
@@ -187,7 +182,6 @@ def token_store(
                 eval=parts_of.get("eval", Split()),
             )
             manifest.write(made, about)
-            _publish(made, folder)
         store = _whole(folder)
     except OSError as error:
         problem = f"can't be written ({error.strerror})"
@@ -256,40 +250,6 @@ def _whole(folder: pathlib.Path) -> Store | None:
     except (ConfigError, OSError):
         return None
     return store
-
-
-@contextlib.contextmanager
-def _temporary_folder(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder of one's own under `root`; on failure it and the folders made for it are gone."""
-    made = [path for path in (root, *root.parents) if not path.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    for path in root.glob("writing-*"):  # what a killed writer left a day ago or more
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-    folder = tempfile.TemporaryDirectory(prefix="writing-", dir=root, ignore_cleanup_errors=True)
-    try:
-        with folder as temporary:
-            yield pathlib.Path(temporary)
-    except BaseException:
-        for path in made:
-            with contextlib.suppress(OSError):  # another writer uses it by now
-                path.rmdir()
-        raise
-
-
-def _publish(ready: pathlib.Path, folder: pathlib.Path) -> None:
-    """Renames a finished folder into place, a damaged one out of the way first."""
-    for _ in range(3):
-        try:
-            ready.rename(folder)
-            return
-        except OSError:
-            if _whole(folder) is not None:
-                return  # another writer was first
-            with contextlib.suppress(OSError):
-                folder.rename(ready.with_name(f"damaged-{time.monotonic_ns()}"))
-    ready.rename(folder)
 
 
 # --- Notes ---------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -148,6 +150,57 @@ def check_writable(path: AnyPath, key: str) -> None:
         raise ConfigError(key, "is not a folder", str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigError(key, "cannot be written to", str(folder))
+
+
+_STALE_SECONDS = 24 * 3600
+
+
+@contextlib.contextmanager
+def shared_folder(
+    folder: pathlib.Path, is_whole: Callable[[pathlib.Path], bool]
+) -> Iterator[pathlib.Path]:
+    """A temporary folder to fill, which becomes `folder` at the end of the `with`.
+
+    Of several writers the first one wins; one that is there and not whole makes way. After an
+    exception nothing is left, nor of the folders made for it. Beside what is yielded there is room
+    for files that go with the `with`.
+    """
+    root = folder.parent
+    made = [path for path in (root, *root.parents) if not path.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    for path in root.glob("writing-*"):  # what a killed writer left a day ago or more
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+    try:
+        with tempfile.TemporaryDirectory(
+            prefix="writing-", dir=root, ignore_cleanup_errors=True
+        ) as temporary:
+            ready = pathlib.Path(temporary, "ready")
+            ready.mkdir()
+            yield ready
+            _publish(ready, folder, is_whole)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # another writer uses it by now
+                path.rmdir()
+        raise
+
+
+def _publish(
+    ready: pathlib.Path, folder: pathlib.Path, is_whole: Callable[[pathlib.Path], bool]
+) -> None:
+    """Renames a finished folder into place, a damaged one out of the way first."""
+    for _ in range(3):
+        try:
+            ready.rename(folder)
+            return
+        except OSError:
+            if is_whole(folder):
+                return  # another writer was first
+            with contextlib.suppress(OSError):
+                folder.rename(ready.with_name(f"damaged-{time.monotonic_ns()}"))
+    ready.rename(folder)
 
 
 @contextlib.contextmanager

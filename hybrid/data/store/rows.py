@@ -5,16 +5,12 @@ ways look at the length of every document; what they find is kept in the cache f
 numbers a document, and mapped from there.
 """
 
-import copy
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
-import shutil
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,12 +18,12 @@ import numpy as np
 from hybrid.config import ConfigError
 from hybrid.data import packing
 from hybrid.data.packing import Layout, ListedRows, Row
-from hybrid.data.store.manifest import Split, Store
+from hybrid.data.store.manifest import Store
 from hybrid.data.store.shard import Shard
-from hybrid.process.files import check_writable, whole_folder
+from hybrid.process.files import check_writable, shared_folder
 
 _TOTALS, _PARTS = "totals.json", ("spans", "ends")
-_NOTHING: dict[str, Any] = {"num_rows": [], "left_out": 0, "crc32": []}
+_COUNTS = ("num_rows", "left_out", "crc32")
 _LISTS_OPEN = 128
 
 
@@ -121,8 +117,7 @@ class _Lists:
         totals = _totals(self._folder)
         if totals is None:
             check_writable(cache, "data.cache_dir")
-            write = functools.partial(_write_lists, store, split, layout, about)
-            totals = _published(self._folder, write)
+            totals = _written(self._folder, store, split, layout)
         self.num_rows, self.left_out = totals["num_rows"], totals["left_out"]
         self._checksums = totals["crc32"]
         self._open: OrderedDict[int, ListedRows] = OrderedDict()
@@ -159,41 +154,35 @@ def _totals(folder: pathlib.Path) -> dict[str, Any] | None:
         found = json.loads((folder / _TOTALS).read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.keys() == _NOTHING.keys() else None
+    return found if isinstance(found, dict) and {*found} == {*_COUNTS} else None
 
 
-def _published(folder: pathlib.Path, write: Callable[[pathlib.Path], None]) -> dict[str, Any]:
-    """Writes the lists; of two writers the first one wins, and the other takes what it finds.
+def _written(folder: pathlib.Path, store: Store, split: str, layout: Layout) -> dict[str, Any]:
+    """Writes the lists and returns their totals.
 
     Raises: ConfigError for a cache folder that can't be written.
     """
     try:
-        if folder.exists():
-            shutil.rmtree(folder)  # without its totals, so damaged
-        with whole_folder(folder) as temporary:
-            write(temporary)
+        with shared_folder(folder, lambda path: _totals(path) is not None) as made:
+            totals = _write_lists(made, store, split, layout)
     except OSError as error:
-        if _totals(folder) is None:
-            problem = f"can't be written ({error.strerror})"
-            raise ConfigError("data.cache_dir", problem, str(folder.parent)) from None
-    found = _totals(folder)
-    assert found is not None, "just written"
-    return found
+        problem = f"can't be written ({error.strerror})"
+        raise ConfigError("data.cache_dir", problem, str(folder.parent)) from None
+    return totals
 
 
-def _write_lists(
-    store: Store, split: str, layout: Layout, about: Split, folder: pathlib.Path
-) -> None:
-    totals = copy.deepcopy(_NOTHING)
-    for number in range(len(about.shards)):
+def _write_lists(folder: pathlib.Path, store: Store, split: str, layout: Layout) -> dict[str, Any]:
+    totals: dict[str, Any] = {"num_rows": [], "left_out": 0, "crc32": []}
+    for number in range(len(store.manifest.split(split).shards)):
         rows = packing.rows_of(store.shard(split, number), layout)
         assert isinstance(rows, ListedRows)
-        sums = {}
-        for part in _PARTS:
-            array = np.ascontiguousarray(getattr(rows, part))
+        arrays = {part: getattr(rows, part) for part in _PARTS}
+        for part, array in arrays.items():
             np.save(folder / _file(number, part), array)
-            sums[part] = zlib.crc32(array.tobytes())
-        totals["crc32"].append(sums)
+        totals["crc32"].append(
+            {part: zlib.crc32(array.tobytes()) for part, array in arrays.items()}
+        )
         totals["num_rows"].append(rows.num_rows)
         totals["left_out"] += rows.num_left_out
     (folder / _TOTALS).write_text(json.dumps(totals))
+    return totals
