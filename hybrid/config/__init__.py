@@ -42,6 +42,10 @@ class ConfigError(ValueError):
         accepted = f"; {self.accepted}" if self.accepted else ""
         return " ".join(f"{self.key}: {self.problem}{got}{accepted}".split())
 
+    def under(self, key: str) -> "ConfigError":
+        """The same of another key."""
+        return ConfigError(key, self.problem, self.got, self.accepted)
+
 
 def _one_line(value: Any) -> str:
     try:
@@ -201,7 +205,7 @@ def errors_under(prefix: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(prefix + error.key, error.problem, error.got, error.accepted) from None
+        raise error.under(prefix + error.key) from None
 
 
 def unknown_key(name: str, root: type, section: str = "") -> ConfigError:

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybrid.config import ConfigError
+from hybrid.data.tokenizers import CONFIG, neighbour_config
 from hybrid.process.remote import AnyPath
 
-TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -66,11 +67,9 @@ def read(folder: AnyPath, key: str) -> ChatTemplate:
 
     Raises: ConfigError under `key` where it has none, or a broken one.
     """
-    file, config = folder / TEMPLATE, folder / CONFIG
+    file = folder / TEMPLATE
     try:
-        values = json.loads(config.read_bytes()) if config.is_file() else {}
-        if not isinstance(values, dict):
-            raise ValueError(f"{CONFIG} holds no object")
+        values = neighbour_config(file) or {}
         source = file.read_bytes().decode() if file.is_file() else _default(values)
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(key, f"{folder} can't be read ({error})") from None

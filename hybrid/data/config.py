@@ -257,8 +257,7 @@ class DataConfig:
             try:
                 found.append(dataclasses.replace(self, **alone))
             except ConfigError as error:
-                key = source.key_of(index, error.key)
-                raise ConfigError(key, error.problem, error.got, error.accepted) from None
+                raise error.under(source.key_of(index, error.key)) from None
         return tuple(found)
 
     @property

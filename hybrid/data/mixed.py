@@ -109,8 +109,7 @@ def errors_of(index: int) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        key = key_of(index, error.key)
-        raise ConfigError(key, error.problem, error.got, error.accepted) from None
+        raise error.under(key_of(index, error.key)) from None
 
 
 def key_of(index: int, key: str) -> str:

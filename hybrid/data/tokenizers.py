@@ -72,6 +72,7 @@ class Tokenizer(Protocol):
         """Bytes of text each id stands for, int64 [n], special tokens 0; None: unknown."""
 
 
+CONFIG = "tokenizer_config.json"  # that may stand beside one
 FILES = ("tokenizer.json", "tokenizer.model")  # of a folder; the first that is there is read
 _ACCEPTED = "byte, or the path of a tokenizer.json or a SentencePiece .model"
 
@@ -271,9 +272,11 @@ def neighbour_config(path: AnyPath) -> dict[str, Any] | None:
 
     Raises: ValueError for one that holds no object.
     """
-    beside = path.with_name("tokenizer_config.json")
-    found = json.loads(beside.read_bytes()) if beside.is_file() else None
-    if not isinstance(found, dict | None):
+    beside = path.with_name(CONFIG)
+    if not beside.is_file():
+        return None
+    found = json.loads(beside.read_bytes())
+    if not isinstance(found, dict):
         raise ValueError(f"{beside.name} holds no object")
     return found
 

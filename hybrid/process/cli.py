@@ -126,7 +126,7 @@ def errors_by_flag(flag_of: Mapping[str, str]) -> Iterator[None]:
         yield
     except ConfigError as error:
         key = flag_of.get(error.key, error.key)
-        raise ConfigError(key, error.problem, error.got, error.accepted) from None
+        raise error.under(key) from None
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:

@@ -193,7 +193,7 @@ def with_trained_base(config: SweepConfig) -> SweepConfig:
         try:
             checkpoint.find_step(source.path)
         except ConfigError as error:
-            raise ConfigError("trained", error.problem, error.got, error.accepted) from None
+            raise error.under("trained") from None
         values = {**source.run, "mesh": {}}
     else:
         values = origin.inherit(config_lib.to_dict(config.base), source)

@@ -328,8 +328,7 @@ def _listed(found: Files, key: str, no_files: tuple[str, ...]) -> Documents:
     try:
         listing = _list(found, _changes(found))
     except ConfigError as error:
-        config_key = key if error.key == "data.paths" else error.key
-        raise ConfigError(config_key, error.problem, error.got, error.accepted) from None
+        raise error.under(key if error.key == "data.paths" else error.key) from None
     has_text = listing.num_bytes > 0
     if not has_text.any():
         raise ConfigError(key, "no text in these files", list(found.paths))

@@ -71,12 +71,11 @@ def _files_of(match: str, kind: str, config_key: str) -> list[str]:
         return []
     found, seen = [], set()
     for folder, folders, names in os.walk(match, followlinks=True):
-        is_new = (real := os.path.realpath(folder)) not in seen  # links may lead in circles
-        seen.add(real)
-        shown_folders = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = shown_folders if is_new else []
-        if not is_new:
+        if (real := os.path.realpath(folder)) in seen:  # links may lead in circles
+            folders.clear()
             continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         if kind == "datasets" and (saved := _saved_files(folder, config_key)):
             found += saved  # beside what `datasets` keeps there of its own
             continue

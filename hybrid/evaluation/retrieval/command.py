@@ -150,9 +150,8 @@ def _content(target: Target) -> str:
     folder = target.origin.path
     if target.step is not None:
         return checksums.digest(folder / checkpoint.FOLDER / str(target.step), "params/")
-    paths = sorted(pathlib.Path(str(folder)).glob("*.safetensors"))
-    stats = [(path.name, path.stat()) for path in paths]
-    held = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    stats = {path.name: path.stat() for path in folder.glob("*.safetensors")}
+    held = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in sorted(stats.items())]
     return hashlib.sha256(repr(held).encode()).hexdigest()[:16]
 
 

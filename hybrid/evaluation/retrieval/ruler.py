@@ -56,7 +56,8 @@ def _niah(haystack: str, least: int = 1, **kinds) -> Task:
     # Needles among needles: the one that is asked for takes a key too.
     takes_words = haystack == "needles" and kinds.get("keys", "words") == "words"
     most = vocabulary.NUM_PAIRS - 1 if takes_words else _MOST
-    return Task(make, least, most=lambda request: most, reads=haystack * (haystack == "essay"))
+    reads = "essay" if haystack == "essay" else ""
+    return Task(make, least, most=lambda request: most, reads=reads)
 
 
 def _questions(file: str) -> Task:
