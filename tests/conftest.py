@@ -55,3 +55,14 @@ def object_store():
         for name, value in environment.items():
             patch.setenv(name, value)
         yield store
+
+
+@pytest.fixture(scope="module")
+def quick_lease():
+    """A lease in the bucket runs out soon."""
+    from hybrid.process import lease
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "LEASE", 0.1)
+        patch.setattr(lease, "_POLL", 0.02)
+        yield

@@ -9,6 +9,8 @@ import pathlib
 
 import tokenizers as hf
 
+from hybrid.data import pipeline
+
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 PAD, EOS, BOS, UNKNOWN, START, END = range(6)
 
@@ -91,3 +93,17 @@ def said(*contents: str, system: str | None = None) -> list[dict[str, str]]:
     roles = "user", "assistant"
     turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
     return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+def lines(folder: pathlib.Path, rows: list, name: str = "x.jsonl") -> str:
+    """Writes rows as JSON lines and returns the file's path."""
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / name)
+
+
+def open_rows(config, context_length=16, vocab_size=512):
+    return pipeline.open_rows(config, context_length=context_length, seed=0, vocab_size=vocab_size)
+
+
+def held_out(config, vocab_size=512):
+    return pipeline.open_held_out(config, vocab_size=vocab_size)

@@ -10,34 +10,14 @@ from hybrid import prepare as command
 from hybrid.config import ConfigError
 from hybrid.data import pipeline
 from hybrid.data.store import manifest
-from hybrid.process import lease
 from hybrid.process.files import as_path
 
+pytestmark = pytest.mark.usefixtures("quick_lease")
 REMOTE = as_path("gs://bucket/stores/s")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease, "LEASE", 0.1)
-        patch.setattr(lease, "_POLL", 0.02)
-        yield
-
-
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return stores.source(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def local(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store") / "s"
-    stores.make(source, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def remote(source, local, object_store):
+def remote(source, object_store):
     """The store in the bucket, stopped once on the way."""
 
     def stop(progress):
@@ -55,14 +35,14 @@ class Stop(BaseException):
     pass
 
 
-def test_a_remote_store_has_the_bits_of_a_local_one(local, remote):
-    assert stores.content(remote) == stores.content(local)
+def test_a_remote_store_has_the_bits_of_a_local_one(store, remote):
+    assert stores.content(remote) == stores.content(store)
     manifest.read(remote, "--output").verify()
 
 
 @pytest.mark.parametrize("packing", ["stream", "best_fit"])
-def test_its_rows_and_held_out_documents_are_the_same(local, remote, packing, tmp_path):
-    config = dataclasses.replace(stores.of_store(local), packing=packing, cache_dir=str(tmp_path))
+def test_its_rows_and_held_out_documents_are_the_same(store, remote, packing, tmp_path):
+    config = dataclasses.replace(stores.of_store(store), packing=packing, cache_dir=str(tmp_path))
     far = dataclasses.replace(config, paths=(str(remote),))
     one, other = stores.open_rows(config), stores.open_rows(far)
     assert one.fingerprint == other.fingerprint

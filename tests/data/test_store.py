@@ -9,7 +9,6 @@ import shutil
 
 import numpy as np
 import pytest
-import stores
 import tokenizers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,19 +22,6 @@ from hybrid.data.sources import Document
 from hybrid.data.store import manifest, shard
 from hybrid.data.store.encode import Asked, Encoder, encoded
 from hybrid.data.tokenizers import ByteTokenizer
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return stores.source(tmp_path_factory.mktemp("source"))
-
-
-@pytest.fixture(scope="module")
-def store(source, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store") / "s"
-    make(source, folder)
-    return folder
-
 
 # --- What is in it -------------------------------------------------------------------------------
 

@@ -18,15 +18,8 @@ from hybrid.process.files import as_path
 from hybrid.training import loop
 from hybrid.workdir import checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_lease")
 RUN = as_path("gs://bucket/trained")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lease, "LEASE", 0.1)
-        patch.setattr(lease, "_POLL", 0.02)
-        yield
 
 
 @dataclasses.dataclass
