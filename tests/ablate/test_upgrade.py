@@ -56,6 +56,17 @@ def test_an_axis_of_the_former_key_keeps_its_folders(tmp_path):
     ]
 
 
+def test_a_key_that_came_since_had_its_default(tmp_path):
+    keys = {"axes": [("optimizer.beta1", (0.8, 0.9))]}
+    record(sweep_of(tmp_path, **keys))
+    held = json.loads((tmp_path / sweep_lib.SWEEP).read_text())
+    del held["config"]["base"]["model"]["attention_gate"], held["config"]["evaluations"]
+    (tmp_path / sweep_lib.SWEEP).write_text(json.dumps(held))
+    sweep_of(tmp_path, **keys)  # goes on
+    with pytest.raises(ConfigError, match=r"base\.model\.attention_gate: .*it has 'none'"):
+        sweep_of(tmp_path, **keys, **{"base.model.attention_gate": "head"})
+
+
 def test_a_cell_of_the_former_key_is_refused_by_its_new_name(tmp_path):
     with pytest.raises(ConfigError, match=f"unknown key {OLD}; is now {NEW}"):
         sweep_of(tmp_path / "new", cells=[{OLD: SCHEDULES[0]}])

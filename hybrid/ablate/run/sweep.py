@@ -291,11 +291,13 @@ def _check_folder(sweep: Sweep) -> None:
     check_writable(sweep.folder, "--workdir")
     if not sweep.folder.is_dir() or not {path.name for path in sweep.folder.iterdir()} - {LOCK}:
         return
-    held = provenance.read_json(sweep.folder / SWEEP)
-    if held is None:
+    if provenance.read_json(sweep.folder / SWEEP) is None:
         accepted = "a new folder, or that of this sweep"
         raise ConfigError("--workdir", "holds something else", str(sweep.folder), accepted)
-    before, now = map(config_lib.flatten, (upgraded(held["config"]), sweep.to_dict()["config"]))
+    # Built anew, so that keys which came since have the defaults that its runs trained with.
+    before, now = (
+        config_lib.flatten(each.to_dict()["config"]) for each in (read(sweep.folder), sweep)
+    )
     by_content = {f"base.{name}" for name in provenance.COMPARED_BY_CONTENT} | {"trained"}
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
