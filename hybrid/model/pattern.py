@@ -158,13 +158,15 @@ class LayerPlan:
         """Tokens back, itself counted, that the whole stack can see; None with a global layer.
 
         Each local layer carries what it sees its window further: m layers reach m·(w - 1) + 1.
+        Nothing is carried out of a chunk that all other layers' chunks divide.
         """
-        reach = 1
-        for mixer in self.mixers():
-            if mixer.reach is None:
-                return None
-            reach += mixer.reach - 1
-        return reach
+        seen = [mixer.reach for mixer in self.mixers() if mixer.reach is not None]
+        if len(seen) < self.num_layers:
+            return None
+        chunks = [mixer.chunk_size for mixer in self.mixers() if mixer.chunk_size is not None]
+        if len(chunks) == len(seen) and not any(max(chunks) % size for size in chunks):
+            return max(chunks)
+        return 1 + sum(each - 1 for each in seen)
 
     def unrolled(self) -> "LayerPlan":
         """The same layers, each a segment of its own: nothing is scanned or stacked."""

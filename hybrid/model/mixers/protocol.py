@@ -193,6 +193,11 @@ class MixerSpec(abc.ABC):
         """Tokens that one layer sees, the own included; None: all earlier ones."""
         return None
 
+    @property
+    def chunk_size(self) -> int | None:
+        """Where a layer sees nothing outside the own chunk of so many tokens; else None."""
+        return None
+
     def request(self, config: ModelConfig, length: int) -> Any:
         """What the layer requests of the door to attention for rows of `length`; None: nothing."""
         return None
