@@ -5,8 +5,8 @@ python -m hybrid.ablate --config=configs/ablate_ratio.py:D --workdir=runs/ablate
 
 The cheap layers are local ones of 16 tokens: L and G have one geometry, the same rotary encoding
 and keys and values of their own, so that only the ratio changes. After the colon, any other letter:
-D for Gated DeltaNet, at equal parameters, on text and on associative recall. Published: recall rises
-with full layers up to about three linear ones for each (2507.06457).
+D for Gated DeltaNet, at equal parameters, on text and on associative recall. Published: recall
+rises with full layers up to about three linear ones for each (2507.06457).
 """
 
 from hybrid.ablate import arms
