@@ -2,9 +2,9 @@
 
 python -m hybrid.ablate --config=configs/ablate_drawn.py --workdir=runs/ablate_drawn
 
-All are evaluated at window 64, the last tenth of every training has it. Published, between layers of
-xLSTM: better at short and at long contexts than a fixed window, since a short one leaves more for
-the recurrence to learn (2509.24552, SWAX). Here there are local layers alone.
+All are evaluated at window 64, the last tenth of every training has it. Published, between layers
+of xLSTM: better at short and at long contexts than a fixed window, since a short one leaves more
+for the recurrence to learn (2509.24552, SWAX). Here there are local layers alone.
 """
 
 from hybrid.ablate import arms

@@ -8,13 +8,14 @@ import os
 import pathlib
 import tempfile
 
+import quick
+
 # Before jax starts: one cache of compiled programs for all test processes of this user.
 CACHE = pathlib.Path(tempfile.gettempdir()) / f"hybrid-test-compiled-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of the time; unoptimised code runs small shapes just as well.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", quick.FLAGS)
 
 import jax
 import jaxtyping

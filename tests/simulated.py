@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 import pytest
+import quick
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NEEDS_LIBTPU = pytest.mark.skipif(
@@ -26,15 +27,10 @@ NEEDS_LIBTPU = pytest.mark.skipif(
 
 def report(script: str, *words: str, num_devices: int = 8) -> Any:
     """What `script WORDS` prints as JSON, run with `num_devices` CPU devices in float64."""
-    flags = [
-        f"--xla_force_host_platform_device_count={num_devices}",
-        # Compiling is most of the time; unoptimised code runs small shapes just as well.
-        "--xla_backend_optimization_level=0",
-    ]
     environment = {
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
-        "XLA_FLAGS": " ".join(flags),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices} {quick.FLAGS}",
     }
     return json.loads(_printed(script, words, environment, timeout=600))
 

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from typing import Any
 
+import quick
+
 from benchmarks.same_values import TIMES, arrays
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -63,7 +65,7 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling is most of the time
+        "XLA_FLAGS": quick.FLAGS,
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import quick
 from evaluation.test_task_run import ROOT, train
 
 pytestmark = pytest.mark.slow
@@ -23,8 +24,7 @@ def replies(workdir, output, num_devices, **mesh):
     words += [f"--workdir={workdir}", f"--output={output}", "--config.eval.retrieval.lengths=16"]
     words += ["--config.eval.retrieval.num_samples=8", "--config.eval.retrieval.depths=0,50"]
     words += [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    flag = f"--xla_force_host_platform_device_count={num_devices}"
-    flags = f"{flag} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={num_devices} {quick.FLAGS}"
     subprocess.run(words, check=True, env=os.environ | {"XLA_FLAGS": flags}, timeout=300)
     lines = output.with_name(f"{output.stem}.samples.jsonl").read_text().splitlines()[1:]
     return [json.loads(line)["reply"] for line in lines]

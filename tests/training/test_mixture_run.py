@@ -12,6 +12,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import quick
 import tiny_run
 
 from hybrid.ablate.__main__ import main as ablate
@@ -111,7 +112,7 @@ loop.run(test_mixture_run.experiment_of(folder, **keys), folder / "run")
 def test_a_run_on_four_devices_and_in_micro_batches_goes_on_with_one(straight, tmp_path):
     folders = [pathlib.Path(__file__).parents[2], pathlib.Path(__file__).parent]
     environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {quick.FLAGS}",
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
     }
     command = [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)]

@@ -11,6 +11,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import quick
 import tiny_run
 
 from hybrid import model
@@ -195,7 +196,7 @@ loop.run(tiny_run.experiment_of(folder, optimizer__schedule="constant", **keys),
 def test_a_run_on_four_devices_goes_on_with_one(tmp_path, capsys):
     folders = [pathlib.Path(__file__).parents[2], pathlib.Path(__file__).parent]
     environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {quick.FLAGS}",
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
     }
     command = [sys.executable, "-c", FOUR_DEVICES, str(tmp_path)]
