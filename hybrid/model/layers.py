@@ -18,7 +18,7 @@ from hybrid.ops.dense import dense
 from hybrid.ops.embedding import lookup
 from hybrid.ops.norm import rms_norm
 
-POSITION_STD = 0.5  # of learned positions, to scaled inputs of 1: GPT-2's 0.01 to 0.02
+POSITION_STD = 0.02  # GPT-2's, for learned positions
 
 
 def param_dtype(config: ModelConfig) -> jnp.dtype:
@@ -70,7 +70,7 @@ class Embedder(nnx.Module):
 
     Rows start at d_model^-0.5, so that both the scaled inputs and the first logits have unit
     variance. With `model.learned_positions` a vector of the token's position is added to its input,
-    and starts at half of it, as in GPT-2.
+    as in GPT-2, where it starts small.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
