@@ -26,7 +26,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow and not weekly" -n 2 --dist loadfile -q
 
 test-slow: $(VENV)/.slow
-	$(BIN)/python -m pytest -m "slow and not weekly" -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -m "slow and not weekly" -q
 
 test-weekly: $(VENV)/.slow
 	$(BIN)/python -m pytest -m weekly -q

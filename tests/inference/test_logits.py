@@ -56,14 +56,17 @@ def test_chunks_of_every_size_and_single_tokens(name, layout):
     assert_chunks_give(session, tokens, wanted, 1, True, TOLERANCE["float64"])
 
 
-WIDTHS = [("unified", layout) for layout in LAYOUTS] + [
+OF_A_WEEK = [("unified", layout) for layout in LAYOUTS[1:]] + [
     ("separate keys and values", "value"),
-    ("unified ones reused from inside a period", "value"),
     ("two windows", "value"),
+]
+WIDTHS = [
+    pytest.param("unified", LAYOUTS[0], marks=pytest.mark.slow),
+    pytest.param("unified ones reused from inside a period", "value", marks=pytest.mark.slow),
+    *(pytest.param(*case, marks=pytest.mark.weekly) for case in OF_A_WEEK),
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("name", "layout"), WIDTHS)
 def test_programs_of_every_width_scanned_and_some_looped(name, layout):

@@ -29,10 +29,10 @@ print(float(sums.nll / sums.count), 1024 * resource.getrusage(resource.RUSAGE_SE
 
 
 @pytest.mark.slow
-def test_loss_of_64k_tokens_peaks_under_4_gib():
+def test_loss_of_64k_tokens_peaks_under_2_gib():
     child = subprocess.run(
         [sys.executable, "-c", CHILD],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -41,4 +41,4 @@ def test_loss_of_64k_tokens_peaks_under_4_gib():
     loss, peak = map(float, child.stdout.split())
     print(f"loss {loss:.2f} nats, peak memory {peak / GIB:.2f} GiB")
     assert 4 < loss < 8  # about log(264) before training
-    assert peak < 4 * GIB
+    assert peak < 2 * GIB  # 1.1 as it is

@@ -9,7 +9,7 @@ from hybrid import experiment
 from hybrid.evaluation.target import of_run
 from hybrid.training import loop
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.weekly
 
 
 def test_perplexity_stays_at_every_position(tmp_path):

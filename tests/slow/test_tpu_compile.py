@@ -50,6 +50,14 @@ SMALL = {
     | {"model.num_experts": "8", "model.num_active_experts": "2", "model.expert_dim": "128"},
 }
 
+# Experts compile longest.
+each_preset = pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param(name, marks=pytest.mark.weekly if name == "26b_a4b" else pytest.mark.slow)
+        for name in SMALL
+    ],
+)
 pytestmark = simulated.NEEDS_LIBTPU
 
 
@@ -125,8 +133,7 @@ def test_rematerialisation_shrinks_the_temporaries_of_a_device(reports):
     assert reports["full"]["fits"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", SMALL)
+@each_preset
 def test_layers_exchange_what_their_weights_and_gradients_need(small, preset):
     """Weights in bfloat16 for two or three passes, the gradient in float32: 8 to 10 bytes each."""
     exchanged, elements = small(preset)["collective_bytes_per_device"], kernels(preset)
@@ -140,8 +147,7 @@ def test_layers_exchange_what_their_weights_and_gradients_need(small, preset):
     assert exchanged["other"] < 0.02 * exchanged["total"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", SMALL)
+@each_preset
 def test_the_program_multiplies_what_the_formula_says(small, preset):
     """Tiles of 512 keys for a window of 128: local scores cost four times the formula's, which is
     most of what a model this narrow computes too much."""
@@ -149,8 +155,7 @@ def test_the_program_multiplies_what_the_formula_says(small, preset):
     assert small(preset)["flops_by_part"]["local"] > 0.2 * small(preset)["flops_per_device"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", SMALL)
+@each_preset
 def test_the_roofline_is_possible(small, preset):
     assert 0 < small(preset)["roofline"]["mfu"] <= 1
     assert small(preset)["roofline"]["tokens_per_second_per_chip"] > 0
@@ -170,7 +175,7 @@ def test_libtpu_takes_each_flag_of_the_page_and_refuses_another(report):
     assert f"got {wrong}" in raised.value.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_run_of_layers_compiles_with_what_it_keeps_on_the_host(report):
     keys = {"model.pattern": "LLG", "model.num_layers": "6", "model.remat_offload": "attention_out"}
     assert report("configs/gemma4.py:31b", NARROW | keys | {"model.remat": "full"})["fits"]
