@@ -184,7 +184,7 @@ def wait_for_verdict(member, seconds=10):
 
 
 def test_a_process_without_a_sign_of_life_is_named(store):
-    first, second, third = (own.members for own in joined(store, stall_seconds=1.0))
+    first, second, third = (own.members for own in joined(store, stall_seconds=3.0))
     time.sleep(0.5)
     third._store = Store()  # nothing of it comes any more
     for other in (first, second):
@@ -194,7 +194,7 @@ def test_a_process_without_a_sign_of_life_is_named(store):
 
 
 def test_a_coordinator_that_does_not_answer_is_named(store):
-    _, second, _ = (own.members for own in joined(store, stall_seconds=1.0))
+    _, second, _ = (own.members for own in joined(store, stall_seconds=3.0))
     time.sleep(0.5)
     store.is_up = False
     assert "process 0 of 3 (pid 100 on host0), the coordinator" in wait_for_verdict(second)[1]

@@ -110,7 +110,7 @@ loop.run(test_mixture_run.experiment_of(folder, **keys), folder / "run")
 
 
 def test_a_run_on_four_devices_and_in_micro_batches_goes_on_with_one(straight, tmp_path):
-    folders = [pathlib.Path(__file__).parents[2], pathlib.Path(__file__).parent]
+    folders = [pathlib.Path(__file__).parents[up] for up in range(3)]
     environment = {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count=4 {quick.FLAGS}",
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
