@@ -190,7 +190,7 @@ def test_a_process_without_a_sign_of_life_is_named(store):
     for other in (first, second):
         status, line = wait_for_verdict(other)
         assert status == 1
-        assert line == "process 2 of 3 (pid 102 on host1) has given no sign of life for 1 s"
+        assert line == "process 2 of 3 (pid 102 on host1) has given no sign of life for 3 s"
 
 
 def test_a_coordinator_that_does_not_answer_is_named(store):
