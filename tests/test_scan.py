@@ -77,10 +77,7 @@ def loss(config, params, batch):
     return model.loss_sums(config, params, batch).nll
 
 
-# Compiling is most of the time here, and unoptimised code runs these shapes just as well.
-@functools.partial(
-    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
-)
+@functools.partial(jax.jit, static_argnums=0)
 def loss_and_gradients(config, params, batch):
     return jax.value_and_grad(functools.partial(loss, config))(params, batch)
 

@@ -163,9 +163,9 @@ class LayerPlan:
         seen = [mixer.reach for mixer in self.mixers() if mixer.reach is not None]
         if len(seen) < self.num_layers:
             return None
-        chunks = [mixer.chunk_size for mixer in self.mixers() if mixer.chunk_size is not None]
-        if len(chunks) == len(seen) and not any(max(chunks) % size for size in chunks):
-            return max(chunks)
+        largest = max(seen)
+        if all(mixer.chunk_size and largest % mixer.chunk_size == 0 for mixer in self.mixers()):
+            return largest
         return 1 + sum(each - 1 for each in seen)
 
     def unrolled(self) -> "LayerPlan":

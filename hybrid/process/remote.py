@@ -216,7 +216,9 @@ class RemoteLog:
 
     def append(self, data: bytes) -> None:
         """Adds to the end."""
-        self._data = (self._data or bytearray()) + data
+        if self._data is None:
+            self._data = bytearray()
+        self._data += data
         self._is_put = False
         if time.monotonic() >= self._due:
             self.sync()

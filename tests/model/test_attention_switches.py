@@ -100,17 +100,23 @@ def test_texts_longer_than_the_table_are_refused(tmp_path):
 # --- Chunks ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_layers", [1, 3])
-@pytest.mark.parametrize(("kind", "reach"), [("chunk", 4), ("window", None)])
-def test_a_change_is_seen_as_far_as_the_plan_says(kind, reach, num_layers):
-    config = dataclasses.replace(
-        BASE, pattern="L", last_layer="any", num_layers=num_layers, local_attention=kind
-    )
+@pytest.mark.parametrize(
+    ("kind", "windows", "reach"),
+    [
+        ("window", (4,), 4),
+        ("window", (4, 4, 4), 10),
+        ("chunk", (4,), 4),
+        ("chunk", (4, 4, 4), 4),
+        ("chunk", (2, 4), 4),
+    ],
+)
+def test_a_change_is_seen_as_far_as_the_plan_says(kind, windows, reach):
+    layers = {"pattern": "L" * len(windows), "num_layers": len(windows), "window_sizes": windows}
+    config = dataclasses.replace(BASE, last_layer="any", local_attention=kind, **layers)
     tokens = tokens_of(config)
     other = tokens.copy()
     other[:, 4] = (other[:, 4] + 1) % config.vocab_size
     moved = np.abs(logits_of(config, tokens) - logits_of(config, other)).max(axis=(0, 2)) > 0
-    reach = reach or num_layers * 3 + 1  # windows of 4 tokens
     np.testing.assert_array_equal(np.flatnonzero(moved), range(4, 4 + reach))
     assert model.layer_plan(config).reach == reach
 

@@ -25,8 +25,6 @@ from hybrid.model.config import ModelConfig
 from hybrid.pretrained import names
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-# Compiling is most of the time here, and unoptimised code runs these shapes just as well.
-_QUICK = {"xla_backend_optimization_level": 0}
 
 
 class Golden(NamedTuple):
@@ -68,7 +66,7 @@ def batch(rows: np.ndarray) -> Batch:
     return Batch(jnp.asarray(rows[:, :-1]), jnp.asarray(rows[:, 1:]), ones, positions, ones > 0)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=_QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def forward(config: ModelConfig, params: dict, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Logits [b, t, v] and the nll [b, t] that follows from them."""
     logits = model.logits(config, params, batch.tokens)
@@ -76,7 +74,7 @@ def forward(config: ModelConfig, params: dict, batch: Batch) -> tuple[jax.Array,
     return logits, jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=_QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def gradients(config: ModelConfig, params: dict, batch: Batch) -> dict:
     """Gradients of the mean loss, as the parameters' tree."""
 
